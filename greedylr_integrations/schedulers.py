@@ -1,0 +1,336 @@
+"""GreedyLR as a torch scheduler: the only place that writes an optimizer's learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields as fields_of
+from dataclasses import replace
+from functools import cached_property
+from math import ceil, inf
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_numbers
+from greedylr_integrations.core import (
+    STATE_VERSION,
+    Controller,
+    ControllerConfig,
+    Decision,
+    GreedyConfig,
+    GreedyController,
+)
+from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.loss import LossMeter
+
+
+def make_config(config: ControllerConfig | None, fields: Mapping[str, Any]) -> ControllerConfig:
+    """`config` with `fields` in place of its own; TypeError for a field that it does not have."""
+    if config is not None and not isinstance(config, ControllerConfig):
+        raise TypeError(f"config={config!r} is not allowed: it must be a GreedyConfig")
+    config = GreedyConfig() if config is None else config
+    known = [field.name for field in fields_of(config)]
+    for name in fields:
+        if name == "warmup_steps":
+            raise TypeError(
+                "warmup_steps is ambiguous: linear_warmup_steps is a ramp of the LR from 0 at the start of training,"
+                " warmup is for how many decisions the LR keeps rising after a raise"
+            )
+        if name not in known:
+            raise TypeError(f"{name} is not a field of {type(config).__name__}: it has {', '.join(known)}")
+    return replace(config, **fields)
+
+
+def _write_lr(group: dict[str, Any], lr: float) -> None:
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(lr)  # in place: a captured or compiled step holds this very tensor
+    else:
+        group["lr"] = lr
+
+
+class GreedyLR(LRScheduler):
+    """The learning rate follows the loss: LR of a group = its base LR x scale x envelope.
+
+        scheduler = GreedyLR(optimizer, total_steps=1000)
+        for batch in loader:
+            loss = model(batch); loss.backward()
+            optimizer.step(); optimizer.zero_grad()
+            scheduler.step(loss)
+
+    Where torch.distributed is initialized, the loss is averaged over the ranks before each decision, so every rank
+    must call `step` with one; all of them then have the same LR.
+
+    Args:
+        optimizer (torch.optim.Optimizer): its groups' LRs, or `initial_lr` where set, are the base LRs.
+        config (GreedyConfig): how losses move the LR. Default: `GreedyConfig()`.
+        controller (Controller): another policy, in place of a config. Its decisions have one scale for each group, or
+            one for all.
+        total_steps (int): optimizer steps of the run, if known: fits window and rate to it, and decays the LR to 0 at
+            its end. Default None.
+        linear_warmup_steps (int): optimizer steps of a ramp from 0, in which no decision is made. Default 0.
+        decay_ratio (float): share of `total_steps` that the final decay takes. Default 0.3.
+        base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
+            and ramp and decay are its own. No decision is made while its LR first rises. Default None.
+        horizon (int): decisions of the run, where they are not one every `every_n_steps`. Default: from total_steps.
+        shadow (bool): decide, but leave the optimizer alone. Default False.
+        process_group: ranks that share a decision; default all.
+        **fields: fields of the config, in place of its own.
+
+    Raises:
+        TypeError, ValueError: for what does not fit, with the field, the value and what is allowed.
+    """
+
+    base_lrs: list[float]  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        config: ControllerConfig | None = None,
+        *,
+        controller: Controller | None = None,
+        total_steps: int | None = None,
+        linear_warmup_steps: int = 0,
+        decay_ratio: float = 0.3,
+        base_schedule: LRScheduler | None = None,
+        horizon: int | None = None,
+        shadow: bool = False,
+        process_group: Any = None,
+        **fields: Any,
+    ) -> None:
+        if controller is not None and (config is not None or fields):
+            raise TypeError("controller and config are both given: a controller brings its own configuration")
+        config = make_config(config, fields)
+        if base_schedule is not None and linear_warmup_steps:
+            raise ValueError(
+                f"linear_warmup_steps={linear_warmup_steps} is not allowed with a base_schedule, which has its own ramp"
+            )
+        envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=decay_ratio)
+        self.shadow = shadow
+        self.base_schedule = base_schedule
+        self._schedule_lrs: list[float] | None = None  # the base schedule's LRs now
+        self._decides_from: float = linear_warmup_steps if base_schedule is None else inf
+        self._released = False
+        self._scales: Sequence[float] = (1.0,)
+        self._last_lr = []
+        self._set_envelope(envelope if base_schedule is None else Envelope())
+        self._meter = LossMeter(process_group=process_group)
+        super().__init__(optimizer)  # sets base_lrs from the groups' initial_lr, last_epoch, and calls _initial_step
+        if controller is None:
+            if horizon is None and total_steps is not None:
+                horizon = max(1, ceil((total_steps - linear_warmup_steps) / config.every_n_steps))
+            controller = GreedyController(config, self.base_lrs, horizon)
+        self.controller = controller
+        self._every = controller.config.every_n_steps if isinstance(controller, GreedyController) else 1
+        self._scales = getattr(controller, "scales", (1.0,))
+        self._apply()
+
+    # ---- stepping ----
+
+    def step(self, loss: float | torch.Tensor | None = None) -> Decision | None:  # type: ignore[override]
+        """Go on by one optimizer step; with a loss, decide too.
+
+        Args:
+            loss (float or tensor with one element, on any device): the training loss of this optimizer step on this
+                rank. None moves the envelope (or the base schedule) alone.
+
+        Returns:
+            The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
+        """
+        decision = None
+        moved = False
+        if loss is not None and self.last_epoch >= self._decides_from:
+            if self._metered:
+                loss = self._measure(loss)
+            if loss is not None:
+                decision = self.controller.observe(loss)  # type: ignore[arg-type]
+                moved = decision.scales is not self._scales
+                self._scales = decision.scales
+        self.last_epoch += 1
+        if moved or not self._constant_from < self.last_epoch < self._constant_until:
+            if self.base_schedule is not None:
+                self._step_base_schedule()
+            self._apply()
+        return decision
+
+    def observe(self, loss: float) -> Decision | None:
+        """Decide on a loss that is the same on all ranks already (say, a validation loss), without a step."""
+        if self.ramping:
+            return None
+        decision = self.controller.observe(loss)
+        self._scales = decision.scales
+        self._apply()
+        return decision
+
+    def _measure(self, loss: float | torch.Tensor) -> float | None:
+        """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
+        self._meter.update(loss)
+        self._meter.end_step()
+        return self._meter.compute() if self._meter.steps == self._every else None
+
+    @cached_property
+    def _metered(self) -> bool:
+        # asked at the first loss: by then the process group is there
+        return self._every > 1 or (dist.is_available() and dist.is_initialized())
+
+    @property
+    def ramping(self) -> bool:
+        """Whether the LR is still on its way up to the base LR, where no decision is made."""
+        return self.last_epoch < self._decides_from
+
+    def start_decay(self, steps: int) -> None:
+        """Begin the final decay now: linear, from where the LR stands to 0 in `steps` optimizer steps."""
+        self._set_envelope(self.envelope.decaying(self.last_epoch, steps))
+        self._apply()
+
+    def _set_envelope(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+        self._constant_from, self._constant_until = envelope.constant()
+        if self.base_schedule is not None:
+            self._constant_until = 0
+
+    # ---- composing with another schedule ----
+
+    def release(self) -> None:
+        """Give the optimizer the base schedule's own LRs back, so that whoever owns the schedule can step it.
+
+        The next `step` then takes them up instead of stepping it.
+        """
+        if self.base_schedule is not None and self._schedule_lrs is not None and not self._released:
+            self._released = True
+            if not self.shadow:
+                for group, lr in zip(self.optimizer.param_groups, self._schedule_lrs, strict=True):
+                    _write_lr(group, lr)
+
+    def _step_base_schedule(self) -> None:
+        if not self._released:
+            self.release()
+            self.base_schedule.step()  # type: ignore[union-attr]
+        self._take_up()
+
+    def _take_up(self) -> None:
+        before, self._schedule_lrs = self._schedule_lrs, self._read()
+        if self._decides_from == inf and (before is None or self._schedule_lrs[0] <= before[0]):
+            self._decides_from = self.last_epoch  # its first rise is over
+        self._released = False
+
+    # ---- the optimizer's LRs ----
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """LR of each group now: a list of floats."""
+        self._apply()
+        return self._last_lr  # type: ignore[return-value]
+
+    def _apply(self) -> None:
+        groups, scales = self.optimizer.param_groups, self._scales
+        if len(groups) != len(self.base_lrs):
+            self._add_groups()
+        if len(groups) != len(scales):
+            scales = self._scale_of_each(len(groups))
+        factor = 1.0
+        if not self._constant_from <= self.last_epoch < self._constant_until:
+            factor = self.envelope(self.last_epoch)
+        self._last_lr = last_lr = []
+        for group, lr, scale in zip(groups, self._schedule_lrs or self.base_lrs, scales):  # noqa: B905 (has a price)
+            lr *= scale * factor
+            last_lr.append(lr)
+            if self.shadow:
+                continue
+            if type(group["lr"]) is float:
+                group["lr"] = lr
+            else:
+                _write_lr(group, lr)
+
+    def _scale_of_each(self, groups: int) -> Sequence[float]:
+        scales = self._scales
+        check(len(scales) == 1, "scales", scales, f"one scale for all, or one for each of {groups} parameter groups")
+        return tuple(scales) * groups
+
+    def _read(self) -> list[float]:
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def _initial_step(self) -> None:
+        # torch's own calls step(); SequentialLR calls this once more
+        self.base_lrs = [float(lr) for lr in self.base_lrs]
+        if self.base_schedule is not None:
+            self._schedule_lrs = self._read()
+        self._step_count = 1  # torch's, for its own step(), which this class does not use
+        self.last_epoch += 1
+        self._apply()
+
+    def _add_groups(self) -> None:
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            self.base_lrs.append(float(group.setdefault("initial_lr", group["lr"])))
+            if self._schedule_lrs is not None:
+                self._schedule_lrs.append(float(group["lr"]))
+            if isinstance(self.controller, GreedyController):
+                self.controller.add_group(self.base_lrs[-1])
+        self._scales = getattr(self.controller, "scales", self._scales)
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, as plain JSON."""
+        decay = [self.envelope.decay_start, self.envelope.decay_steps, self.envelope.decay_from]
+        return {
+            "version": STATE_VERSION,
+            "last_epoch": self.last_epoch,
+            "base_lrs": list(self.base_lrs),
+            "scales": list(self._scales),
+            "decay": None if decay[0] is None else decay,
+            "schedule_lrs": self._schedule_lrs,
+            "schedule_ramps": self._decides_from == inf,
+            "pending": self._meter.state_dict(),
+            "controller": self.controller.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`, and give the optimizer the LRs that go with it.
+
+        Raises:
+            ValueError: for a state with missing, unknown or ill-typed keys, of another version, of another number of
+                parameter groups, or that the controller refuses; then nothing has changed.
+        """
+        check_state(state_dict, SCHEDULER_STATE, "GreedyLR")
+        groups = len(self.optimizer.param_groups)
+        check(
+            len(state_dict["base_lrs"]) == groups,
+            "base_lrs",
+            state_dict["base_lrs"],
+            f"a list of {groups}, one for each parameter group of this optimizer",
+        )
+        self.controller.load_state_dict(state_dict["controller"])
+        if isinstance(self.controller, GreedyController):
+            self.base_lrs = list(self.controller.base_lrs)
+        else:
+            self.base_lrs = list(state_dict["base_lrs"])
+        self._scales = getattr(self.controller, "scales", tuple(state_dict["scales"]))
+        self.last_epoch = state_dict["last_epoch"]
+        if state_dict["decay"] is not None:
+            start, steps, factor = state_dict["decay"]
+            self._set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
+        if self.base_schedule is not None and state_dict["schedule_lrs"] is not None:
+            self._schedule_lrs = list(state_dict["schedule_lrs"])
+            self._decides_from = inf if state_dict["schedule_ramps"] else 0
+        self._meter.load_state_dict(state_dict["pending"])
+        self._apply()
+
+
+SCHEDULER_STATE = {
+    "version": lambda value: value == STATE_VERSION and is_integer(value),
+    "last_epoch": is_integer,
+    "base_lrs": is_numbers,
+    "scales": is_numbers,
+    "decay": lambda value: value is None or (is_numbers(value) and len(value) == 3),
+    "schedule_lrs": lambda value: value is None or is_numbers(value),
+    "schedule_ramps": lambda value: isinstance(value, bool),
+    "pending": lambda value: (
+        isinstance(value, Mapping)
+        and value.keys() == {"total", "steps"}
+        and is_finite(value["total"])
+        and is_integer(value["steps"])
+    ),
+    "controller": lambda value: isinstance(value, Mapping),
+}

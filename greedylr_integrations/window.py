@@ -1,0 +1,133 @@
+"""What the controller remembers of the losses: a rolling mean with its noise, and the recent best.
+
+Every call is amortized O(1) for a window of any size. Values must be finite.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from itertools import accumulate, islice, pairwise
+from math import sqrt
+
+
+class RollingWindow:
+    """Mean of the last `size` values, and the standard error of that mean.
+
+    Nothing is ever subtracted, so an outlier that has left the window leaves nothing behind: of the older values the
+    sums from each of them up to the youngest of them are ready, dropping the oldest takes the last sum off, and the
+    sum of the recent ones grows by addition. When no older ones are left, the recent ones become them.
+
+    The standard error comes from successive differences (von Neumann's estimator: half their mean square is the noise
+    variance), so a steady trend does not count as noise. It is 0 for fewer than two values.
+
+    While the window fills, both speak of the values that have arrived.
+
+    Args:
+        size (int): number of values, at least 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.full = False
+        self._values: deque[float] = deque(maxlen=size)
+        self._older_sums: list[float] = []
+        self._older_squares: list[float] = []  # of the differences between the same values
+        self._recent_sum = 0.0
+        self._recent_squares = 0.0
+        self._bridge = 0.0  # squared difference between the youngest older and the first recent value
+
+    def push(self, value: float) -> float:
+        """Add a value, drop the oldest of a full window, return the mean."""
+        if not self.full:
+            return self._fill(value)
+        difference = value - self._values[-1]
+        older = self._older_sums
+        if older:
+            older.pop()
+            self._older_squares.pop()
+            self._recent_sum += value
+            self._recent_squares += difference * difference
+        else:
+            older = self._age(self.size - 1)
+            self._recent_sum, self._recent_squares, self._bridge = value, 0.0, difference * difference
+        self._values.append(value)
+        return (self._recent_sum + older[-1] if older else self._recent_sum) / self.size
+
+    def _fill(self, value: float) -> float:
+        count = len(self._values)
+        if count:
+            difference = value - self._values[-1]
+            if count == len(self._older_sums):
+                self._bridge = difference * difference
+            else:
+                self._recent_squares += difference * difference
+        self._values.append(value)
+        self._recent_sum += value
+        self.full = count + 1 == self.size
+        return (self._recent_sum + self._older_sums[-1] if self._older_sums else self._recent_sum) / (count + 1)
+
+    def _age(self, count: int) -> list[float]:
+        """Make older ones of the `count` youngest values; return their sums."""
+        youngest_first = list(islice(reversed(self._values), count))
+        squares = ((young - old) * (young - old) for young, old in pairwise(youngest_first))
+        self._older_sums = list(accumulate(youngest_first))
+        self._older_squares = list(accumulate(squares, initial=0.0)) if count else []
+        return self._older_sums
+
+    def standard_error(self) -> float:
+        """Standard error of the mean, in the unit of the values; infinite where squares overflow."""
+        count = len(self._values)
+        if count < 2:
+            return 0.0
+        squares = self._recent_squares
+        if self._older_squares:
+            squares += self._bridge + self._older_squares[-1]
+        return sqrt(squares / (2 * (count - 1) * count))
+
+    def state_dict(self) -> dict:
+        return {"losses": list(self._values), "older": len(self._older_sums)}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        """Take up what `state_dict` gave, in a window that is still empty; of more values than fit, the newest."""
+        losses = state["losses"][-self.size :]
+        older = max(state["older"] - len(state["losses"]) + len(losses), 0)
+        self._values.extend(losses[:older])
+        self._age(older)
+        for loss in losses[older:]:
+            self.push(loss)
+
+
+class RecentBest:
+    """Smallest of the last `size` values, by a queue in which nothing is worse than what comes after it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._count = 0
+        self._queue: deque[tuple[int, float]] = deque()  # (number of the value, value), values rising
+
+    def push(self, value: float) -> float | None:
+        """Add a value; return the smallest of the `size` before it, None if there are none."""
+        queue = self._queue
+        self._count = count = self._count + 1
+        if not queue:
+            queue.append((count, value))
+            return None
+        number, best = queue[0]
+        if number + self.size < count:
+            queue.popleft()
+            best = queue[0][1]
+        while queue and queue[-1][1] >= value:
+            queue.pop()
+        queue.append((count, value))
+        return best
+
+    def clear(self) -> None:
+        self._queue.clear()
+
+    def state_dict(self) -> dict:
+        return {"count": self._count, "queue": [list(entry) for entry in self._queue]}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self._count = state["count"]
+        self._queue = deque((number, value) for number, value in state["queue"])
