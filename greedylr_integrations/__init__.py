@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greedylr_integrations.core import Decision, GreedyConfig, GreedyController
+    from greedylr_integrations.core import Decision, GreedyController
+    from greedylr_integrations.greedy import GreedyConfig
     from greedylr_integrations.schedulers import GreedyLR
 
 __all__ = ["Decision", "GreedyConfig", "GreedyController", "GreedyLR"]
 __version__ = "0.1.0.dev0"
 
-_HOME = {"Decision": "core", "GreedyConfig": "core", "GreedyController": "core", "GreedyLR": "schedulers"}
+_HOME = {"Decision": "core", "GreedyConfig": "greedy", "GreedyController": "core", "GreedyLR": "schedulers"}
 
 
 def __getattr__(name: str) -> Any:

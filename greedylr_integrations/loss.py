@@ -43,15 +43,19 @@ class LossMeter:
         self._micro = loss.clone() if self._micro is None else self._micro + loss
         self._micro_count += 1
 
-    def end_step(self) -> bool:
-        """The optimizer has stepped on what was added since the last step; False if nothing was."""
+    @property
+    def fed(self) -> bool:
+        """Whether a micro-batch came since the last step."""
+        return self._micro is not None
+
+    def end_step(self) -> None:
+        """The optimizer has stepped on what was added since the last step."""
         if self._micro is None:
-            return False
+            return
         step = self._micro if self._pre_divided else self._micro / self._micro_count
         self._total = step if self._total is None else self._total + step
         self.steps += 1
         self.discard_step()
-        return True
 
     def discard_step(self) -> None:
         """Forget the micro-batches since the last step: the optimizer skipped it."""

@@ -152,9 +152,9 @@ class _PresetRule:
         c = self._config
         if best is None:
             return True
-        if c.mode == "min":
-            return current < (best * (1.0 - c.threshold) if c.threshold_mode == "rel" else best - c.threshold)
-        return current > (best * (1.0 + c.threshold) if c.threshold_mode == "rel" else best + c.threshold)
+        if c.mode == "max":
+            return current > (best * (1.0 + c.threshold) if c.threshold_mode == "rel" else best + c.threshold)
+        return current < (best * (1.0 - c.threshold) if c.threshold_mode == "rel" else best - c.threshold)
 
     def _judge(self, current: float) -> None:
         if self._better(current, self._best):
@@ -180,13 +180,15 @@ class _PresetRule:
     def lower(self) -> None:
         self._lower_lrs()
 
-    def _decision(self, before: list[float], reason: Reason, current: float, best: float | None) -> Decision:
+    def _decision(
+        self, before: list[float], reason: Reason, loss: float, current: float, best: float | None
+    ) -> Decision:
         """The action from how the LRs moved; `reason` is that of a move that was wanted, or of none."""
         if self._lrs == before:
             bound = {IMPROVED: CEILING, WORSENED: FLOOR}
-            return Decision(HOLD, bound.get(reason, reason), self.scales, current, best)
+            return Decision(HOLD, bound.get(reason, reason), self.scales, loss, current, best)
         action = RAISE if sum(self._lrs) > sum(before) else LOWER
-        return Decision(action, reason, self.scales, current, best)
+        return Decision(action, reason, self.scales, loss, current, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -251,7 +253,7 @@ class PaperRule(_PresetRule):
             self._reset_start = c.reset_start
         if len(set(self._lrs)) == 1:
             self._reset_start -= 1
-        return self._decision(before, reason, current, best)
+        return self._decision(before, reason, loss, current, best)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "window": self._window.state_dict()}
@@ -287,7 +289,7 @@ class TransformersRule(_PresetRule):
         if not math.isfinite(current):  # the source would be poisoned for good; start its window over
             self._losses.clear()
             self._sum = 0.0
-            return Decision(HOLD, NONFINITE, self.scales)
+            return Decision(HOLD, NONFINITE, self.scales, loss)
         best, before, reason = self._best, list(self._lrs), PATIENCE
         if self._cooldown_counter > 0:
             self._cooldown_counter -= 1
@@ -315,7 +317,7 @@ class TransformersRule(_PresetRule):
                         reason = RESET
                 self._cooldown_counter = c.cooldown
                 self._num_bad = 0
-        return self._decision(before, reason, current, best)
+        return self._decision(before, reason, loss, current, best)
 
     def _reset(self) -> None:
         self._lrs = list(self._base_lrs)

@@ -20,10 +20,10 @@ from greedylr_integrations.core import (
     Controller,
     ControllerConfig,
     Decision,
-    GreedyConfig,
     GreedyController,
 )
 from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.greedy import GreedyConfig
 from greedylr_integrations.loss import LossMeter
 
 
@@ -76,7 +76,7 @@ class GreedyLR(LRScheduler):
             and ramp and decay are its own. No decision is made while its LR first rises. Default None.
         horizon (int): decisions of the run, where they are not one every `every_n_steps`. Default: from total_steps.
         shadow (bool): decide, but leave the optimizer alone. Default False.
-        process_group: ranks that share a decision; default all.
+        meter (LossMeter): averages the losses over micro-batches, steps and ranks. Default: over all ranks.
         **fields: fields of the config, in place of its own.
 
     Raises:
@@ -97,7 +97,7 @@ class GreedyLR(LRScheduler):
         base_schedule: LRScheduler | None = None,
         horizon: int | None = None,
         shadow: bool = False,
-        process_group: Any = None,
+        meter: LossMeter | None = None,
         **fields: Any,
     ) -> None:
         if controller is not None and (config is not None or fields):
@@ -116,7 +116,7 @@ class GreedyLR(LRScheduler):
         self._scales: Sequence[float] = (1.0,)
         self._last_lr = []
         self._set_envelope(envelope if base_schedule is None else Envelope())
-        self._meter = LossMeter(process_group=process_group)
+        self.meter = LossMeter() if meter is None else meter
         super().__init__(optimizer)  # sets base_lrs from the groups' initial_lr, last_epoch, and calls _initial_step
         if controller is None:
             if horizon is None and total_steps is not None:
@@ -134,15 +134,17 @@ class GreedyLR(LRScheduler):
 
         Args:
             loss (float or tensor with one element, on any device): the training loss of this optimizer step on this
-                rank. None moves the envelope (or the base schedule) alone.
+                rank. None: that of the micro-batches that `meter` was fed, or, if there were none, no decision.
 
         Returns:
             The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
         """
         decision = None
         moved = False
-        if loss is not None and self.last_epoch >= self._decides_from:
-            if self._metered:
+        if self.last_epoch < self._decides_from:
+            self.meter.discard_step()
+        elif loss is not None or self.meter.fed:
+            if loss is None or self._metered:
                 loss = self._measure(loss)
             if loss is not None:
                 decision = self.controller.observe(loss)  # type: ignore[arg-type]
@@ -164,11 +166,12 @@ class GreedyLR(LRScheduler):
         self._apply()
         return decision
 
-    def _measure(self, loss: float | torch.Tensor) -> float | None:
+    def _measure(self, loss: float | torch.Tensor | None) -> float | None:
         """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
-        self._meter.update(loss)
-        self._meter.end_step()
-        return self._meter.compute() if self._meter.steps == self._every else None
+        if loss is not None:
+            self.meter.update(loss)
+        self.meter.end_step()
+        return self.meter.compute() if self.meter.steps == self._every else None
 
     @cached_property
     def _metered(self) -> bool:
@@ -196,25 +199,30 @@ class GreedyLR(LRScheduler):
     def release(self) -> None:
         """Give the optimizer the base schedule's own LRs back, so that whoever owns the schedule can step it.
 
-        The next `step` then takes them up instead of stepping it.
+        The next `step` or `resume` then takes up what the schedule made of them.
         """
-        if self.base_schedule is not None and self._schedule_lrs is not None and not self._released:
+        if self._schedule_lrs is not None and not self._released:
             self._released = True
             if not self.shadow:
                 for group, lr in zip(self.optimizer.param_groups, self._schedule_lrs, strict=True):
                     _write_lr(group, lr)
 
+    def resume(self) -> None:
+        """Take the LRs up again without a step, as after one that the optimizer skipped."""
+        if self._released:
+            self._schedule_lrs = self._read()
+            self._released = False
+        self._apply()
+
     def _step_base_schedule(self) -> None:
+        before = self._schedule_lrs
         if not self._released:
             self.release()
             self.base_schedule.step()  # type: ignore[union-attr]
-        self._take_up()
-
-    def _take_up(self) -> None:
-        before, self._schedule_lrs = self._schedule_lrs, self._read()
+        self._schedule_lrs = self._read()
+        self._released = False
         if self._decides_from == inf and (before is None or self._schedule_lrs[0] <= before[0]):
             self._decides_from = self.last_epoch  # its first rise is over
-        self._released = False
 
     # ---- the optimizer's LRs ----
 
@@ -282,7 +290,7 @@ class GreedyLR(LRScheduler):
             "decay": None if decay[0] is None else decay,
             "schedule_lrs": self._schedule_lrs,
             "schedule_ramps": self._decides_from == inf,
-            "pending": self._meter.state_dict(),
+            "pending": self.meter.state_dict(),
             "controller": self.controller.state_dict(),
         }
 
@@ -314,7 +322,7 @@ class GreedyLR(LRScheduler):
         if self.base_schedule is not None and state_dict["schedule_lrs"] is not None:
             self._schedule_lrs = list(state_dict["schedule_lrs"])
             self._decides_from = inf if state_dict["schedule_ramps"] else 0
-        self._meter.load_state_dict(state_dict["pending"])
+        self.meter.load_state_dict(state_dict["pending"])
         self._apply()
 
 

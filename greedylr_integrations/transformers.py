@@ -1,0 +1,373 @@
+"""GreedyLR for Hugging Face's `Trainer` and its subclasses.
+
+    trainer = Trainer(model, args, train_dataset=data, callbacks=[GreedyLRCallback()])
+
+A `TrainerCallback` is given neither the trainer nor the loss. The trainer is found once, up the stack from
+`on_train_begin`; then what its `training_step` returns is the loss, on every loss path and as the Trainer itself
+normalizes it: already divided by the number of micro-batches, or by the items of the whole batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import deque
+from collections.abc import Mapping
+from functools import wraps
+from math import ceil
+from typing import Any
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import ExportableState
+except ImportError as error:
+    raise ImportError(
+        "greedylr_integrations.transformers needs transformers: pip install 'greedylr_integrations[transformers]'"
+    ) from error
+
+from greedylr_integrations.checks import check_choice
+from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
+from greedylr_integrations.greedy import config_from_dict
+from greedylr_integrations.history import Record, suggested_lr
+from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.schedulers import GreedyLR, make_config
+
+HISTORY_SIZE = 100_000
+
+
+class GreedyLRCallback(TrainerCallback, ExportableState):
+    """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
+
+    Args:
+        config (GreedyConfig, or a dictionary from `state`): how losses move the LR. Default: `GreedyConfig()`.
+        monitor (str): "loss" (default), the training loss of every optimizer step; or any metric that is logged or
+            evaluated, with or without "eval_": then each of its values is one decision. A metric whose name does not
+            end in "loss" needs `mode`, unless it is the `metric_for_best_model`, which has `greater_is_better`.
+        base_schedule (str): "replace": GreedyLR is the schedule, with the warmup steps of the TrainingArguments as its
+            ramp. "multiply": LR = the Trainer's schedule x our scale. Default None: multiply if a scheduler object
+            was passed to the Trainer, else replace.
+        controller (Controller): another policy, in place of a config.
+        total_steps (int): optimizer steps of the run. Default None: the Trainer's.
+        linear_warmup_steps (int): optimizer steps of the ramp from 0. Default None: the TrainingArguments'.
+        decay_ratio (float): share of the run that the final decay to 0 takes. Default 0.3. Not with "multiply".
+        shadow (bool): record decisions and change nothing. Default False.
+        **fields: fields of the config, in place of its own.
+
+    Attributes:
+        scheduler (GreedyLR): the scheduler of the current or last `train()`.
+        history (deque of Record): its last 100,000 decisions.
+
+    The state is part of each checkpoint (`trainer_state.json`) and continues with `resume_from_checkpoint`.
+    """
+
+    def __init__(
+        self,
+        config: ControllerConfig | Mapping[str, Any] | None = None,
+        *,
+        monitor: str = "loss",
+        base_schedule: str | None = None,
+        controller: Controller | None = None,
+        total_steps: int | None = None,
+        linear_warmup_steps: int | None = None,
+        decay_ratio: float = 0.3,
+        shadow: bool = False,
+        **fields: Any,
+    ) -> None:
+        if controller is not None and (config is not None or fields):
+            raise TypeError("controller and config are both given: a controller brings its own configuration")
+        if not isinstance(monitor, str) or not monitor:
+            raise TypeError(f"monitor={monitor!r} is not allowed: it must be the name of a metric")
+        if base_schedule is not None:
+            check_choice("base_schedule", base_schedule, ("replace", "multiply"))
+        self.config = make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields)
+        self.monitor = monitor
+        self.base_schedule = base_schedule
+        self.controller = controller
+        self.total_steps = total_steps
+        self.linear_warmup_steps = linear_warmup_steps
+        self.decay_ratio = decay_ratio
+        self.shadow = shadow
+        self.scheduler: GreedyLR | None = None
+        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
+        self._controller_start = None if controller is None else controller.state_dict()
+        self._training = False
+        self._watched: tuple[Any, Any] | None = None  # trainer, and its own `training_step` attribute if it had one
+
+    # ---- the Trainer's events ----
+
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._refuse(args, None)
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        trainer = _find_trainer(self)
+        self._refuse(args, lr_scheduler, trainer)
+        self._replaces = (self.base_schedule or self._default_base_schedule(trainer)) == "replace"
+        self._start_step = state.global_step
+        self._names: set[str] = set()  # of metrics seen
+        self._metric_found = self._logged = self._evaluated = False
+        self._from_logs = False
+        if self.scheduler is not None:
+            self.scheduler.release()  # of an earlier train(): its LRs must not count as the schedule's
+        self._build(args, state, optimizer, lr_scheduler)
+        self.history.clear()
+        self._restore(state)
+        # the Trainer's save expects an entry, which a checkpoint from before this callback does not have
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if self._replaces and not self.shadow:
+            logger.info(
+                "GreedyLR is the schedule; lr_scheduler_type %r is set aside", str(args.lr_scheduler_type.value)
+            )
+        if self.monitor == "loss":
+            self._watch(trainer)
+        self._publish(lr_scheduler)
+        self._training = True
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        waited = self._logged and (self._evaluated or args.eval_strategy == "no")
+        if self.monitor != "loss" and waited and not self._metric_found:
+            raise ValueError(
+                f"monitor={self.monitor!r} is neither logged nor evaluated: there are {', '.join(sorted(self._names))}"
+            )
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        self._skipped = getattr(optimizer, "step_was_skipped", False)
+        self._scheduler.release()
+
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        scheduler = self._scheduler
+        if self._skipped:
+            scheduler.meter.discard_step()
+            scheduler.resume()
+            return
+        if self.monitor == "loss" and state.global_step == self._start_step + 1 and not scheduler.meter.fed:
+            self._fall_back(args, state, optimizer, lr_scheduler)
+            scheduler = self._scheduler
+        self._record(state.global_step, scheduler.step())
+        self._publish(lr_scheduler)
+        self._prepare_save(control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._prepare_save(control)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        logs = logs or {}
+        if not self._training or any(name.startswith("eval_") for name in logs):
+            return
+        self._logged = True
+        self._names |= logs.keys()
+        if self._from_logs or self.monitor != "loss":
+            loss = logs.get(self.monitor)
+            # With its NaN filter, the Trainer logs a window of nothing but NaN as exactly 0.
+            if loss is not None and not (self._from_logs and loss == 0):
+                self._observe(loss, state, lr_scheduler)
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        if not self._training or self.monitor == "loss" or state.global_step == self._start_step:
+            return
+        self._evaluated = True
+        metrics = metrics or {}
+        self._names |= metrics.keys()
+        for name in (self.monitor, f"eval_{self.monitor}"):
+            if name in metrics:
+                self._observe(metrics[name], state, lr_scheduler)
+                break
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._training = False
+        self._unwatch()
+        self._scheduler.release()
+        if (self.monitor != "loss" or self._from_logs) and not self._metric_found:
+            logger.warning("GreedyLR saw no value of %r in this run: the LR did not follow it", self.monitor)
+
+    # ---- steering ----
+
+    def start_decay(self, steps: int) -> None:
+        """Begin the final decay now: linear to 0 in `steps` optimizer steps. Call it on every rank."""
+        self._scheduler.start_decay(steps)
+
+    def suggested_lr(self) -> float | None:
+        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        return suggested_lr(list(self.history), self._scheduler.base_lrs[0])
+
+    # ---- state ----
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer keeps in `trainer_state.json`."""
+        args = {
+            name: getattr(self, name)
+            for name in ("monitor", "base_schedule", "total_steps", "linear_warmup_steps", "decay_ratio", "shadow")
+        }
+        if self.controller is None:
+            args["config"] = self.config.to_dict()
+        attributes = {} if self.scheduler is None else {"saved": self.scheduler.state_dict()}
+        return {"args": args, "attributes": attributes}
+
+    def _restore(self, state: Any) -> None:
+        """Continue from the checkpoint, whether or not the Trainer was told to restore callbacks."""
+        if self._start_step == 0:
+            return
+        saved = state.stateful_callbacks.get(type(self).__name__) or {}
+        if "saved" in saved.get("attributes", {}):
+            self._scheduler.load_state_dict(saved["attributes"]["saved"])
+        else:
+            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
+            self._scheduler.last_epoch = self._start_step
+            self._scheduler.resume()
+
+    # ---- pieces ----
+
+    @property
+    def _scheduler(self) -> GreedyLR:
+        if self.scheduler is None:
+            raise RuntimeError("training has not begun: GreedyLRCallback has a scheduler from on_train_begin on")
+        return self.scheduler
+
+    @property
+    def state_key(self) -> str:
+        raise TypeError(
+            "this GreedyLRCallback is for Hugging Face's Trainer; for Lightning's, import it from"
+            " greedylr_integrations.lightning"
+        )
+
+    def _refuse(self, args: Any, lr_scheduler: Any, trainer: Any = None) -> None:
+        kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+        if kind in ("greedy", "reduce_lr_on_plateau") and not self.shadow:
+            raise ValueError(
+                f"lr_scheduler_type={kind!r} follows a metric too, and only one can set the LR: drop it from the"
+                " TrainingArguments, or drop GreedyLRCallback"
+            )
+        if type(lr_scheduler).__name__ in ("GreedyLR", "ReduceLROnPlateau") and not self.shadow:
+            raise ValueError(
+                f"the Trainer was given a {type(lr_scheduler).__name__}, which follows a metric too, and only one can"
+                " set the LR: leave it out of `optimizers`, or drop GreedyLRCallback"
+            )
+        callbacks = trainer.callback_handler.callbacks if trainer is not None else [self]
+        if sum(isinstance(callback, GreedyLRCallback) for callback in callbacks) > 1:
+            raise ValueError("the Trainer has more than one GreedyLRCallback, and only one can set the LR: keep one")
+
+    @staticmethod
+    def _default_base_schedule(trainer: Any) -> str:
+        return "replace" if trainer is None or trainer._created_lr_scheduler else "multiply"
+
+    def _build(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
+        every_step = self.monitor == "loss" and not self._from_logs
+        ramp = self.linear_warmup_steps
+        if ramp is None:
+            ramp = args.get_warmup_steps(state.max_steps)
+        if self.controller is not None:
+            self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
+        self.scheduler = GreedyLR(
+            optimizer,
+            None if self.controller is not None else dataclasses.replace(self.config, mode=self._mode(args)),
+            controller=self.controller,
+            total_steps=self.total_steps or state.max_steps,
+            linear_warmup_steps=ramp if self._replaces else 0,
+            decay_ratio=self.decay_ratio,
+            base_schedule=None if self._replaces else lr_scheduler,
+            horizon=None if every_step else self._metric_values(args, state),
+            shadow=self.shadow,
+            meter=LossMeter(pre_divided=True),
+        )
+
+    def _mode(self, args: Any) -> str:
+        if self.config.mode is not None:
+            return self.config.mode
+        best = args.metric_for_best_model
+        if (
+            best is not None
+            and self.monitor.removeprefix("eval_") == best.removeprefix("eval_")
+            and self.monitor != "loss"
+        ):
+            return "max" if args.greater_is_better else "min"
+        if self.monitor.endswith("loss"):
+            return "min"
+        raise ValueError(
+            f"mode is not known for monitor={self.monitor!r}: pass mode='min' if smaller is better, or mode='max'"
+        )
+
+    def _metric_values(self, args: Any, state: Any) -> int:
+        """How many values of the metric the run will have."""
+        if self._from_logs or args.eval_strategy == "no":
+            return max(1, state.max_steps // max(1, state.logging_steps))
+        if args.eval_strategy == "epoch":
+            return max(1, ceil(state.num_train_epochs))
+        return max(1, state.max_steps // max(1, state.eval_steps))
+
+    def _observe(self, value: float, state: Any, lr_scheduler: Any) -> None:
+        self._metric_found = True
+        meter = LossMeter()  # the ranks have the same value, or agree on their mean
+        meter.update(value)
+        meter.end_step()
+        self._record(state.global_step, self._scheduler.observe(meter.compute()))
+        self._publish(lr_scheduler)
+
+    def _record(self, step: int, decision: Decision | None) -> None:
+        scheduler = self._scheduler
+        if decision is not None:
+            factor = scheduler.envelope(scheduler.last_epoch)
+            self.history.append(Record(step, tuple(scheduler.get_lr()), factor, decision))
+
+    def _publish(self, lr_scheduler: Any) -> None:
+        """Let the Trainer log the LR that the optimizer will use."""
+        if not self.shadow:
+            lr_scheduler._last_lr = list(self._scheduler.get_last_lr())
+
+    def _prepare_save(self, control: Any) -> None:
+        if control.should_save:
+            self._scheduler.meter.synchronize()  # only rank 0 writes the state
+
+    def _watch(self, trainer: Any) -> None:
+        """See what `training_step` returns; if there is no trainer, the first step will find the meter empty."""
+        self._unwatch()
+        if trainer is None:
+            return
+        training_step, meter = trainer.training_step, lambda: self._scheduler.meter
+
+        @wraps(training_step)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            loss = training_step(*args, **kwargs)
+            meter().update(loss)
+            return loss
+
+        self._watched = (trainer, vars(trainer).get("training_step"))
+        trainer.training_step = observed
+
+    def _unwatch(self) -> None:
+        if self._watched is None:
+            return
+        trainer, own = self._watched
+        self._watched = None
+        if own is None:
+            del trainer.training_step
+        else:
+            trainer.training_step = own
+
+    def _fall_back(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
+        logger.warning(
+            "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead, a value"
+            " every %s steps (logging_steps)",
+            state.logging_steps,
+        )
+        self._from_logs = True
+        self._build(args, state, optimizer, lr_scheduler)
+        self._restore(state)
+
+
+def _find_trainer(callback: TrainerCallback) -> Any:
+    """The Trainer that is calling this callback, from the frames above; None if there is none."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if "self" in frame.f_code.co_varnames:
+            handler = getattr(frame.f_locals.get("self"), "callback_handler", None)
+            if any(known is callback for known in getattr(handler, "callbacks", ())):
+                return frame.f_locals["self"]
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

@@ -1,0 +1,128 @@
+import math
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from greedylr_integrations.loss import LossMeter
+
+
+def test_mean_over_micro_batches_and_steps():
+    meter = LossMeter()
+    for step in ([1.0, 2.0, 6.0], [5.0]):
+        for loss in step:
+            meter.update(torch.tensor(loss))
+        meter.end_step()
+    assert meter.steps == 2
+    assert meter.compute() == 4.0
+    assert meter.steps == 0
+
+
+def test_pre_divided_losses_are_summed_within_a_step():
+    meter = LossMeter(pre_divided=True)
+    for step in ([1.0, 2.0], [5.0]):
+        for loss in step:
+            meter.update(torch.tensor(loss))
+        meter.end_step()
+    assert meter.compute() == 4.0
+
+
+def test_a_skipped_step_leaves_nothing():
+    meter = LossMeter()
+    meter.update(100.0)
+    meter.discard_step()
+    meter.update(1.0)
+    meter.end_step()
+    assert meter.compute() == 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_low_precision_losses_are_summed_in_float32_or_better(dtype):
+    meter = LossMeter(pre_divided=True)
+    for _ in range(1000):
+        meter.update(torch.tensor(0.5, dtype=dtype))
+    meter.end_step()
+    assert meter.compute() == 500.0
+
+
+def test_no_host_read_before_compute_and_one_in_it():
+    reads = []
+
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "_local_scalar_dense" in str(func) or "item" in str(func):
+                reads.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    losses = [torch.tensor(float(i), requires_grad=True) for i in range(8)]
+    meter = LossMeter()
+    with Reads():
+        for loss in losses:
+            meter.update(loss)
+            meter.end_step()
+        assert reads == []
+        meter.compute()
+    assert len(reads) == 1
+
+
+def test_it_does_not_alias_or_hold_the_graph():
+    loss = torch.tensor(1.0, requires_grad=True) * 2
+    meter = LossMeter()
+    meter.update(loss)
+    with torch.no_grad():
+        loss.fill_(100.0)
+    meter.end_step()
+    assert not meter._total.requires_grad
+    assert meter.compute() == 2.0
+
+
+@pytest.mark.parametrize("loss", [torch.zeros(2), torch.zeros(0)])
+def test_a_loss_that_is_not_one_number(loss):
+    with pytest.raises(TypeError, match="must be a single number"):
+        LossMeter().update(loss)
+
+
+def test_state():
+    meter = LossMeter()
+    meter.update(3.0)
+    meter.end_step()
+    other = LossMeter()
+    other.load_state_dict(meter.state_dict())
+    for m in (meter, other):
+        m.update(5.0)
+        m.end_step()
+    assert other.compute() == meter.compute() == 4.0
+
+
+def _ranks(rank, world, port, out):
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    meter, seen = LossMeter(), []
+    for losses in ([1.0, 3.0], [math.nan, 1.0], [1.0, math.inf], [0.1, 100.0]):
+        meter.update(losses[rank])
+        meter.end_step()
+        seen.append(meter.compute())
+    meter.update(float(rank))
+    meter.end_step()
+    meter.synchronize()
+    seen.append(meter.state_dict()["total"])
+    if rank == 1:  # one rank has run out of data
+        meter.compute()
+    else:
+        meter.update(7.0)
+        meter.end_step()
+        seen.append(meter.compute())
+    torch.save(seen, f"{out}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_see_the_same_number(tmp_path, free_port):
+    mp.spawn(_ranks, (2, free_port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
+    assert first[0] == 2.0
+    assert math.isnan(first[1])
+    assert first[2] == math.inf
+    assert first[3] == pytest.approx(50.05, rel=1e-12)
+    assert first[4] == 0.5
+    assert first[5] == pytest.approx((0.5 + 7.0 + 0.5) / 3)
+    assert str(first[:5]) == str(second[:5])
