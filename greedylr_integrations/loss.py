@@ -53,6 +53,7 @@ class LossMeter:
         if self._micro is None:
             return
         step = self._micro if self._pre_divided else self._micro / self._micro_count
+        step = step.float() if step.device.type == "mps" else step.double()  # so that what is saved goes on exactly
         self._total = step if self._total is None else self._total + step
         self.steps += 1
         self.discard_step()
@@ -78,7 +79,6 @@ class LossMeter:
             return total / self.steps
         if total.device.type == "cpu" and dist.get_backend(self._group) == "nccl":
             total = total.cuda()
-        total = total.float() if total.device.type == "mps" else total.double()
         payload = torch.stack([total, total.new_tensor(self.steps)])
         dist.all_reduce(payload, group=self._group)
         return payload[0] / payload[1]

@@ -140,15 +140,17 @@ class GreedyLR(LRScheduler):
             The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
         """
         decision = None
-        moved = False
+        moved = len(self.optimizer.param_groups) != len(self.base_lrs)
+        if moved:
+            self._add_groups()
         if self.last_epoch < self._decides_from:
             self.meter.discard_step()
         elif loss is not None or self.meter.fed:
-            if loss is None or self._metered:
+            if type(loss) is not float or self._metered:
                 loss = self._measure(loss)
             if loss is not None:
-                decision = self.controller.observe(loss)  # type: ignore[arg-type]
-                moved = decision.scales is not self._scales
+                decision = self.controller.observe(loss)
+                moved = moved or decision.scales is not self._scales
                 self._scales = decision.scales
         self.last_epoch += 1
         if moved or not self._constant_from < self.last_epoch < self._constant_until:
@@ -199,20 +201,13 @@ class GreedyLR(LRScheduler):
     def release(self) -> None:
         """Give the optimizer the base schedule's own LRs back, so that whoever owns the schedule can step it.
 
-        The next `step` or `resume` then takes up what the schedule made of them.
+        The next `step` or `apply` then takes up what the schedule made of them.
         """
         if self._schedule_lrs is not None and not self._released:
             self._released = True
             if not self.shadow:
                 for group, lr in zip(self.optimizer.param_groups, self._schedule_lrs, strict=True):
                     _write_lr(group, lr)
-
-    def resume(self) -> None:
-        """Take the LRs up again without a step, as after one that the optimizer skipped."""
-        if self._released:
-            self._schedule_lrs = self._read()
-            self._released = False
-        self._apply()
 
     def _step_base_schedule(self) -> None:
         before = self._schedule_lrs
@@ -231,10 +226,15 @@ class GreedyLR(LRScheduler):
         self._apply()
         return self._last_lr  # type: ignore[return-value]
 
+    def apply(self) -> None:
+        """Write the LRs into the optimizer: after a step that it skipped, or where something else writes them too."""
+        if self._released:
+            self._schedule_lrs = self._read()
+            self._released = False
+        self._apply()
+
     def _apply(self) -> None:
         groups, scales = self.optimizer.param_groups, self._scales
-        if len(groups) != len(self.base_lrs):
-            self._add_groups()
         if len(groups) != len(scales):
             scales = self._scale_of_each(len(groups))
         factor = 1.0

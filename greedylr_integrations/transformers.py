@@ -141,7 +141,7 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         scheduler = self._scheduler
         if self._skipped:
             scheduler.meter.discard_step()
-            scheduler.resume()
+            scheduler.apply()
             return
         if self.monitor == "loss" and state.global_step == self._start_step + 1 and not scheduler.meter.fed:
             self._fall_back(args, state, optimizer, lr_scheduler)
@@ -220,7 +220,6 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         else:
             logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
             self._scheduler.last_epoch = self._start_step
-            self._scheduler.resume()
 
     # ---- pieces ----
 
@@ -316,7 +315,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
             self.history.append(Record(step, tuple(scheduler.get_lr()), factor, decision))
 
     def _publish(self, lr_scheduler: Any) -> None:
-        """Let the Trainer log the LR that the optimizer will use."""
+        """Write over what the Trainer's own schedule wrote, and let the Trainer log the LR that will be used."""
+        self._scheduler.apply()
         if not self.shadow:
             lr_scheduler._last_lr = list(self._scheduler.get_last_lr())
 

@@ -1,0 +1,490 @@
+import io
+import json
+import math
+
+import pytest
+import torch
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
+from transformers import get_cosine_schedule_with_warmup
+
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
+from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations.envelope import Envelope
+
+FALLING = [10 - i / 20 for i in range(100)]
+
+
+def optimizer_of(*lrs, kind=torch.optim.SGD, **kwargs):
+    return kind([{"params": [torch.nn.Parameter(torch.ones(2))], "lr": lr} for lr in lrs], **kwargs)
+
+
+def lrs_of(optimizer):
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def losses(n=60):
+    return [3 - i / 50 + 0.3 * math.sin(i * 1.7) for i in range(n)]
+
+
+# ---- one number after another ----
+
+
+def test_lr_is_base_lr_x_scale_x_envelope():
+    optimizer = optimizer_of(0.1, 0.02)
+    scheduler = GreedyLR(optimizer, window_size=3, linear_warmup_steps=5, total_steps=60)
+    controller = GreedyController(GreedyConfig(window_size=3), [0.1, 0.02], horizon=55)
+    envelope = Envelope(linear_warmup_steps=5, total_steps=60)
+    scales = controller.scales
+    for step, loss in enumerate(losses()):
+        expected = [base * scale * envelope(step) for base, scale in zip([0.1, 0.02], scales, strict=True)]
+        assert lrs_of(optimizer) == scheduler.get_last_lr() == pytest.approx(expected, rel=1e-15)
+        optimizer.step()
+        decision = scheduler.step(loss)
+        if step < 5:
+            assert decision is None
+        else:
+            assert decision == controller.observe(loss)
+            scales = decision.scales
+    assert scales[0] != 1.0
+
+
+def test_constructing_neither_steps_nor_decides():
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer)
+    assert scheduler.last_epoch == 0
+    assert scheduler.get_last_lr() == lrs_of(optimizer) == [0.1]
+
+
+def test_a_step_without_a_loss_moves_the_envelope_alone():
+    scheduler = GreedyLR(optimizer_of(1.0), total_steps=10, decay_ratio=1.0)
+    seen = []
+    for _ in range(10):
+        seen.append(scheduler.get_last_lr()[0])
+        assert scheduler.step() is None
+    assert seen == pytest.approx([1 - t / 10 for t in range(10)])
+    assert scheduler.get_last_lr() == [0.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_tensor_is_a_loss(dtype):
+    scheduler, same = (GreedyLR(optimizer_of(0.1), window_size=2) for _ in range(2))
+    for loss in FALLING:
+        tensor = torch.tensor(loss, dtype=dtype, requires_grad=True)
+        assert scheduler.step(tensor) == same.step(tensor.item())
+
+
+@pytest.mark.parametrize("loss", ["1.0", True, torch.ones(2), [1.0]])
+def test_a_loss_that_is_not_a_number(loss):
+    scheduler = GreedyLR(optimizer_of(0.1))
+    with pytest.raises(TypeError, match="is not allowed: it must be a"):
+        scheduler.step(loss)
+
+
+def test_one_decision_on_the_mean_of_n_steps():
+    every, each = (
+        GreedyLR(optimizer_of(0.1), every_n_steps=4, window_size=2),
+        GreedyController(GreedyConfig(window_size=2)),
+    )
+    values = losses(40)
+    for start in range(0, 40, 4):
+        group = values[start : start + 4]
+        assert [every.step(loss) for loss in group[:3]] == [None] * 3
+        decision = every.step(group[3])
+        assert decision.scales == each.observe(sum(group) / 4).scales
+        assert decision.loss == pytest.approx(sum(group) / 4)
+
+
+def test_the_horizon_counts_decisions():
+    scheduler = GreedyLR(optimizer_of(0.1), total_steps=1000, linear_warmup_steps=200, every_n_steps=8)
+    assert scheduler.controller.horizon == 100
+
+
+def test_observe_decides_without_a_step():
+    scheduler = GreedyLR(optimizer_of(0.1), window_size=1, factor=0.5)
+    scheduler.observe(2.0)
+    assert scheduler.observe(1.0).action is Action.RAISE
+    assert (scheduler.last_epoch, scheduler.get_last_lr()) == (0, [0.2])
+
+
+def test_start_decay():
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, window_size=1, factor=0.5)
+    for loss in (3.0, 2.0):
+        scheduler.step(loss)
+    scheduler.start_decay(4)
+    seen = []
+    for _ in range(5):
+        seen.append(lrs_of(optimizer)[0])
+        scheduler.step()
+    assert seen == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0])
+
+
+def test_shadow_leaves_the_optimizer_alone():
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, window_size=1, shadow=True)
+    decisions = [scheduler.step(loss) for loss in FALLING]
+    assert decisions[-1].scales[0] > 1
+    assert scheduler.get_last_lr()[0] > 0.1
+    assert lrs_of(optimizer) == [0.1]
+
+
+# ---- optimizers ----
+
+
+@pytest.mark.parametrize("kwargs", [{"capturable": False}, {"fused": True}, {"foreach": False}])
+def test_tensor_lrs_are_written_in_place(kwargs):
+    lr = torch.tensor(0.1, dtype=torch.float64)
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr, **kwargs)
+    scheduler = GreedyLR(optimizer, window_size=1, factor=0.5)
+    for loss in (3.0, 2.0):
+        optimizer.param_groups[0]["params"][0].sum().backward()
+        optimizer.step()
+        scheduler.step(loss)
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert float(lr) == pytest.approx(0.2)
+    assert scheduler.base_lrs == [0.1]
+    assert all(type(value) is float for value in scheduler.get_last_lr())
+
+
+def test_a_tensor_lr_that_was_replaced_by_loading_is_written_too():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=torch.tensor(0.1))
+    scheduler = GreedyLR(optimizer, window_size=1, factor=0.5)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for loss in (3.0, 2.0):
+        scheduler.step(loss)
+    assert lrs_of(optimizer) == pytest.approx([0.2])
+
+
+def test_lora_plus_groups_keep_their_ratio():
+    optimizer = optimizer_of(1e-4, 16e-4)
+    scheduler = GreedyLR(optimizer, window_size=2)
+    for loss in losses():
+        scheduler.step(loss)
+        a, b = lrs_of(optimizer)
+        assert b / a == pytest.approx(16, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    "config", [GreedyConfig(window_size=1, factor=0.5, best_window=99), GreedyConfig.paper(patience=0, factor=0.5)]
+)
+def test_a_group_added_later(config):
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, config)
+    for loss in (3.0, 2.0):
+        scheduler.step(loss)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.01})
+    scheduler.step(3.0)
+    ratio = lrs_of(optimizer)[1] / 0.01
+    assert ratio == (1.0 if isinstance(config, GreedyConfig) else 0.5)
+    scheduler.step(1.0)
+    assert len(scheduler.get_last_lr()) == 2
+    assert GreedyLR(optimizer, config).state_dict().keys() == scheduler.state_dict().keys()
+
+
+def test_a_step_between_adding_a_group_and_a_hold():
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, window_size=50)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.01})
+    scheduler.step(3.0)
+    assert lrs_of(optimizer) == scheduler.get_last_lr() == [0.1, 0.01]
+
+
+# ---- state ----
+
+
+def through_json(state):
+    return json.loads(json.dumps(state, allow_nan=False))
+
+
+@pytest.mark.parametrize("cut", range(0, 60, 3))
+@pytest.mark.parametrize("fields", [{}, {"every_n_steps": 4}])
+def test_it_continues_where_it_was_saved(cut, fields):
+    def make():
+        optimizer = optimizer_of(0.1, 0.01)
+        return GreedyLR(optimizer, total_steps=60, linear_warmup_steps=5, **fields), optimizer
+
+    (whole, _), (first, optimizer) = make(), make()
+    expected = []
+    for i, loss in enumerate(losses()):
+        whole.step(loss)
+        if i < cut:
+            first.step(loss)
+        else:
+            expected.append(whole.get_last_lr())
+    (second, other), saved = make(), (through_json(first.state_dict()), optimizer.state_dict())
+    other.load_state_dict(saved[1])
+    second.load_state_dict(saved[0])
+    got = []
+    for loss in losses()[cut:]:
+        second.step(loss)
+        got.append(second.get_last_lr())
+    assert got == expected
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_state_loads_with_weights_only():
+    scheduler = GreedyLR(optimizer_of(0.1), total_steps=60)
+    scheduler.step(1.0)
+    buffer = io.BytesIO()
+    torch.save(scheduler.state_dict(), buffer)
+    buffer.seek(0)
+    scheduler.load_state_dict(torch.load(buffer, weights_only=True))
+
+
+def test_a_decay_begun_by_hand_is_in_the_state():
+    scheduler = GreedyLR(optimizer_of(0.1))
+    for _ in range(3):
+        scheduler.step(1.0)
+    scheduler.start_decay(10)
+    scheduler.step(1.0)
+    other = GreedyLR(optimizer_of(0.1))
+    other.load_state_dict(through_json(scheduler.state_dict()))
+    assert other.get_last_lr() == scheduler.get_last_lr() == [pytest.approx(0.09)]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("version", 9, "version=9 is ill-typed"),
+        ("controller", KeyError, "controller is missing"),
+        ("x", 1, "x is unknown"),
+        ("last_epoch", 1.5, "last_epoch=1.5 is ill-typed"),
+        ("pending", {}, "pending={} is ill-typed"),
+        ("base_lrs", [0.1, 0.2], "it must be a list of 1, one for each parameter group"),
+    ],
+)
+def test_a_faulty_state_is_refused_and_changes_nothing(key, value, says):
+    scheduler = GreedyLR(optimizer_of(0.1))
+    scheduler.step(1.0)
+    before = through_json(scheduler.state_dict())
+    state = through_json(before)
+    if value is KeyError:
+        del state[key]
+    else:
+        state[key] = value
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        scheduler.load_state_dict(state)
+    assert says in str(error.value)
+    assert scheduler.state_dict() == before
+
+
+def test_on_resume_config_takes_the_new_base_lr():
+    old = GreedyLR(optimizer_of(0.1), window_size=1, factor=0.5)
+    for loss in (3.0, 2.0):
+        old.step(loss)
+    for policy, lr in (("checkpoint", 0.2), ("config", 0.8)):
+        new = GreedyLR(optimizer_of(0.4), window_size=1, factor=0.5, on_resume=policy)
+        new.load_state_dict(through_json(old.state_dict()))
+        assert new.get_last_lr() == [lr]
+
+
+# ---- with other schedules ----
+
+
+def schedules(optimizer):
+    return {
+        "lambda": lambda: LambdaLR(optimizer, lambda t: 1 / (1 + t)),
+        "cosine": lambda: CosineAnnealingLR(optimizer, 60, eta_min=1e-3),
+        "exponential": lambda: ExponentialLR(optimizer, 0.95),
+        "cosine with warmup": lambda: get_cosine_schedule_with_warmup(optimizer, 10, 60),
+        "sequential": lambda: SequentialLR(
+            optimizer, [ExponentialLR(optimizer, 0.9), CosineAnnealingLR(optimizer, 40)], [20]
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["lambda", "cosine", "exponential", "cosine with warmup", "sequential"])
+def test_multiplies_another_schedule(name):
+    optimizer, alone = optimizer_of(0.1, 0.01), optimizer_of(0.1, 0.01)
+    base, reference = schedules(optimizer)[name](), schedules(alone)[name]()
+    scheduler = GreedyLR(optimizer, base_schedule=base, window_size=2)
+    scales = [1.0]
+    for loss in losses():
+        expected = [lr * scales[-1] for lr in reference.get_last_lr()]
+        assert lrs_of(optimizer) == scheduler.get_last_lr() == pytest.approx(expected, rel=1e-12)
+        optimizer.step()
+        alone.step()
+        decision = scheduler.step(loss)
+        reference.step()
+        scales.append(decision.scales[0] if decision else scales[-1])
+    assert len(set(scales)) > 5
+
+
+def test_no_decision_while_the_other_schedule_first_rises():
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, base_schedule=get_cosine_schedule_with_warmup(optimizer, 10, 60), window_size=1)
+    made = []
+    for loss in losses():
+        optimizer.step()
+        made.append(scheduler.step(loss) is not None)
+    assert made == [False] * 11 + [True] * 49
+
+
+def test_release_lets_the_owner_step_the_schedule_and_apply_takes_up_a_skipped_step():
+    optimizer, alone = optimizer_of(0.1), optimizer_of(0.1)
+    base, reference = ExponentialLR(optimizer, 0.9), ExponentialLR(alone, 0.9)
+    scheduler = GreedyLR(optimizer, base_schedule=base, window_size=1, factor=0.5)
+    scheduler._decides_from = 0
+    for i, loss in enumerate([5.0, 4.0, 3.0, 2.0]):
+        optimizer.step()
+        scheduler.release()
+        scheduler.release()
+        if i == 2:
+            scheduler.apply()
+            continue
+        base.step()
+        alone.step()
+        reference.step()
+        scheduler.step(loss)
+    assert lrs_of(optimizer) == pytest.approx([reference.get_last_lr()[0] * scheduler.controller.scales[0]])
+
+
+def test_multiplying_continues_where_it_was_saved():
+    def make():
+        optimizer = optimizer_of(0.1)
+        base = CosineAnnealingLR(optimizer, 60, eta_min=1e-3)
+        return optimizer, base, GreedyLR(optimizer, base_schedule=base, window_size=2)
+
+    _, _, whole = make()
+    optimizer, base, first = make()
+    for loss in losses()[:30]:
+        whole.optimizer.step()
+        whole.step(loss)
+        optimizer.step()
+        first.step(loss)
+    state = through_json(first.state_dict()), base.state_dict(), optimizer.state_dict()
+    optimizer, base, second = make()
+    optimizer.load_state_dict(state[2])
+    base.load_state_dict(state[1])
+    second.load_state_dict(state[0])
+    for loss in losses()[30:]:
+        whole.step(loss)
+        optimizer.step()
+        second.step(loss)
+        assert second.get_last_lr() == whole.get_last_lr()
+
+
+def test_it_stands_in_torchs_combinators():
+    optimizer = optimizer_of(0.1)
+    chained = ChainedScheduler([GreedyLR(optimizer, total_steps=10, decay_ratio=1.0)], optimizer)
+    optimizer.step()
+    chained.step()
+    assert lrs_of(optimizer) == pytest.approx([0.09])
+    optimizer = optimizer_of(0.1)
+    sequence = SequentialLR(optimizer, [ExponentialLR(optimizer, 0.5), GreedyLR(optimizer)], [2])
+    seen = []
+    for _ in range(5):
+        seen.append(lrs_of(optimizer)[0])
+        optimizer.step()
+        sequence.step()
+    assert seen == pytest.approx([0.1, 0.05, 0.1, 0.1, 0.1])
+
+
+# ---- another controller ----
+
+
+class Halving:
+    """The smallest controller: one scale for all groups."""
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def observe(self, loss):
+        self.scale /= 2
+        return Decision(Action.LOWER, Reason.WORSENED, (self.scale,), loss)
+
+    def state_dict(self):
+        return {"scale": self.scale}
+
+    def load_state_dict(self, state_dict):
+        self.scale = state_dict["scale"]
+
+
+def test_any_controller_can_drive_it():
+    optimizer = optimizer_of(0.1, 0.01)
+    scheduler = GreedyLR(optimizer, controller=Halving(), linear_warmup_steps=1)
+    for _ in range(3):
+        scheduler.step(1.0)
+    assert lrs_of(optimizer) == [0.025, 0.0025]
+    other = GreedyLR(optimizer_of(0.1, 0.01), controller=Halving())
+    other.load_state_dict(through_json(scheduler.state_dict()))
+    assert other.get_last_lr() == [0.025, 0.0025]
+
+
+def test_a_controller_with_the_wrong_number_of_scales():
+    scheduler = (
+        GreedyLR(optimizer_of(0.1), controller=GreedyController(base_lrs=[0.1, 0.2]), linear_warmup_steps=0)
+        if 0
+        else None
+    )
+    assert scheduler is None
+    with pytest.raises(ValueError, match=r"^scales=\(1.0, 1.0\) is not allowed: it must be one scale for all"):
+        GreedyLR(optimizer_of(0.1), controller=GreedyController(base_lrs=[0.1, 0.2]))
+
+
+# ---- wrong arguments ----
+
+
+def test_warmup_steps_names_both_meanings():
+    with pytest.raises(TypeError, match="linear_warmup_steps is a ramp .* warmup is for how many decisions"):
+        GreedyLR(optimizer_of(0.1), warmup_steps=100)
+
+
+def test_unknown_field():
+    with pytest.raises(TypeError, match="^patients is not a field of GreedyConfig: it has mode, every_n_steps"):
+        GreedyLR(optimizer_of(0.1), patients=3)
+
+
+def test_config_and_controller():
+    with pytest.raises(TypeError, match="controller and config are both given"):
+        GreedyLR(optimizer_of(0.1), GreedyConfig(), controller=Halving())
+    with pytest.raises(TypeError, match="^config=0.5 is not allowed: it must be a GreedyConfig"):
+        GreedyLR(optimizer_of(0.1), 0.5)
+
+
+def test_ramp_with_a_base_schedule():
+    optimizer = optimizer_of(0.1)
+    with pytest.raises(ValueError, match="linear_warmup_steps=3 is not allowed with a base_schedule"):
+        GreedyLR(optimizer, base_schedule=ExponentialLR(optimizer, 0.9), linear_warmup_steps=3)
+
+
+def test_not_an_optimizer():
+    with pytest.raises(TypeError, match="is not an Optimizer"):
+        GreedyLR(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(("field", "value"), [("total_steps", 0), ("decay_ratio", -0.1), ("linear_warmup_steps", -1)])
+def test_wrong_values_are_named(field, value):
+    with pytest.raises(ValueError, match=rf"^{field}={value!r} is not allowed"):
+        GreedyLR(optimizer_of(0.1), **{field: value})
+
+
+# ---- the package ----
+
+
+def test_importing_the_package_imports_neither_torch_nor_a_framework():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, greedylr_integrations as g; g.GreedyConfig; g.GreedyController; g.Decision;"
+        " print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_a_missing_framework_names_the_extra(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.delitem(sys.modules, "greedylr_integrations.transformers", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'greedylr_integrations\[transformers\]'"):
+        import greedylr_integrations.transformers  # noqa: F401
+
+
+def test_the_root_names_what_it_has():
+    import greedylr_integrations
+
+    assert set(greedylr_integrations.__all__) <= set(dir(greedylr_integrations))
+    with pytest.raises(AttributeError, match="has no attribute 'GreedyLRCallback'"):
+        _ = greedylr_integrations.GreedyLRCallback
