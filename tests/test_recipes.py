@@ -1,0 +1,162 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+pytest.importorskip("peft")
+from recipes import finetune_llm
+from recipes.common import offline
+from recipes.common.offline import RecipeError
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A tiny chat model in a folder, and chats in a file."""
+    out = tmp_path_factory.mktemp("parts")
+    tiny.llama().save_pretrained(out / "model")
+    tiny.tokenizer().save_pretrained(out / "model")
+    words = tiny.WORDS
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": " ".join(words[(i + j + k) % 7] for k in range(4))}
+                for j, role in enumerate(["user", "assistant", "user", "assistant"])
+            ]
+        }
+        for i in range(40)
+    ]
+    (out / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (out / "plain.txt").write_text("\n".join(" ".join(words[:9]) for _ in range(40)))
+    (out / "other.csv").write_text("a,b\n1,2\n")
+    return out
+
+
+def flags(parts, out, dataset="chats.jsonl", **more):
+    defaults = {
+        "model": parts / "model",
+        "dataset": parts / dataset,
+        "output-dir": out,
+        "max-length": 48,
+        "max-steps": 24,
+        "validation-rows": 4,
+        "learning-rate": 3e-3,
+        "lora-r": 4,
+        "disable-tqdm": True,
+    }
+    words = []
+    for name, value in {**defaults, **more}.items():
+        words += [f"--{name}", *([str(value)] if not isinstance(value, list) else value)]
+    return words
+
+
+def test_the_command_line(parts, tmp_path):
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "recipes.finetune_llm",
+        *flags(parts, tmp_path, compare=["greedy", "cosine"]),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "next time start at " in done.stdout
+    assert (tmp_path / "loss_and_lr.png").stat().st_size > 10_000
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    greedy, cosine = metrics["runs"]
+    assert [run["schedule"] for run in metrics["runs"]] == ["greedy", "cosine"]
+    for run in metrics["runs"]:
+        assert [step for step, _ in run["train_loss"]] == list(range(1, 25))
+        assert len(run["validation_loss"]) == 4
+        assert run["validation_loss"][-1][1] < run["validation_loss"][0][1]
+    assert greedy["train_loss"][0] == cosine["train_loss"][0]  # the same start and data
+    assert {decision["action"] for decision in greedy["decisions"]} >= {"raise", "hold"}
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert again.returncode == 2
+    assert again.stderr.strip().splitlines()[-1].endswith("has the results of another run: choose another --output-dir")
+
+
+def test_plain_text(parts, tmp_path):
+    finetune_llm.main(flags(parts, tmp_path, dataset="plain.txt", schedule="linear"))
+    (run,) = json.loads((tmp_path / "metrics.json").read_text())["runs"]
+    assert run["decisions"] == []
+    assert run["train_loss"][-1][1] < run["train_loss"][0][1]
+
+
+def test_the_loss_counts_the_replies_only():
+    tokenizer = tiny.tokenizer()
+    messages = [
+        {"role": "user", "content": "w1 w2"},
+        {"role": "assistant", "content": "w3"},
+        {"role": "user", "content": "w4"},
+        {"role": "assistant", "content": "w5 w6"},
+        {"role": "user", "content": "w7"},
+    ]
+    row = finetune_llm.tokenize({"messages": messages}, tokenizer, 100)
+    assert tokenizer.decode(
+        row["input_ids"]
+    ) == "user w1 w2<eos> assistant w3<eos> user w4<eos> assistant w5 w6<eos>".replace("<eos>", " <eos>")
+    counted = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert tokenizer.decode(counted) == "assistant w3 <eos> assistant w5 w6 <eos>"
+    short = finetune_llm.tokenize({"messages": messages}, tokenizer, 6)
+    assert len(short["input_ids"]) == len(short["labels"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
+        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+        ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, constant"),
+        ({"max-length": 4096}, "is beyond the model's limit of 64 tokens"),
+        ({"validation-rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
+        ({"model": "nobody/nothing"}, "model 'nobody/nothing' cannot be loaded"),
+    ],
+)
+def test_wrong_input_is_one_line(parts, tmp_path, more, says):
+    with pytest.raises(RecipeError) as error:
+        finetune_llm.main(flags(parts, tmp_path, **more))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_chat_template(parts, tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = None
+    tiny.llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(RecipeError, match="has no chat template"):
+        finetune_llm.main(flags(parts, tmp_path / "out", model=tmp_path / "model"))
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"
+)  # the package's
+def test_chitchat_is_real_chats_in_turns():
+    pytest.importorskip("chitchat_dataset")
+    rows = offline.chitchat(50)
+    assert len(rows) == 50
+    for row in rows:
+        roles = [message["role"] for message in row["messages"]]
+        assert roles == [("user", "assistant")[i % 2] for i in range(len(roles))]
+        assert all(message["content"].strip() for message in row["messages"])
+
+
+@pytest.mark.slow
+def test_smollm2_is_converted_from_its_package(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = offline.smollm2()
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    assert tokenizer.decode(model(ids).logits[0, -1].argmax()) == " Paris"
+    assert offline.smollm2() == path
