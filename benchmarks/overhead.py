@@ -31,9 +31,7 @@ def losses() -> list[float]:
 
 def optimizer_of(groups: int) -> torch.optim.Optimizer:
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1} for _ in range(groups)]
-    optimizer = torch.optim.SGD(parameters, lr=0.1)
-    optimizer.step()
-    return optimizer
+    return torch.optim.SGD(parameters, lr=0.1)
 
 
 def contenders(groups: int) -> dict:
@@ -45,7 +43,9 @@ def contenders(groups: int) -> dict:
 
     def without_metric(make):
         def start():
-            step = make(optimizer_of(groups)).step
+            scheduler = make(optimizer_of(groups))
+            scheduler.optimizer.step()  # torch warns if the scheduler steps first
+            step = scheduler.step
             return lambda loss: step()
 
         return start

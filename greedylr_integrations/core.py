@@ -169,7 +169,6 @@ CONTROLLER_STATE = {
     "base_lrs": is_numbers,
     "horizon": lambda value: value is None or is_integer(value),
     "nonfinite": is_integer,
-    "ceiling_reached": lambda value: isinstance(value, bool),
     "rule": lambda value: isinstance(value, Mapping),
 }
 
@@ -210,7 +209,6 @@ class GreedyController:
         self.horizon = horizon
         self._rule = config.rule(self.base_lrs, horizon)
         self._nonfinite = 0  # non-finite losses in a row
-        self._ceiling_reached = False
 
     @property
     def scales(self) -> tuple[float, ...]:
@@ -233,15 +231,7 @@ class GreedyController:
         if loss - loss != 0.0:
             return self._observe_nonfinite(loss)
         self._nonfinite = 0
-        decision = self._rule.update(loss)
-        if decision.reason is CEILING and not self._ceiling_reached:
-            self._ceiling_reached = True
-            logger.warning(
-                "GreedyLR has raised the LR to its upper bound (scale %s) and would raise it further: the base LR is"
-                " probably far too low; raise it, or max_scale",
-                ", ".join(f"{scale:g}" for scale in decision.scales),
-            )
-        return decision
+        return self._rule.update(loss)
 
     def _observe_nonfinite(self, loss: float) -> Decision:
         self._nonfinite += 1
@@ -271,7 +261,6 @@ class GreedyController:
             "base_lrs": list(self.base_lrs),
             "horizon": self.horizon,
             "nonfinite": self._nonfinite,
-            "ceiling_reached": self._ceiling_reached,
             "rule": self._rule.state_dict(),
         }
 
@@ -301,7 +290,6 @@ class GreedyController:
         rule.load_state_dict(state_dict["rule"])
         self.config, self.base_lrs, self._rule = config, base_lrs, rule
         self._nonfinite = state_dict["nonfinite"]
-        self._ceiling_reached = state_dict["ceiling_reached"]
 
     def _resumed(
         self, config: Mapping[str, Any], base_lrs: Sequence[float]

@@ -41,12 +41,14 @@ class Envelope:
 
     def __call__(self, step: int) -> float:
         if self.decay_start is not None and self.decay_steps is not None:
-            return self.decay_from * _left(step, self.decay_start + self.decay_steps, self.decay_steps)
-        factor = 1.0
-        if step < self.linear_warmup_steps:
-            factor = step / self.linear_warmup_steps
+            return self.decay_from * max(1.0 - (step - self.decay_start) / self.decay_steps, 0.0)
+        factor = step / self.linear_warmup_steps if step < self.linear_warmup_steps else 1.0
         if self.total_steps is not None:
-            factor = min(factor, _left(step, self.total_steps, self.decay_ratio * self.total_steps))
+            left, length = self.total_steps - step, self.decay_ratio * self.total_steps
+            if left < length:
+                return min(factor, left / length if left > 0 else 0.0)
+            if left <= 0:
+                return 0.0
         return factor
 
     def constant(self) -> tuple[float, float]:
@@ -59,11 +61,3 @@ class Envelope:
     def decaying(self, start: int, steps: int) -> Envelope:
         """The same envelope with a decay to 0 over `steps` that begins at step `start`, where the factor now is."""
         return replace(self, decay_start=start, decay_steps=steps, decay_from=self(start))
-
-
-def _left(step: int, end: int, length: float) -> float:
-    """Share of the last `length` steps before `end` that is still to come, at most 1."""
-    left = max(end - step, 0)
-    if left < length:
-        return left / length
-    return 1.0 if left else 0.0

@@ -39,6 +39,7 @@ from greedylr_integrations.core import (
     ControllerConfig,
     Decision,
     Reason,
+    logger,
     new_decision,
 )
 from greedylr_integrations.window import RecentBest, RollingWindow
@@ -185,6 +186,7 @@ class GreedyRule:
         self._streak = 0  # good losses in a row, or bad ones as a negative number
         self._stage = 0  # decisions left of a warmup, or of a cooldown as a negative number
         self._until_reset = config.reset_start or 0
+        self._ceiling_reached = False
         self._base_lrs: list[float] = list(base_lrs)
         self._set_bounds()
         self._set_scale(min(max(1.0, self._floor), self._ceiling))
@@ -218,10 +220,23 @@ class GreedyRule:
             action, reason = HOLD, INSIGNIFICANT
             self._streak = 0
         if action is not HOLD and not self._move(action):
-            action, reason = HOLD, CEILING if action is RAISE else FLOOR
+            reason = self._at_bound(action)
+            action = HOLD
         if self._maximize:
             smoothed, best = -smoothed, -best
         return new_decision(Decision, (action, reason, self.scales, loss, smoothed, best))
+
+    def _at_bound(self, action: Action) -> Reason:
+        if action is LOWER:
+            return FLOOR
+        if not self._ceiling_reached:
+            self._ceiling_reached = True
+            logger.warning(
+                "GreedyLR has raised the LR to its upper bound (scale %s) and would raise it further: the base LR is"
+                " probably far too low; raise it, or max_scale",
+                ", ".join(f"{scale:g}" for scale in self.scales),
+            )
+        return CEILING
 
     def _count_down(self, reset_start: int) -> None:
         if self._until_reset <= 0:
@@ -284,6 +299,7 @@ class GreedyRule:
         return {
             "scale": self._scale,
             "until_reset": self._until_reset,
+            "ceiling_reached": self._ceiling_reached,
             "streak": self._streak,
             "stage": self._stage,
             "recent": self._recent.state_dict(),
@@ -293,6 +309,7 @@ class GreedyRule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, GREEDY_STATE, "GreedyLR rule")
         self._until_reset, self._streak, self._stage = state["until_reset"], state["streak"], state["stage"]
+        self._ceiling_reached = state["ceiling_reached"]
         self._recent.load_state_dict(state["recent"])
         self._window.load_state_dict(state["window"])
         self._set_scale(min(max(state["scale"], self._floor), self._ceiling))
@@ -301,6 +318,7 @@ class GreedyRule:
 GREEDY_STATE = {
     "scale": is_finite,
     "until_reset": is_integer,
+    "ceiling_reached": lambda value: isinstance(value, bool),
     "streak": is_integer,
     "stage": is_integer,
     "recent": is_recent,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
-from functools import cached_property
 from math import ceil, inf
 from typing import Any
 
@@ -113,8 +112,8 @@ class GreedyLR(LRScheduler):
         self._schedule_lrs: list[float] | None = None  # the base schedule's LRs now
         self._decides_from: float = linear_warmup_steps if base_schedule is None else inf
         self._released = False
+        self._metered = True  # whether a float must go through the meter
         self._scales: Sequence[float] = (1.0,)
-        self._last_lr = []
         self._set_envelope(envelope if base_schedule is None else Envelope())
         self.meter = LossMeter() if meter is None else meter
         super().__init__(optimizer)  # sets base_lrs from the groups' initial_lr, last_epoch, and calls _initial_step
@@ -139,21 +138,24 @@ class GreedyLR(LRScheduler):
         Returns:
             The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
         """
+        step = self.last_epoch
         decision = None
         moved = len(self.optimizer.param_groups) != len(self.base_lrs)
         if moved:
             self._add_groups()
-        if self.last_epoch < self._decides_from:
+        if step < self._decides_from:
             self.meter.discard_step()
         elif loss is not None or self.meter.fed:
             if type(loss) is not float or self._metered:
                 loss = self._measure(loss)
             if loss is not None:
                 decision = self.controller.observe(loss)
-                moved = moved or decision.scales is not self._scales
-                self._scales = decision.scales
-        self.last_epoch += 1
-        if moved or not self._constant_from < self.last_epoch < self._constant_until:
+                scales = decision.scales
+                if scales is not self._scales:
+                    self._scales = scales
+                    moved = True
+        self.last_epoch = step = step + 1
+        if moved or not self._constant_from < step < self._constant_until:
             if self.base_schedule is not None:
                 self._step_base_schedule()
             self._apply()
@@ -170,15 +172,12 @@ class GreedyLR(LRScheduler):
 
     def _measure(self, loss: float | torch.Tensor | None) -> float | None:
         """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
+        # asked here, not in the constructor: the process group may come later, though not after the first loss
+        self._metered = self._every > 1 or (dist.is_available() and dist.is_initialized())
         if loss is not None:
             self.meter.update(loss)
         self.meter.end_step()
         return self.meter.compute() if self.meter.steps == self._every else None
-
-    @cached_property
-    def _metered(self) -> bool:
-        # asked at the first loss: by then the process group is there
-        return self._every > 1 or (dist.is_available() and dist.is_initialized())
 
     @property
     def ramping(self) -> bool:
@@ -223,8 +222,16 @@ class GreedyLR(LRScheduler):
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """LR of each group now: a list of floats."""
-        self._apply()
-        return self._last_lr  # type: ignore[return-value]
+        groups = len(self.optimizer.param_groups)
+        if groups != len(self.base_lrs):
+            self._add_groups()
+        scales = self._scale_of_each(groups)
+        lrs, factor = self._schedule_lrs or self.base_lrs, self.envelope(self.last_epoch)
+        return [lr * (scale * factor) for lr, scale in zip(lrs, scales, strict=True)]
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """LR of each group now: a list of floats. With `shadow`, what it would be."""
+        return self.get_lr()
 
     def apply(self) -> None:
         """Write the LRs into the optimizer: after a step that it skipped, or where something else writes them too."""
@@ -234,25 +241,23 @@ class GreedyLR(LRScheduler):
         self._apply()
 
     def _apply(self) -> None:
+        if self.shadow:
+            return
         groups, scales = self.optimizer.param_groups, self._scales
         if len(groups) != len(scales):
             scales = self._scale_of_each(len(groups))
-        factor = 1.0
-        if not self._constant_from <= self.last_epoch < self._constant_until:
-            factor = self.envelope(self.last_epoch)
-        self._last_lr = last_lr = []
+        step = self.last_epoch
+        factor = 1.0 if self._constant_from <= step < self._constant_until else self.envelope(step)
         for group, lr, scale in zip(groups, self._schedule_lrs or self.base_lrs, scales):  # noqa: B905 (has a price)
-            lr *= scale * factor
-            last_lr.append(lr)
-            if self.shadow:
-                continue
             if type(group["lr"]) is float:
-                group["lr"] = lr
+                group["lr"] = lr * (scale * factor)
             else:
-                _write_lr(group, lr)
+                _write_lr(group, lr * (scale * factor))
 
     def _scale_of_each(self, groups: int) -> Sequence[float]:
         scales = self._scales
+        if len(scales) == groups:
+            return scales
         check(len(scales) == 1, "scales", scales, f"one scale for all, or one for each of {groups} parameter groups")
         return tuple(scales) * groups
 
