@@ -91,3 +91,11 @@ class LossMeter:
         self.discard_step()
         self.steps = state["steps"]
         self._total = torch.tensor(state["total"], dtype=torch.float64) if self.steps else None
+
+
+def agree(value: torch.Tensor | float) -> float:
+    """The mean of a number over all ranks, so that they decide alike; every rank must call it."""
+    meter = LossMeter()
+    meter.update(value)
+    meter.end_step()
+    return meter.compute()

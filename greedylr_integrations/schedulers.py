@@ -43,6 +43,17 @@ def make_config(config: ControllerConfig | None, fields: Mapping[str, Any]) -> C
     return replace(config, **fields)
 
 
+def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = None) -> str:
+    """Whether a smaller or a larger value of a metric is better: as told, else by `greater_is_better`, else by name."""
+    if mode is not None:
+        return mode
+    if greater_is_better is not None:
+        return "max" if greater_is_better else "min"
+    if monitor.endswith("loss"):
+        return "min"
+    raise ValueError(f"mode is not known for monitor={monitor!r}: pass mode='min' if smaller is better, or mode='max'")
+
+
 def _write_lr(group: dict[str, Any], lr: float) -> None:
     if isinstance(group["lr"], torch.Tensor):
         group["lr"].fill_(lr)  # in place: a captured or compiled step holds this very tensor
@@ -178,6 +189,11 @@ class GreedyLR(LRScheduler):
             self.meter.update(loss)
         self.meter.end_step()
         return self.meter.compute() if self.meter.steps == self._every else None
+
+    @property
+    def scale(self) -> float:
+        """Scale of the first parameter group now."""
+        return self._scales[0]
 
     @property
     def ramping(self) -> bool:

@@ -28,11 +28,9 @@ except ImportError as error:
 from greedylr_integrations.checks import check_choice
 from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
 from greedylr_integrations.greedy import config_from_dict
-from greedylr_integrations.history import Record, suggested_lr
-from greedylr_integrations.loss import LossMeter
-from greedylr_integrations.schedulers import GreedyLR, make_config
-
-HISTORY_SIZE = 100_000
+from greedylr_integrations.history import HISTORY_SIZE, Record, suggested_lr
+from greedylr_integrations.loss import LossMeter, agree
+from greedylr_integrations.schedulers import GreedyLR, make_config, mode_of
 
 
 class GreedyLRCallback(TrainerCallback, ExportableState):
@@ -228,10 +226,14 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     @property
     def state_key(self) -> str:
+        """The first thing that Lightning's Trainer asks a callback for."""
         raise TypeError(
             "this GreedyLRCallback is for Hugging Face's Trainer; for Lightning's, import it from"
             " greedylr_integrations.lightning"
         )
+
+    def on_exception(self, *args: Any) -> None:
+        """Lightning's too, so that the error above is the one that is seen."""
 
     def _refuse(self, args: Any, lr_scheduler: Any, trainer: Any = None) -> None:
         kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
@@ -274,20 +276,9 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         )
 
     def _mode(self, args: Any) -> str:
-        if self.config.mode is not None:
-            return self.config.mode
-        best = args.metric_for_best_model
-        if (
-            best is not None
-            and self.monitor.removeprefix("eval_") == best.removeprefix("eval_")
-            and self.monitor != "loss"
-        ):
-            return "max" if args.greater_is_better else "min"
-        if self.monitor.endswith("loss"):
-            return "min"
-        raise ValueError(
-            f"mode is not known for monitor={self.monitor!r}: pass mode='min' if smaller is better, or mode='max'"
-        )
+        best = (args.metric_for_best_model or "").removeprefix("eval_")
+        is_best = self.monitor != "loss" and self.monitor.removeprefix("eval_") == best
+        return mode_of(self.monitor, self.config.mode, args.greater_is_better if is_best else None)
 
     def _metric_values(self, args: Any, state: Any) -> int:
         """How many values of the metric the run will have."""
@@ -298,10 +289,7 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     def _observe(self, value: float, state: Any, lr_scheduler: Any) -> None:
         self._metric_found = True
-        meter = LossMeter()  # the ranks have the same value, or agree on their mean
-        meter.update(value)
-        meter.end_step()
-        self._record(state.global_step, self._scheduler.observe(meter.compute()))
+        self._record(state.global_step, self._scheduler.observe(agree(value)))
         self._publish(lr_scheduler)
 
     def _record(self, step: int, decision: Decision | None) -> None:

@@ -515,8 +515,3 @@ def test_wrong_arguments_are_named_when_constructed():
         GreedyLRCallback(GreedyConfig(), controller=GreedyController())
     with pytest.raises(RuntimeError, match="training has not begun"):
         GreedyLRCallback().start_decay(10)
-
-
-def test_lightnings_trainer_is_told_the_right_import():
-    with pytest.raises(TypeError, match="import it from greedylr_integrations.lightning"):
-        _ = GreedyLRCallback().state_key

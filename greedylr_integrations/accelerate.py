@@ -1,0 +1,67 @@
+"""GreedyLR for loops written with Accelerate: `prepare` keeps it, `save_state` saves it, one decision a real step.
+
+model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, GreedyLR(optimizer))
+for batch in loader:
+    with accelerator.accumulate(model):
+        loss = model(batch)
+        accelerator.backward(loss)
+        optimizer.step()
+        scheduler.step(loss)
+        optimizer.zero_grad()
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+try:
+    from accelerate.state import GradientState, PartialState
+except ImportError as error:
+    raise ImportError(
+        "greedylr_integrations.accelerate needs accelerate: pip install 'greedylr_integrations[accelerate]'"
+    ) from error
+
+from greedylr_integrations import schedulers
+from greedylr_integrations.core import Decision
+
+
+class GreedyLR(schedulers.GreedyLR):
+    """`greedylr_integrations.GreedyLR` with the same arguments, stepped once a micro-batch in an Accelerate loop.
+
+    A call after a micro-batch that only accumulates adds its loss; the call after a real optimizer step decides on the
+    mean of the micro-batches and of the ranks. A step that the fp16 scaler skipped is no step. `total_steps` counts
+    optimizer steps, not those times the number of processes. Without an Accelerator it is the plain one.
+    """
+
+    # `prepare` would wrap any other scheduler in one that steps num_processes times with the same loss.
+    _is_accelerate_prepared = True
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        self._stepped = False
+        super().__init__(optimizer, *args, **kwargs)
+        raw = getattr(optimizer, "optimizer", optimizer)
+        raw.register_step_post_hook(self._on_step)
+
+    def _on_step(self, *args: Any) -> None:
+        self._stepped = True
+
+    def step(self, loss: float | torch.Tensor | None = None) -> Decision | None:  # type: ignore[override]
+        """Once a micro-batch, after `optimizer.step()`; see `GreedyLR.step`."""
+        if not PartialState._shared_state:  # no Accelerator: a plain loop
+            return super().step(loss)
+        if loss is not None:
+            self.meter.update(loss)
+        if not GradientState().sync_gradients:
+            return None
+        stepped, self._stepped = self._stepped, False
+        if stepped:
+            return super().step()
+        self.meter.discard_step()
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Accelerate asks on every rank and keeps what the first says."""
+        self.meter.synchronize()
+        return super().state_dict()

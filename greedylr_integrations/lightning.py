@@ -1,0 +1,269 @@
+"""GreedyLR for Lightning's `Trainer`, in `lightning.pytorch` and in `pytorch_lightning`.
+
+    trainer = Trainer(callbacks=[GreedyLRCallback()])
+
+The loss is what `training_step` returned, taken in `on_train_batch_end` with Lightning's division by
+`accumulate_grad_batches` undone. That a step was a real one is told by the optimizer itself (a step post-hook), so one
+that the 16-bit scaler skipped does not count. A schedule from `configure_optimizers` steps between that hook and
+`on_train_batch_end`; it is given its own LRs back for the moment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping
+from math import ceil, isfinite
+from typing import Any
+
+import torch
+
+try:
+    from lightning.pytorch.callbacks import Callback
+except ImportError:
+    try:
+        from pytorch_lightning.callbacks import Callback  # type: ignore[assignment]
+    except ImportError as error:
+        raise ImportError(
+            "greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'"
+        ) from error
+
+from greedylr_integrations.checks import check, check_choice, check_number
+from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
+from greedylr_integrations.greedy import config_from_dict
+from greedylr_integrations.history import HISTORY_SIZE, Record, suggested_lr
+from greedylr_integrations.loss import LossMeter, agree
+from greedylr_integrations.schedulers import GreedyLR, make_config, mode_of
+
+
+class GreedyLRCallback(Callback):
+    """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
+
+    Args:
+        config (GreedyConfig, or a dictionary of its fields): how losses move the LR. Default: `GreedyConfig()`.
+        monitor (str): "loss" (default), the training loss of every optimizer step; or any logged metric: then each
+            validation is one decision, or each training epoch where there is no validation. A metric whose name does
+            not end in "loss" needs `mode`.
+        base_schedule (str): "replace": GreedyLR is the schedule. "multiply": LR = the module's schedule x our scale.
+            Default None: multiply if `configure_optimizers` gave the optimizer a schedule, else replace.
+        controller (Controller): another policy, in place of a config.
+        total_steps (int): optimizer steps of the run. Default None: the Trainer's estimate, if it has one.
+        linear_warmup_steps (int): optimizer steps of a ramp from 0. Default 0. Not with "multiply".
+        decay_ratio (float): share of the run that the final decay to 0 takes. Default 0.3. Not with "multiply".
+        optimizer_index (int): which of the module's optimizers. Default 0.
+        shadow (bool): record decisions and change nothing. Default False.
+        prog_bar (bool): show the scale in the progress bar. Default False.
+        **fields: fields of the config, in place of its own.
+
+    Attributes:
+        scheduler (GreedyLR): the scheduler of the current or last `fit`.
+        history (deque of Record): its last 100,000 decisions.
+
+    `greedylr/scale` and `greedylr/lr` go to the module's loggers. The state is part of each checkpoint.
+    """
+
+    def __init__(
+        self,
+        config: ControllerConfig | dict[str, Any] | None = None,
+        *,
+        monitor: str = "loss",
+        base_schedule: str | None = None,
+        controller: Controller | None = None,
+        total_steps: int | None = None,
+        linear_warmup_steps: int = 0,
+        decay_ratio: float = 0.3,
+        optimizer_index: int = 0,
+        shadow: bool = False,
+        prog_bar: bool = False,
+        **fields: Any,
+    ) -> None:
+        if controller is not None and (config is not None or fields):
+            raise TypeError("controller and config are both given: a controller brings its own configuration")
+        if not isinstance(monitor, str) or not monitor:
+            raise TypeError(f"monitor={monitor!r} is not allowed: it must be the name of a metric")
+        if base_schedule is not None:
+            check_choice("base_schedule", base_schedule, ("replace", "multiply"))
+        check_number("optimizer_index", optimizer_index, int)
+        check(optimizer_index >= 0, "optimizer_index", optimizer_index, "at least 0")
+        self.config = make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields)
+        self.monitor = monitor
+        self.base_schedule = base_schedule
+        self.controller = controller
+        self.total_steps = total_steps
+        self.linear_warmup_steps = linear_warmup_steps
+        self.decay_ratio = decay_ratio
+        self.optimizer_index = optimizer_index
+        self.shadow = shadow
+        self.prog_bar = prog_bar
+        self.scheduler: GreedyLR | None = None
+        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
+        self._controller_start = None if controller is None else controller.state_dict()
+        self._saved: dict[str, Any] | None = None  # from a checkpoint, until the optimizer is there
+        self._stepped = False
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(monitor=self.monitor, optimizer_index=self.optimizer_index)
+
+    # ---- the Trainer's events ----
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        count = len(trainer.optimizers)
+        check(self.optimizer_index < count, "optimizer_index", self.optimizer_index, f"below {count}, the optimizers")
+        self._optimizer = trainer.optimizers[self.optimizer_index]
+        self._refuse(trainer)
+        self._build(trainer)
+        self.history.clear()
+        if self._saved is not None:
+            self._scheduler.load_state_dict(self._saved)
+            self._saved = None
+        elif trainer.global_step > 0:
+            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
+            self._scheduler.last_epoch = trainer.global_step
+        self._scheduler.apply()
+        self._handle = self._optimizer.register_step_post_hook(self._on_step)
+
+    def _on_step(self, *args: Any) -> None:
+        self._stepped = True
+        self._scheduler.release()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.monitor == "loss":
+            self._meter_loss(trainer, pl_module, outputs)
+        if self._stepped:
+            self._stepped = False
+            self._record(trainer, self._scheduler.step())
+        elif pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
+            self._scheduler.meter.discard_step()  # the scaler skipped it
+        self._scheduler.apply()
+        if self.prog_bar or trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log(pl_module)
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.monitor != "loss" and not trainer.sanity_checking and self.scheduler is not None:
+            self._observe(trainer)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        if self.monitor != "loss" and not trainer.enable_validation:
+            self._observe(trainer)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._handle.remove()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        if self.scheduler is not None:
+            self._handle.remove()
+
+    # ---- steering ----
+
+    def start_decay(self, steps: int) -> None:
+        """Begin the final decay now: linear to 0 in `steps` optimizer steps. Call it on every rank."""
+        self._scheduler.start_decay(steps)
+
+    def suggested_lr(self) -> float | None:
+        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        return suggested_lr(list(self.history), self._scheduler.base_lrs[0])
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.scheduler is None:
+            return self._saved or {}
+        self.scheduler.meter.synchronize()  # Lightning asks on every rank, and keeps what rank 0 says
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = dict(state_dict)
+
+    # ---- pieces ----
+
+    @property
+    def _scheduler(self) -> GreedyLR:
+        if self.scheduler is None:
+            raise RuntimeError("training has not begun: GreedyLRCallback has a scheduler from on_train_start on")
+        return self.scheduler
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        raise TypeError(
+            "this GreedyLRCallback is for Lightning's Trainer; for Hugging Face's, import it from"
+            " greedylr_integrations.transformers"
+        )
+
+    on_init_end = on_train_begin
+
+    def _schedules(self, trainer: Any) -> list[Any]:
+        return [config for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is self._optimizer]
+
+    def _refuse(self, trainer: Any) -> None:
+        for config in self._schedules(trainer):
+            name = type(config.scheduler).__name__
+            if (config.reduce_on_plateau or name == "GreedyLR") and not self.shadow:
+                raise ValueError(
+                    f"configure_optimizers returns a {name}, which follows a metric too, and only one can set the LR:"
+                    " leave it out there, or drop GreedyLRCallback"
+                )
+
+    def _build(self, trainer: Any) -> None:
+        schedules = self._schedules(trainer)
+        mode = self.base_schedule or ("multiply" if schedules else "replace")
+        if mode == "multiply" and not schedules:
+            raise ValueError(
+                "base_schedule='multiply' is not allowed without a schedule: configure_optimizers returns none for"
+                f" optimizer {self.optimizer_index}"
+            )
+        total = self.total_steps
+        if total is None and isfinite(trainer.estimated_stepping_batches):
+            total = int(trainer.estimated_stepping_batches)
+        config = dataclasses.replace(self.config, mode=mode_of(self.monitor, self.config.mode))
+        if self.controller is not None:
+            self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
+        if self.scheduler is not None:
+            self.scheduler.release()  # of an earlier fit
+        self.scheduler = GreedyLR(
+            self._optimizer,
+            None if self.controller is not None else config,
+            controller=self.controller,
+            total_steps=total,
+            linear_warmup_steps=self.linear_warmup_steps,
+            decay_ratio=self.decay_ratio,
+            base_schedule=schedules[0].scheduler if mode == "multiply" else None,
+            horizon=None if self.monitor == "loss" else self._metric_values(trainer),
+            shadow=self.shadow,
+            meter=LossMeter(),
+        )
+
+    @staticmethod
+    def _metric_values(trainer: Any) -> int | None:
+        """How many values of the metric the run will have; None if that is not known."""
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            each = trainer.num_training_batches / trainer.val_check_batch if trainer.enable_validation else 1
+            return max(1, ceil(trainer.max_epochs * max(each, 1) / (trainer.check_val_every_n_epoch or 1)))
+        return None
+
+    def _meter_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if loss is None:
+            return  # training_step skipped this batch
+        if not isinstance(loss, (torch.Tensor, float, int)):
+            raise TypeError(f"training_step returned {type(loss).__name__} as the loss: it must be a single number")
+        if pl_module.automatic_optimization:
+            loss = loss * trainer.accumulate_grad_batches
+        self._scheduler.meter.update(loss)
+
+    def _observe(self, trainer: Any) -> None:
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            raise ValueError(
+                f"monitor={self.monitor!r} is not logged: there are {', '.join(sorted(metrics)) or 'no metrics'}"
+            )
+        self._record(trainer, self._scheduler.observe(agree(metrics[self.monitor])))
+
+    def _record(self, trainer: Any, decision: Decision | None) -> None:
+        scheduler = self._scheduler
+        if decision is not None:
+            factor = scheduler.envelope(scheduler.last_epoch)
+            self.history.append(Record(scheduler.last_epoch, tuple(scheduler.get_lr()), factor, decision))
+
+    def _log(self, pl_module: Any) -> None:
+        values = {"greedylr/scale": self._scheduler.scale, "greedylr/lr": self._scheduler.get_last_lr()[0]}
+        pl_module.log_dict(values, on_step=True, on_epoch=False, prog_bar=self.prog_bar, rank_zero_only=True)
