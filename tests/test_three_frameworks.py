@@ -1,0 +1,70 @@
+"""The same training written three times, on several processes: one number, one decision, one LR everywhere."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+
+FRAMEWORKS = ("accelerate", "transformers", "lightning")
+STEPS = 200
+CASES = [
+    pytest.param((world, accumulate), id=f"{world}-processes-accumulate-{accumulate}", marks=marks)
+    for world, accumulate, marks in (
+        (1, 1, pytest.mark.slow),
+        (1, 4, pytest.mark.slow),
+        (2, 1, pytest.mark.slow),
+        (2, 4, ()),
+        (4, 1, pytest.mark.slow),
+        (4, 4, pytest.mark.slow),
+    )
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def results(request, tmp_path_factory):
+    world, accumulate = request.param
+    out = tmp_path_factory.mktemp("three")
+    launch = [sys.executable]
+    if world > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+    command = [*launch, str(Path(__file__).with_name("three_worker.py")), str(out), str(accumulate), str(STEPS)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    ranks = {
+        name: [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(world)] for name in FRAMEWORKS
+    }
+    return world, accumulate, ranks
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_loss_is_the_mean_of_all_ranks_and_the_lr_is_one(results, name):
+    world, accumulate, ranks = results
+    ranks = ranks[name]
+    for result in ranks:
+        assert len(result["seen"]) == len(result["used"]) == STEPS
+        assert result["used"] == ranks[0]["used"]  # bit for bit
+        assert result["seen"] == ranks[0]["seen"]
+    own = [result["own"] for result in ranks]
+    for step in range(STEPS):
+        each = [losses[i] for losses in own for i in range(step * accumulate, (step + 1) * accumulate)]
+        assert ranks[0]["seen"][step] == pytest.approx(sum(each) / len(each), rel=1e-6)
+    assert len(set(ranks[0]["used"])) > STEPS // 4
+    if world > 1:
+        assert sum(own[-1]) > 20 * sum(own[0])  # one rank's loss alone would have told something else
+
+
+def test_the_three_decide_the_same(results):
+    _, _, ranks = results
+    first = ranks["accelerate"][0]
+    for name in FRAMEWORKS[1:]:
+        other = ranks[name][0]
+        assert other["actions"] == first["actions"]
+        assert other["used"] == first["used"]
+        assert other["seen"] == pytest.approx(first["seen"], rel=1e-9)
+        assert other["parameters"] == pytest.approx(first["parameters"], rel=1e-9)
