@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.distributed.algorithms.join import Join, Joinable, JoinHook
 
 try:
     from accelerate.state import GradientState, PartialState
@@ -27,12 +28,15 @@ from greedylr_integrations import schedulers
 from greedylr_integrations.core import Decision
 
 
-class GreedyLR(schedulers.GreedyLR):
+class GreedyLR(schedulers.GreedyLR, Joinable):
     """`greedylr_integrations.GreedyLR` with the same arguments, stepped once a micro-batch in an Accelerate loop.
 
     A call after a micro-batch that only accumulates adds its loss; the call after a real optimizer step decides on the
     mean of the micro-batches and of the ranks. A step that the fp16 scaler skipped is no step. `total_steps` counts
     optimizer steps, not those times the number of processes. Without an Accelerator it is the plain one.
+
+    Where ranks have different numbers of batches, name it beside the model, without gradient accumulation:
+    `accelerator.join_uneven_inputs([model, scheduler])`. A rank that has run out goes on deciding with the others.
     """
 
     # `prepare` would wrap any other scheduler in one that steps num_processes times with the same loss.
@@ -40,6 +44,7 @@ class GreedyLR(schedulers.GreedyLR):
 
     def __init__(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         self._stepped = False
+        Joinable.__init__(self)
         super().__init__(optimizer, *args, **kwargs)
         raw = getattr(optimizer, "optimizer", optimizer)
         raw.register_step_post_hook(self._on_step)
@@ -57,6 +62,7 @@ class GreedyLR(schedulers.GreedyLR):
             return None
         stepped, self._stepped = self._stepped, False
         if stepped:
+            Join.notify_join_context(self)
             return super().step()
         self.meter.discard_step()
         return None
@@ -65,3 +71,26 @@ class GreedyLR(schedulers.GreedyLR):
         """Accelerate asks on every rank and keeps what the first says."""
         self.meter.synchronize()
         return super().state_dict()
+
+    # ---- torch's Join ----
+
+    def join_hook(self, **kwargs: Any) -> JoinHook:
+        return _Shadow(self)
+
+    @property
+    def join_device(self) -> torch.device:
+        return torch.device(PartialState().device)
+
+    @property
+    def join_process_group(self) -> Any:
+        return torch.distributed.group.WORLD
+
+
+class _Shadow(JoinHook):
+    """What a rank without data does while others train: it joins in their decision, with no loss of its own."""
+
+    def __init__(self, scheduler: GreedyLR) -> None:
+        self._scheduler = scheduler
+
+    def main_hook(self) -> None:
+        self._scheduler.step_without_data()

@@ -112,6 +112,22 @@ def is_window(value: object) -> bool:
     )
 
 
+def is_pending(value: object) -> bool:
+    """A `LossMeter`'s state, in which a number that is not finite is a string."""
+
+    def is_number(item: object) -> bool:
+        return is_finite(item) or item in ("nan", "inf", "-inf")
+
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"total", "weight", "steps", "waiting"}
+        and is_number(value["total"])
+        and is_integer(value["weight"])
+        and is_integer(value["steps"])
+        and (value["waiting"] is None or is_number(value["waiting"]))
+    )
+
+
 def check_state(state: object, schema: Mapping[str, Any], what: str) -> None:
     """ValueError that names every missing, unknown or ill-typed key."""
     if not isinstance(state, Mapping):

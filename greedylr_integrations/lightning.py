@@ -52,6 +52,9 @@ class GreedyLRCallback(Callback):
         decay_ratio (float): share of the run that the final decay to 0 takes. Default 0.3. Not with "multiply".
         optimizer_index (int): which of the module's optimizers. Default 0.
         shadow (bool): record decisions and change nothing. Default False.
+        loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
+            0 at once. Default None: 1 for losses on a CUDA device, else 0.
+        process_group: data-parallel ranks, over which to average the loss. Default None: all ranks.
         prog_bar (bool): show the scale in the progress bar. Default False.
         **fields: fields of the config, in place of its own.
 
@@ -74,6 +77,8 @@ class GreedyLRCallback(Callback):
         decay_ratio: float = 0.3,
         optimizer_index: int = 0,
         shadow: bool = False,
+        loss_lag: int | None = None,
+        process_group: Any = None,
         prog_bar: bool = False,
         **fields: Any,
     ) -> None:
@@ -94,6 +99,8 @@ class GreedyLRCallback(Callback):
         self.decay_ratio = decay_ratio
         self.optimizer_index = optimizer_index
         self.shadow = shadow
+        self.loss_lag = loss_lag
+        self.process_group = process_group
         self.prog_bar = prog_bar
         self.scheduler: GreedyLR | None = None
         self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
@@ -229,7 +236,7 @@ class GreedyLRCallback(Callback):
             base_schedule=schedules[0].scheduler if mode == "multiply" else None,
             horizon=None if self.monitor == "loss" else self._metric_values(trainer),
             shadow=self.shadow,
-            meter=LossMeter(),
+            meter=LossMeter(lag=self.loss_lag, process_group=self.process_group),
         )
 
     @staticmethod

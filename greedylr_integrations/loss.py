@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from greedylr_integrations.checks import as_loss
+from greedylr_integrations.checks import as_loss, check
 
 
 class LossMeter:
     """Mean training loss of the optimizer steps since the last reading, over all ranks.
 
-    `update` and `end_step` only queue work on the loss's device; `compute` does one all-reduce of two numbers and one
-    host read. Every rank must call `compute` and `synchronize` at the same time, whatever it has seen. A NaN or an
-    infinity on one rank reaches all of them, since it survives the sum.
+    `update` and `end_step` only queue work on the loss's device; `compute` does one all-reduce of two numbers, sum and
+    count, and one host read. Every rank must call `compute` and `synchronize` at the same time, whatever it has seen. A
+    NaN or an infinity on one rank reaches all of them, since it survives the sum.
 
     Args:
         pre_divided (bool): the losses of a step's micro-batches are already divided by their number, so that they are
             summed, not averaged (as Hugging Face's Trainer has them). Default False.
-        process_group: ranks to average over; default all of them. Nothing is reduced where torch.distributed is not
-            initialized.
+        lag (int): 0 reads at once. 1 hands over the reading before, copied to pinned memory meanwhile, so that the
+            host never waits for the step under way; the first `compute` then gives None. Default None: 1 where the
+            loss is on a CUDA device, else 0.
+        process_group: the data-parallel ranks, over which to average. Default None: all ranks. A rank outside of it
+            (another pipeline stage, say) needs no loss.
+        source (int): with a process group, the global rank in it whose mean all ranks take. Default 0.
     """
 
-    def __init__(self, *, pre_divided: bool = False, process_group: Any = None) -> None:
+    def __init__(
+        self, *, pre_divided: bool = False, lag: int | None = None, process_group: Any = None, source: int = 0
+    ) -> None:
+        check(lag in (None, 0, 1), "loss_lag", lag, "0 or 1")
         self._pre_divided = pre_divided
+        self._lag = lag
         self._group = process_group
+        self._source = source
         self._micro: torch.Tensor | None = None  # sum over the micro-batches of the step under way
         self._micro_count = 0
         self._total: torch.Tensor | None = None  # sum over the steps that ended
-        self.steps = 0
+        self._weight = 0  # how many steps that is: those that this rank had a batch for
+        self._missed = False
+        self._waiting: _Reading | float | None = None  # with a lag: the reading to hand over next
+        self.steps = 0  # of all ranks, since the last reading
+
+    @property
+    def fed(self) -> bool:
+        """Whether a micro-batch came since the last step, or the step has none on this rank."""
+        return self._micro is not None or self._missed
 
     def update(self, loss: torch.Tensor | float) -> None:
         """Add the loss of one micro-batch: a number or a tensor with one element, on any device."""
@@ -43,59 +61,103 @@ class LossMeter:
         self._micro = loss.clone() if self._micro is None else self._micro + loss
         self._micro_count += 1
 
-    @property
-    def fed(self) -> bool:
-        """Whether a micro-batch came since the last step."""
-        return self._micro is not None
-
     def end_step(self) -> None:
         """The optimizer has stepped on what was added since the last step."""
+        if self._missed:
+            self.steps += 1
+            self._missed = False
         if self._micro is None:
             return
         step = self._micro if self._pre_divided else self._micro / self._micro_count
         step = step.float() if step.device.type == "mps" else step.double()  # so that what is saved goes on exactly
         self._total = step if self._total is None else self._total + step
+        self._weight += 1
         self.steps += 1
         self.discard_step()
 
+    def miss_step(self) -> None:
+        """The step under way is one of the other ranks, on which this one has no batch."""
+        self._missed = True
+
     def discard_step(self) -> None:
         """Forget the micro-batches since the last step: the optimizer skipped it."""
-        self._micro, self._micro_count = None, 0
+        self._micro, self._micro_count, self._missed = None, 0, False
 
-    def compute(self) -> float:
-        """Mean over the steps of all ranks, and start over; NaN where no rank has a step."""
+    def compute(self) -> float | None:
+        """Mean over the steps of all ranks, and start over; NaN where there is none, None at first with a lag."""
         mean = self._mean()
-        self._total, self.steps = None, 0
-        return float(mean)
+        self._total, self._weight, self.steps = None, 0, 0
+        lag = mean.is_cuda if self._lag is None else self._lag
+        if not lag:
+            return float(mean)
+        before, self._waiting = self._waiting, _Reading(mean)
+        return before.wait() if isinstance(before, _Reading) else before
 
     def synchronize(self) -> None:
         """Make what waits for its decision the mean over ranks, so that what one rank saves is right for all."""
         if self.steps:
-            self._total = self._mean() * self.steps
+            self._total = self._mean() * self._weight
 
     def _mean(self) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64) if self._total is None else self._total
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size(self._group) == 1:
-            return total / self.steps
-        if total.device.type == "cpu" and dist.get_backend(self._group) == "nccl":
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return total / self._weight
+        if total.device.type == "cpu" and dist.get_backend() == "nccl":
             total = total.cuda()
-        payload = torch.stack([total, total.new_tensor(self.steps)])
-        dist.all_reduce(payload, group=self._group)
-        return payload[0] / payload[1]
+        payload = torch.stack([total, total.new_tensor(self._weight)])
+        if self._group is None:
+            dist.all_reduce(payload)
+            return payload[0] / payload[1]
+        if dist.get_rank(self._group) >= 0:
+            dist.all_reduce(payload, group=self._group)
+        mean = payload[0] / payload[1]
+        dist.broadcast(mean, src=self._source)
+        return mean
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps that wait for their decision; reads the host."""
-        return {"total": 0.0 if self._total is None else float(self._total), "steps": self.steps}
+        """Steps and readings that wait for their decision; reads the host."""
+        waiting = self._waiting.wait() if isinstance(self._waiting, _Reading) else self._waiting
+        return {
+            "total": 0.0 if self._total is None else _json(float(self._total)),
+            "weight": self._weight,
+            "steps": self.steps,
+            "waiting": None if waiting is None else _json(waiting),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.discard_step()
-        self.steps = state["steps"]
-        self._total = torch.tensor(state["total"], dtype=torch.float64) if self.steps else None
+        self.steps, self._weight = state["steps"], state["weight"]
+        self._total = torch.tensor(float(state["total"]), dtype=torch.float64) if self._weight else None
+        self._waiting = None if state["waiting"] is None else float(state["waiting"])
+
+
+class _Reading:
+    """A number on its way from the device to the host."""
+
+    def __init__(self, value: torch.Tensor) -> None:
+        self._copied = None
+        self._value = value
+        if value.is_cuda:
+            self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value.copy_(value, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> float:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return float(self._value)
+
+
+def _json(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)  # JSON has no NaN
 
 
 def agree(value: torch.Tensor | float) -> float:
     """The mean of a number over all ranks, so that they decide alike; every rank must call it."""
-    meter = LossMeter()
+    meter = LossMeter(lag=0)
     meter.update(value)
     meter.end_step()
-    return meter.compute()
+    mean = meter.compute()
+    assert mean is not None
+    return mean

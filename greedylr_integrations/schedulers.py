@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_numbers
+from greedylr_integrations.checks import check, check_state, is_integer, is_numbers, is_pending
 from greedylr_integrations.core import (
     STATE_VERSION,
     Controller,
@@ -86,7 +86,11 @@ class GreedyLR(LRScheduler):
             and ramp and decay are its own. No decision is made while its LR first rises. Default None.
         horizon (int): decisions of the run, where they are not one every `every_n_steps`. Default: from total_steps.
         shadow (bool): decide, but leave the optimizer alone. Default False.
-        meter (LossMeter): averages the losses over micro-batches, steps and ranks. Default: over all ranks.
+        loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
+            0 at once. Default None: 1 for losses on a CUDA device, else 0.
+        process_group: data-parallel ranks, over which to average the loss; all others take their number. Default None:
+            all ranks. See `LossMeter` for the rank that tells them.
+        meter (LossMeter): in place of the two, what averages the losses over micro-batches, steps and ranks.
         **fields: fields of the config, in place of its own.
 
     Raises:
@@ -107,6 +111,8 @@ class GreedyLR(LRScheduler):
         base_schedule: LRScheduler | None = None,
         horizon: int | None = None,
         shadow: bool = False,
+        loss_lag: int | None = None,
+        process_group: Any = None,
         meter: LossMeter | None = None,
         **fields: Any,
     ) -> None:
@@ -119,6 +125,7 @@ class GreedyLR(LRScheduler):
             )
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=decay_ratio)
         self.shadow = shadow
+        self._loss_lag = loss_lag
         self.base_schedule = base_schedule
         self._schedule_lrs: list[float] | None = None  # the base schedule's LRs now
         self._decides_from: float = linear_warmup_steps if base_schedule is None else inf
@@ -126,7 +133,7 @@ class GreedyLR(LRScheduler):
         self._metered = True  # whether a float must go through the meter
         self._scales: Sequence[float] = (1.0,)
         self._set_envelope(envelope if base_schedule is None else Envelope())
-        self.meter = LossMeter() if meter is None else meter
+        self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter
         super().__init__(optimizer)  # sets base_lrs from the groups' initial_lr, last_epoch, and calls _initial_step
         if controller is None:
             if horizon is None and total_steps is not None:
@@ -181,10 +188,15 @@ class GreedyLR(LRScheduler):
         self._apply()
         return decision
 
+    def step_without_data(self) -> Decision | None:
+        """A step of the other ranks on which this one has no batch: the same decision, from their losses."""
+        self.meter.miss_step()
+        return GreedyLR.step(self)
+
     def _measure(self, loss: float | torch.Tensor | None) -> float | None:
         """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
         # asked here, not in the constructor: the process group may come later, though not after the first loss
-        self._metered = self._every > 1 or (dist.is_available() and dist.is_initialized())
+        self._metered = self._every > 1 or self._loss_lag == 1 or (dist.is_available() and dist.is_initialized())
         if loss is not None:
             self.meter.update(loss)
         self.meter.end_step()
@@ -355,11 +367,6 @@ SCHEDULER_STATE = {
     "decay": lambda value: value is None or (is_numbers(value) and len(value) == 3),
     "schedule_lrs": lambda value: value is None or is_numbers(value),
     "schedule_ramps": lambda value: isinstance(value, bool),
-    "pending": lambda value: (
-        isinstance(value, Mapping)
-        and value.keys() == {"total", "steps"}
-        and is_finite(value["total"])
-        and is_integer(value["steps"])
-    ),
+    "pending": is_pending,
     "controller": lambda value: isinstance(value, Mapping),
 }

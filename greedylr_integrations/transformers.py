@@ -49,6 +49,9 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         linear_warmup_steps (int): optimizer steps of the ramp from 0. Default None: the TrainingArguments'.
         decay_ratio (float): share of the run that the final decay to 0 takes. Default 0.3. Not with "multiply".
         shadow (bool): record decisions and change nothing. Default False.
+        loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
+            0 at once. Default None: 1 for losses on a CUDA device, else 0.
+        process_group: data-parallel ranks, over which to average the loss. Default None: all ranks.
         **fields: fields of the config, in place of its own.
 
     Attributes:
@@ -69,6 +72,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         linear_warmup_steps: int | None = None,
         decay_ratio: float = 0.3,
         shadow: bool = False,
+        loss_lag: int | None = None,
+        process_group: Any = None,
         **fields: Any,
     ) -> None:
         if controller is not None and (config is not None or fields):
@@ -85,6 +90,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         self.linear_warmup_steps = linear_warmup_steps
         self.decay_ratio = decay_ratio
         self.shadow = shadow
+        self.loss_lag = loss_lag
+        self.process_group = process_group
         self.scheduler: GreedyLR | None = None
         self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
         self._controller_start = None if controller is None else controller.state_dict()
@@ -196,10 +203,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in `trainer_state.json`."""
-        args = {
-            name: getattr(self, name)
-            for name in ("monitor", "base_schedule", "total_steps", "linear_warmup_steps", "decay_ratio", "shadow")
-        }
+        names = ("monitor", "base_schedule", "total_steps", "linear_warmup_steps", "decay_ratio", "shadow", "loss_lag")
+        args = {name: getattr(self, name) for name in names}
         if self.controller is None:
             args["config"] = self.config.to_dict()
         attributes = {} if self.scheduler is None else {"saved": self.scheduler.state_dict()}
@@ -272,7 +277,7 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
             base_schedule=None if self._replaces else lr_scheduler,
             horizon=None if every_step else self._metric_values(args, state),
             shadow=self.shadow,
-            meter=LossMeter(pre_divided=True),
+            meter=LossMeter(pre_divided=True, lag=self.loss_lag, process_group=self.process_group),
         )
 
     def _mode(self, args: Any) -> str:

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -126,3 +127,85 @@ def test_ranks_see_the_same_number(tmp_path, free_port):
     assert first[4] == 0.5
     assert first[5] == pytest.approx((0.5 + 7.0 + 0.5) / 3)
     assert str(first[:5]) == str(second[:5])
+
+
+# ---- one step later ----
+
+
+def test_with_a_lag_each_reading_is_handed_over_one_later():
+    meter, seen = LossMeter(lag=1), []
+    for loss in (1.0, 2.0, math.nan, 4.0):
+        meter.update(loss)
+        meter.end_step()
+        seen.append(meter.compute())
+    assert str(seen) == str([None, 1.0, 2.0, math.nan])
+
+
+@pytest.mark.parametrize("waiting", [2.0, math.nan, math.inf])
+def test_the_reading_that_waits_is_in_the_state(waiting):
+    meter = LossMeter(lag=1)
+    meter.update(waiting)
+    meter.end_step()
+    meter.compute()
+    other = LossMeter(lag=1)
+    other.load_state_dict(json.loads(json.dumps(meter.state_dict(), allow_nan=False)))
+    for m in (meter, other):
+        m.update(7.0)
+        m.end_step()
+    assert str(other.compute()) == str(meter.compute()) == str(waiting)
+
+
+@pytest.mark.parametrize("lag", [2, -1, "1"])
+def test_another_lag(lag):
+    with pytest.raises(ValueError, match=f"^loss_lag={lag!r} is not allowed: it must be 0 or 1"):
+        LossMeter(lag=lag)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_lag_adds_no_synchronization():
+    meter, seen = LossMeter(), []
+    losses = [torch.tensor(float(i), device="cuda") for i in range(5)]
+    meter.update(losses[0])
+    meter.end_step()
+    assert meter.compute() is None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for loss in losses[1:]:
+            meter.update(loss)
+            meter.end_step()
+            seen.append(meter.compute())
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert seen == [0.0, 1.0, 2.0, 3.0]
+
+
+# ---- ranks that share or lack a loss ----
+
+
+def _parallel(rank, world, port, out):
+    dist = torch.distributed
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    # pipeline: ranks 2 and 3 hold the last stage and the loss, data-parallel; 0 and 1 have none
+    last_stage = dist.new_group([2, 3])
+    pipeline = LossMeter(process_group=last_stage, source=2)
+    # tensor parallel: ranks 0, 1 and 2, 3 each share a batch, and hold its loss alike but for rounding
+    groups = [dist.new_group(ranks) for ranks in ([0, 2], [1, 3])]
+    tensor = LossMeter(process_group=groups[rank % 2])
+    seen = []
+    for step in range(3):
+        if rank >= 2:
+            pipeline.update(float(rank) + step)
+            pipeline.end_step()
+        tensor.update((1.0 if rank < 2 else 5.0) + step + 1e-9 * (rank % 2))
+        tensor.end_step()
+        seen.append((pipeline.compute(), tensor.compute()))
+    torch.save(seen, f"{out}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_no_rank_decides_alone(tmp_path, free_port):
+    mp.spawn(_parallel, (4, free_port, str(tmp_path)), nprocs=4)
+    ranks = [torch.load(tmp_path / str(rank)) for rank in range(4)]
+    assert ranks[0] == [(2.5, 3.0), (3.5, 4.0), (4.5, 5.0)]
+    assert ranks == [ranks[0]] * 4

@@ -11,6 +11,7 @@ from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
 from greedylr_integrations.core import Action, Decision, Reason
 from greedylr_integrations.envelope import Envelope
 
+SMALL = {"window_size": 2}
 FALLING = [10 - i / 20 for i in range(100)]
 
 
@@ -92,6 +93,14 @@ def test_one_decision_on_the_mean_of_n_steps():
         decision = every.step(group[3])
         assert decision.scales == each.observe(sum(group) / 4).scales
         assert decision.loss == pytest.approx(sum(group) / 4)
+
+
+def test_with_a_lag_each_loss_counts_one_step_later():
+    late, prompt = GreedyLR(optimizer_of(0.1), loss_lag=1, **SMALL), GreedyLR(optimizer_of(0.1), loss_lag=0, **SMALL)
+    made = [(late.step(loss), prompt.step(loss)) for loss in losses()]
+    assert made[0][0] is None
+    assert [a.loss for a, _ in made[1:]] == [b.loss for _, b in made[:-1]]
+    assert [a.scales for a, _ in made[1:]] == [b.scales for _, b in made[:-1]]
 
 
 def test_the_horizon_counts_decisions():
@@ -197,7 +206,7 @@ def through_json(state):
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 3))
-@pytest.mark.parametrize("fields", [{}, {"every_n_steps": 4}])
+@pytest.mark.parametrize("fields", [{}, {"every_n_steps": 4}, {"loss_lag": 1}])
 def test_it_continues_where_it_was_saved(cut, fields):
     def make():
         optimizer = optimizer_of(0.1, 0.01)

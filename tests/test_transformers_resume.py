@@ -19,6 +19,7 @@ CASES = {
     "default": {},
     "every three steps": {"every_n_steps": 3},
     "multiply": {"base_schedule": "multiply"},
+    "one step later": {"loss_lag": 1},
 }
 
 
@@ -57,7 +58,7 @@ def test_lrs_and_losses_continue_bit_for_bit(whole, step, tmp_path):
     assert spy.used == used[step:]
     assert tiny.logged(trainer) == losses
     decided = [record.step for record in callback.history]
-    ramp, every = {"default": (5, 1), "every three steps": (5, 3), "multiply": (6, 1)}[case]
+    ramp, every = {"default": (5, 1), "every three steps": (5, 3), "multiply": (6, 1), "one step later": (6, 1)}[case]
     assert decided == [s for s in range(step + 1, STEPS + 1) if s > ramp and (s - ramp) % every == 0]
 
 
