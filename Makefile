@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-slow test-oldest lint bench clean
 
 setup: $(VENV)/.installed
 
@@ -22,6 +22,18 @@ demo: setup  ## fine-tune SmolLM2-135M on real chats: about 6 minutes on two cor
 
 test: setup
 	$(RUN) -m pytest -n 2 -m "not slow and not gpu"
+
+test-slow: setup  ## what `make test` leaves out: the whole matrix
+	$(RUN) -m pytest -n 2 -m "slow and not gpu"
+
+test-oldest: $(VENV)-oldest/.installed  ## the adapters with the oldest frameworks
+	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" --ignore tests/test_recipes.py
+
+$(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+		-e '.[transformers,lightning,accelerate]' hypothesis pytest pytest-xdist
+	touch $@
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

@@ -1,0 +1,99 @@
+"""Real kills: two processes, `kill -9` (or an exception on one rank) in mid-run, and on from the last checkpoint."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WORKER = str(Path(__file__).with_name("kill_worker.py"))
+FRAMEWORKS = ("transformers", "lightning", "accelerate")
+STEPS = 24
+
+
+def launch(framework, out, *more, fail=False):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", WORKER]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "FAIL": "1" if fail else ""}
+    with (out / "errors").open("a") as errors:
+        return subprocess.Popen(
+            [*command, framework, str(out), str(STEPS), *more],
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+        )
+
+
+def finish(process, out):
+    assert process.wait(timeout=180) == 0, (out / "errors").read_text()[-4000:]
+
+
+def trace(out):
+    """Step -> what each rank did in it; later lines win, as after a resume."""
+    ranks = []
+    for rank in range(2):
+        steps = {}
+        for line in (out / f"trace-{rank}.jsonl").read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:  # torn by the kill
+                continue
+            steps[entry["step"]] = entry
+        ranks.append([steps[step] for step in range(STEPS)])
+    return ranks
+
+
+@pytest.fixture(scope="module", params=FRAMEWORKS)
+def whole(request, tmp_path_factory):
+    out = tmp_path_factory.mktemp(request.param)
+    finish(launch(request.param, out), out)
+    first, second = trace(out)
+    assert [entry["lr"] for entry in first] == [entry["lr"] for entry in second]
+    assert len({entry["lr"] for entry in first}) > 5
+    return request.param, first, second
+
+
+def kill_all(process, out):
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # torchrun's workers are in sessions of their own
+    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)
+    time.sleep(0.5)
+
+
+def kill_and_resume(whole, out, step):
+    framework, first, second = whole
+    process = launch(framework, out)
+    file, deadline = out / "trace-0.jsonl", time.time() + 120
+    while not file.exists() or file.read_text().count("\n") <= step:
+        assert process.poll() is None, (out / "errors").read_text()[-4000:]
+        assert time.time() < deadline
+        time.sleep(0.002)
+    kill_all(process, out)
+    assert len(file.read_text().splitlines()) < STEPS
+    finish(launch(framework, out, "resume"), out)
+    assert trace(out) == [first, second]  # LRs, losses seen and own losses, bit for bit
+
+
+def test_kill_9_and_resume(whole, tmp_path):
+    kill_and_resume(whole, tmp_path, 9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", random.Random(0).choices(range(1, STEPS - 3), k=20))
+def test_kill_9_at_a_random_step(whole, tmp_path, step):
+    kill_and_resume(whole, tmp_path, step)
+
+
+def test_an_exception_on_one_rank_ends_both_and_the_last_checkpoint_resumes(whole, tmp_path):
+    framework, first, second = whole
+    process = launch(framework, tmp_path, fail=True)
+    assert process.wait(timeout=120) != 0
+    assert "rank 1 has had enough" in (tmp_path / "errors").read_text()
+    finish(launch(framework, tmp_path, "resume"), tmp_path)
+    assert trace(tmp_path) == [first, second]
