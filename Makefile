@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test test-slow test-oldest lint bench clean
+.PHONY: setup demo test test-slow test-oldest lint bench bench-adapters clean
 
 setup: $(VENV)/.installed
 
@@ -42,6 +42,9 @@ lint: setup
 
 bench: setup
 	$(RUN) benchmarks/overhead.py
+
+bench-adapters: setup
+	$(RUN) benchmarks/adapters.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -38,7 +38,8 @@ DEAD_AFTER = 3  # non-finite losses in a row with which `on_nonfinite="reduce"` 
 
 def _rank() -> int:
     """Rank as torchrun, Slurm or Lightning's launcher set it; 0 without one."""
-    return next((int(os.environ[name]) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), 0)
+    told = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return next((int(rank) for rank in told if rank.isdigit()), 0)
 
 
 class Action(Enum):
@@ -77,7 +78,7 @@ class Decision(NamedTuple):
         reason: why.
         scales: scale of each parameter group after it.
         loss: the loss.
-        smoothed: the smoothed loss; None where no finite loss has been seen.
+        smoothed: the smoothed loss; None where the loss is not finite.
         best: the reference that it was compared with; None where there was none.
     """
 
@@ -311,6 +312,12 @@ class GreedyController:
         if policy == "config" or not differences:
             return self.config, self.base_lrs
         return dataclasses.replace(self.config, **config), tuple(float(lr) for lr in base_lrs)
+
+    def with_horizon(self, horizon: int | None) -> GreedyController:
+        """The same controller, in the same state, for a run of another length."""
+        other = GreedyController(self.config, self.base_lrs, horizon)
+        other.load_state_dict(self.state_dict())
+        return other
 
     def add_group(self, base_lr: float) -> None:
         """Take up a parameter group that the optimizer got after the start; its scale is that of the others."""

@@ -51,8 +51,8 @@ class GreedyConfig(ControllerConfig):
 
     The mean of the last `window_size` losses is compared with the best such mean of the last `best_window` decisions.
     A new best raises the LR; a mean above the best by more than the threshold lowers it; between, it holds. So the LR
-    can rise again after a spike or a change of data, and noise alone does not wear it down. Decisions begin once the
-    window has filled.
+    can rise again after a spike or a change of data. A loss that no longer falls lowers it slowly, the more slowly the
+    higher the threshold. Decisions begin once the window has filled.
 
     Fields named as in the GreedyLR paper mean what they mean there, except where noted.
 
@@ -197,8 +197,9 @@ class GreedyRule:
             return Decision(HOLD, NONFINITE, self.scales, loss)
         if self._reset_start:
             self._count_down(self._reset_start)
-        best = self._recent.push(smoothed)
-        if best is None or not self._window.full:
+        # the mean of a part of a window is no fair reference: the smallest of a few would be low by chance
+        best = self._recent.push(smoothed) if self._window.full else None
+        if best is None:
             return Decision(HOLD, FILLING, self.scales, loss, -smoothed if self._maximize else smoothed)
         if self._stage:
             action, reason = self._continue_stage()

@@ -143,7 +143,7 @@ class GreedyLRCallback(Callback):
         elif pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
             self._scheduler.meter.discard_step()  # the scaler skipped it
         self._scheduler.apply()
-        if self.prog_bar or trainer.global_step % trainer.log_every_n_steps == 0:
+        if self.prog_bar or self._scheduler.last_epoch % trainer.log_every_n_steps == 0:
             self._log(pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -253,7 +253,7 @@ class GreedyLRCallback(Callback):
             return  # training_step skipped this batch
         if not isinstance(loss, (torch.Tensor, float, int)):
             raise TypeError(f"training_step returned {type(loss).__name__} as the loss: it must be a single number")
-        if pl_module.automatic_optimization:
+        if pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
             loss = loss * trainer.accumulate_grad_batches
         self._scheduler.meter.update(loss)
 
@@ -268,8 +268,8 @@ class GreedyLRCallback(Callback):
     def _record(self, trainer: Any, decision: Decision | None) -> None:
         scheduler = self._scheduler
         if decision is not None:
-            factor = scheduler.envelope(scheduler.last_epoch)
-            self.history.append(Record(scheduler.last_epoch, tuple(scheduler.get_lr()), factor, decision))
+            lrs = tuple(scheduler.get_lr())
+            self.history.append(Record(scheduler.last_epoch, lrs, scheduler.factor, decision))
 
     def _log(self, pl_module: Any) -> None:
         values = {"greedylr/scale": self._scheduler.scale, "greedylr/lr": self._scheduler.get_last_lr()[0]}

@@ -56,9 +56,12 @@ class LossMeter:
             loss = torch.tensor(as_loss(loss), dtype=torch.float64)
         elif loss.numel() != 1:
             raise TypeError(f"loss of shape {tuple(loss.shape)} is not allowed: it must be a single number")
-        loss = loss.detach().reshape(())
-        loss = loss.to(torch.promote_types(loss.dtype, torch.float32))
-        self._micro = loss.clone() if self._micro is None else self._micro + loss
+        loss = loss.detach()
+        # A copy, since the caller may write into it; in float64, so that what is saved goes on exactly.
+        loss = loss.to(torch.float32 if loss.device.type == "mps" else torch.float64, copy=True)
+        if loss.ndim:
+            loss = loss.reshape(())
+        self._micro = loss if self._micro is None else self._micro + loss
         self._micro_count += 1
 
     def end_step(self) -> None:
@@ -68,8 +71,7 @@ class LossMeter:
             self._missed = False
         if self._micro is None:
             return
-        step = self._micro if self._pre_divided else self._micro / self._micro_count
-        step = step.float() if step.device.type == "mps" else step.double()  # so that what is saved goes on exactly
+        step = self._micro if self._pre_divided or self._micro_count == 1 else self._micro / self._micro_count
         self._total = step if self._total is None else self._total + step
         self._weight += 1
         self.steps += 1
@@ -101,7 +103,7 @@ class LossMeter:
     def _mean(self) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64) if self._total is None else self._total
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-            return total / self._weight
+            return total if self._weight == 1 else total / self._weight
         if total.device.type == "cpu" and dist.get_backend() == "nccl":
             total = total.cuda()
         payload = torch.stack([total, total.new_tensor(self._weight)])

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from greedylr_integrations.checks import check, check_state, is_integer, is_numbers, is_pending
+from greedylr_integrations.checks import check, check_number, check_state, is_integer, is_numbers, is_pending
 from greedylr_integrations.core import (
     STATE_VERSION,
     Controller,
@@ -54,6 +54,11 @@ def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = Non
     raise ValueError(f"mode is not known for monitor={monitor!r}: pass mode='min' if smaller is better, or mode='max'")
 
 
+def _same(optimizer: Any, other: Any) -> bool:
+    """Whether two are one optimizer, in a wrapper or not."""
+    return optimizer.param_groups is other.param_groups
+
+
 def _write_lr(group: dict[str, Any], lr: float) -> None:
     if isinstance(group["lr"], torch.Tensor):
         group["lr"].fill_(lr)  # in place: a captured or compiled step holds this very tensor
@@ -83,7 +88,8 @@ class GreedyLR(LRScheduler):
         linear_warmup_steps (int): optimizer steps of a ramp from 0, in which no decision is made. Default 0.
         decay_ratio (float): share of `total_steps` that the final decay takes. Default 0.3.
         base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
-            and ramp and decay are its own. No decision is made while its LR first rises. Default None.
+            and ramp and decay are its own. No decision is made while its LR first rises. Its state is not part of this
+            one's: save and load it too. Default None.
         horizon (int): decisions of the run, where they are not one every `every_n_steps`. Default: from total_steps.
         shadow (bool): decide, but leave the optimizer alone. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
@@ -119,10 +125,16 @@ class GreedyLR(LRScheduler):
         if controller is not None and (config is not None or fields):
             raise TypeError("controller and config are both given: a controller brings its own configuration")
         config = make_config(config, fields)
-        if base_schedule is not None and linear_warmup_steps:
-            raise ValueError(
-                f"linear_warmup_steps={linear_warmup_steps} is not allowed with a base_schedule, which has its own ramp"
-            )
+        if base_schedule is not None:
+            if linear_warmup_steps:
+                raise ValueError(
+                    f"linear_warmup_steps={linear_warmup_steps} is not allowed with a base_schedule, which has its own"
+                )
+            if isinstance(base_schedule, ReduceLROnPlateau) or not _same(base_schedule.optimizer, optimizer):
+                raise ValueError(
+                    f"base_schedule={type(base_schedule).__name__} is not allowed: it must be a schedule of the same"
+                    " optimizer that steps without a metric"
+                )
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=decay_ratio)
         self.shadow = shadow
         self._loss_lag = loss_lag
@@ -135,14 +147,18 @@ class GreedyLR(LRScheduler):
         self._set_envelope(envelope if base_schedule is None else Envelope())
         self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter
         super().__init__(optimizer)  # sets base_lrs from the groups' initial_lr, last_epoch, and calls _initial_step
+        self._steps_to_decide = None if total_steps is None or horizon else max(1, total_steps - linear_warmup_steps)
+        self._own_controller = controller is None
         if controller is None:
-            if horizon is None and total_steps is not None:
-                horizon = max(1, ceil((total_steps - linear_warmup_steps) / config.every_n_steps))
+            horizon = horizon or self._decisions(config.every_n_steps)
             controller = GreedyController(config, self.base_lrs, horizon)
         self.controller = controller
         self._every = controller.config.every_n_steps if isinstance(controller, GreedyController) else 1
         self._scales = getattr(controller, "scales", (1.0,))
         self._apply()
+
+    def _decisions(self, every: int) -> int | None:
+        return None if self._steps_to_decide is None else ceil(self._steps_to_decide / every)
 
     # ---- stepping ----
 
@@ -200,12 +216,17 @@ class GreedyLR(LRScheduler):
         if loss is not None:
             self.meter.update(loss)
         self.meter.end_step()
-        return self.meter.compute() if self.meter.steps == self._every else None
+        return self.meter.compute() if self.meter.steps >= self._every else None
 
     @property
     def scale(self) -> float:
         """Scale of the first parameter group now."""
         return self._scales[0]
+
+    @property
+    def factor(self) -> float:
+        """What the envelope makes of the LR now, from 0 to 1."""
+        return self.envelope(self.last_epoch)
 
     @property
     def ramping(self) -> bool:
@@ -214,6 +235,8 @@ class GreedyLR(LRScheduler):
 
     def start_decay(self, steps: int) -> None:
         """Begin the final decay now: linear, from where the LR stands to 0 in `steps` optimizer steps."""
+        check_number("steps", steps, int)
+        check(steps >= 1, "steps", steps, "at least 1")
         self._set_envelope(self.envelope.decaying(self.last_epoch, steps))
         self._apply()
 
@@ -342,17 +365,26 @@ class GreedyLR(LRScheduler):
             state_dict["base_lrs"],
             f"a list of {groups}, one for each parameter group of this optimizer",
         )
+        if (state_dict["schedule_lrs"] is None) != (self.base_schedule is None):
+            there, here = ("without", "with") if self.base_schedule else ("with", "without")
+            raise ValueError(
+                f"the checkpoint was written {there} a base_schedule, this run goes on {here} one: make them equal"
+            )
         self.controller.load_state_dict(state_dict["controller"])
-        if isinstance(self.controller, GreedyController):
+        self.base_lrs = list(state_dict["base_lrs"])
+        if self._own_controller and isinstance(self.controller, GreedyController):
             self.base_lrs = list(self.controller.base_lrs)
-        else:
-            self.base_lrs = list(state_dict["base_lrs"])
+            if self.controller.config.every_n_steps != self._every and self._steps_to_decide is not None:
+                horizon = self._decisions(self.controller.config.every_n_steps)
+                self.controller = self.controller.with_horizon(horizon)
+        if isinstance(self.controller, GreedyController):
+            self._every = self.controller.config.every_n_steps
+            self._metered = True
         self._scales = getattr(self.controller, "scales", tuple(state_dict["scales"]))
         self.last_epoch = state_dict["last_epoch"]
-        if state_dict["decay"] is not None:
-            start, steps, factor = state_dict["decay"]
-            self._set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
-        if self.base_schedule is not None and state_dict["schedule_lrs"] is not None:
+        start, steps, factor = state_dict["decay"] or (None, None, 1.0)
+        self._set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
+        if state_dict["schedule_lrs"] is not None:
             self._schedule_lrs = list(state_dict["schedule_lrs"])
             self._decides_from = inf if state_dict["schedule_ramps"] else 0
         self.meter.load_state_dict(state_dict["pending"])
@@ -364,7 +396,9 @@ SCHEDULER_STATE = {
     "last_epoch": is_integer,
     "base_lrs": is_numbers,
     "scales": is_numbers,
-    "decay": lambda value: value is None or (is_numbers(value) and len(value) == 3),
+    "decay": lambda value: (
+        value is None or (is_numbers(value) and len(value) == 3 and is_integer(value[0]) and is_integer(value[1]))
+    ),
     "schedule_lrs": lambda value: value is None or is_numbers(value),
     "schedule_ramps": lambda value: isinstance(value, bool),
     "pending": is_pending,

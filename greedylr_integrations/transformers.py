@@ -39,8 +39,9 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
     Args:
         config (GreedyConfig, or a dictionary from `state`): how losses move the LR. Default: `GreedyConfig()`.
         monitor (str): "loss" (default), the training loss of every optimizer step; or any metric that is logged or
-            evaluated, with or without "eval_": then each of its values is one decision. A metric whose name does not
-            end in "loss" needs `mode`, unless it is the `metric_for_best_model`, which has `greater_is_better`.
+            evaluated, with or without "eval_": then each of its values is one decision. It must be logged on every
+            rank. A metric whose name does not end in "loss" needs `mode`, unless it is the `metric_for_best_model`,
+            which has `greater_is_better`.
         base_schedule (str): "replace": GreedyLR is the schedule, with the warmup steps of the TrainingArguments as its
             ramp. "multiply": LR = the Trainer's schedule x our scale. Default None: multiply if a scheduler object
             was passed to the Trainer, else replace.
@@ -95,13 +96,16 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         self.scheduler: GreedyLR | None = None
         self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
         self._controller_start = None if controller is None else controller.state_dict()
-        self._training = False
+        self._training = self._skipped = False
+        self._given_lrs: list[float] | None = None  # of an optimizer that the user passed to the Trainer
         self._watched: tuple[Any, Any] | None = None  # trainer, and its own `training_step` attribute if it had one
 
     # ---- the Trainer's events ----
 
-    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_init_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._refuse(args, None)
+        if optimizer is not None:
+            self._given_lrs = [float(group["lr"]) for group in optimizer.param_groups]
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
@@ -111,7 +115,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         self._replaces = (self.base_schedule or self._default_base_schedule(trainer)) == "replace"
         self._start_step = state.global_step
         self._names: set[str] = set()  # of metrics seen
-        self._metric_found = self._logged = self._evaluated = False
+        self._metric_found = self._missing_said = False
+        self._logged = self._evaluated = self._epoch_ended = False
         self._from_logs = False
         if self.scheduler is not None:
             self.scheduler.release()  # of an earlier train(): its LRs must not count as the schedule's
@@ -130,11 +135,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         self._training = True
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        waited = self._logged and (self._evaluated or args.eval_strategy == "no")
-        if self.monitor != "loss" and waited and not self._metric_found:
-            raise ValueError(
-                f"monitor={self.monitor!r} is neither logged nor evaluated: there are {', '.join(sorted(self._names))}"
-            )
+        if self.monitor != "loss" and not self._metric_found:
+            self._look_for_metric(args)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._skipped = getattr(optimizer, "step_was_skipped", False)
@@ -153,6 +155,7 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         self._prepare_save(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._epoch_ended = True
         self._prepare_save(control)
 
     def on_log(
@@ -172,7 +175,10 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
-        if not self._training or self.monitor == "loss" or state.global_step == self._start_step:
+        if not self._training:
+            return
+        self._scheduler.meter.synchronize()  # with save_strategy="best", a save may follow
+        if self.monitor == "loss" or state.global_step == self._start_step:
             return
         self._evaluated = True
         metrics = metrics or {}
@@ -265,13 +271,21 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         ramp = self.linear_warmup_steps
         if ramp is None:
             ramp = args.get_warmup_steps(state.max_steps)
+        if self.linear_warmup_steps and not self._replaces:
+            raise ValueError(
+                f"linear_warmup_steps={self.linear_warmup_steps} is not allowed with base_schedule='multiply': the"
+                " schedule has its own ramp"
+            )
+        mode = self._mode(args)
         if self.controller is not None:
             self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
+        if self._replaces and self._start_step:
+            self._configure_lrs(args, optimizer)
         self.scheduler = GreedyLR(
             optimizer,
-            None if self.controller is not None else dataclasses.replace(self.config, mode=self._mode(args)),
+            None if self.controller is not None else dataclasses.replace(self.config, mode=mode),
             controller=self.controller,
-            total_steps=self.total_steps or state.max_steps,
+            total_steps=state.max_steps if self.total_steps is None else self.total_steps,
             linear_warmup_steps=ramp if self._replaces else 0,
             decay_ratio=self.decay_ratio,
             base_schedule=None if self._replaces else lr_scheduler,
@@ -281,16 +295,58 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         )
 
     def _mode(self, args: Any) -> str:
+        config = getattr(self.controller, "config", self.config)
+        mode = mode_of(self.monitor, config.mode, args.greater_is_better if self._is_best_metric(args) else None)
+        if self.controller is not None and mode == "max" != config.mode:
+            raise ValueError(
+                f"the controller takes a smaller {self.monitor} for better, and greater_is_better says otherwise: give"
+                " its config mode='max'"
+            )
+        return mode
+
+    def _is_best_metric(self, args: Any) -> bool:
         best = (args.metric_for_best_model or "").removeprefix("eval_")
-        is_best = self.monitor != "loss" and self.monitor.removeprefix("eval_") == best
-        return mode_of(self.monitor, self.config.mode, args.greater_is_better if is_best else None)
+        return self.monitor != "loss" and self.monitor.removeprefix("eval_") == best
 
     def _metric_values(self, args: Any, state: Any) -> int:
         """How many values of the metric the run will have."""
-        logged = self._from_logs or args.eval_strategy == "no"
-        if (args.logging_strategy if logged else args.eval_strategy) == "epoch":
-            return max(1, ceil(state.num_train_epochs))
-        return max(1, state.max_steps // max(1, state.logging_steps if logged else state.eval_steps))
+
+        def values(strategy: str, steps: int) -> int:
+            if strategy == "epoch":
+                return min(ceil(state.num_train_epochs), state.max_steps)  # epochs may be infinite
+            return 0 if strategy == "no" else state.max_steps // max(1, steps)
+
+        counts = []
+        if not self._from_logs:
+            counts.append(values(args.eval_strategy, state.eval_steps))
+        if not self.monitor.startswith("eval_"):
+            counts.append(values(args.logging_strategy, state.logging_steps))
+        if counts[0] and len(counts) == 2 and self._is_best_metric(args):
+            counts.pop()  # it is known to be evaluated
+        return max(1, *counts)
+
+    def _configure_lrs(self, args: Any, optimizer: Any) -> None:
+        """Give a resumed optimizer the base LRs of this run's arguments, for `on_resume` to choose between."""
+        groups = optimizer.param_groups
+        lrs = self._given_lrs
+        if lrs is None and len({float(group["initial_lr"]) for group in groups}) == 1:
+            lrs = [args.learning_rate] * len(groups)
+        for group, lr in zip(groups, lrs or (), strict=False):
+            group["initial_lr"] = lr
+
+    def _look_for_metric(self, args: Any) -> None:
+        """Complain about a metric that does not come: early in the log, with an error once it should have."""
+        evaluated = self._evaluated or args.eval_strategy == "no"
+        if not (self._evaluated if self.monitor.startswith("eval_") else self._logged and evaluated):
+            return
+        message = (
+            f"monitor={self.monitor!r} is neither logged nor evaluated: there are {', '.join(sorted(self._names))}"
+        )
+        if self.monitor.startswith("eval_") or self._epoch_ended:
+            raise ValueError(message)
+        if not self._missing_said:
+            self._missing_said = True
+            logger.warning("%s; if it has not come by the end of the epoch, that is an error", message)
 
     def _observe(self, value: float, state: Any, lr_scheduler: Any) -> None:
         self._metric_found = True
@@ -300,8 +356,7 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
     def _record(self, step: int, decision: Decision | None) -> None:
         scheduler = self._scheduler
         if decision is not None:
-            factor = scheduler.envelope(scheduler.last_epoch)
-            self.history.append(Record(step, tuple(scheduler.get_lr()), factor, decision))
+            self.history.append(Record(step, tuple(scheduler.get_lr()), scheduler.factor, decision))
 
     def _publish(self, lr_scheduler: Any) -> None:
         """Write over what the Trainer's own schedule wrote, and let the Trainer log the LR that will be used."""
@@ -341,8 +396,9 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     def _fall_back(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
         logger.warning(
-            "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead, a value"
-            " every %s steps (logging_steps)",
+            "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead"
+            " (logging_strategy %r, logging_steps %s)",
+            str(getattr(args.logging_strategy, "value", args.logging_strategy)),
             state.logging_steps,
         )
         self._from_logs = True

@@ -102,8 +102,8 @@ def train(schedule: str, args, accelerator, data) -> Run:
             result.train_loss.append((step, loss.item()))
             result.learning_rate.append((step, lr))
             if decision is not None:
-                factor = scheduler.envelope(step)
-                result.decisions.append(Record(step, tuple(scheduler.get_last_lr()), factor, decision))
+                lrs = tuple(scheduler.get_last_lr())
+                result.decisions.append(Record(step, lrs, scheduler.factor, decision))
             progress.update()
             progress.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.1e}")
             if step % max(1, args.max_steps // 4) == 0:

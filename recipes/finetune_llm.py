@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,8 @@ DEFAULTS = {
     "learning_rate": 2e-4,
     "warmup_steps": 3,
     "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,  # of the run
     "save_strategy": "no",
     "report_to": "none",
 }
@@ -60,11 +63,12 @@ def parse(argv: list[str] | None):
     parser = HfArgumentParser((RecipeArguments, TrainingArguments), description=__doc__.split("\n")[0])
     output_dir = f"runs/finetune_llm/{time.strftime('%Y%m%d-%H%M%S')}"
     parser.set_defaults(output_dir=output_dir, dataloader_pin_memory=torch.cuda.is_available(), **DEFAULTS)
+    words = " ".join(sys.argv[1:] if argv is None else argv).replace("-", "_")
+    if "__num_train_epochs" in words and "__max_steps" not in words:
+        parser.set_defaults(max_steps=-1)
     recipe, args = parser.parse_args_into_dataclasses(argv)
     check_schedules(recipe.compare or [recipe.schedule])
     check_output_dir(Path(args.output_dir))
-    if args.eval_strategy == "no":
-        args.eval_strategy, args.eval_steps = "steps", max(1, args.max_steps // 4)
     return recipe, args
 
 
@@ -108,7 +112,10 @@ def tokenize(row: dict, tokenizer, max_length: int) -> dict:
         if message["role"] != "assistant":
             continue
         prompt, reply = template(messages[:i], prompt=True), template(messages[: i + 1])
-        labels += [-100] * (len(prompt) - len(labels)) + reply[len(prompt) :]
+        if reply[: len(ids)] != ids:
+            labels = []  # the template wrote the earlier turns anew (as Qwen3's does): count this reply only
+        start = next((k for k, (a, b) in enumerate(zip(prompt, reply, strict=False)) if a != b), len(prompt))
+        labels += [-100] * (start - len(labels)) + reply[start:]
         ids = reply
         if len(ids) >= max_length:
             break

@@ -40,8 +40,9 @@ def test_raise_on_a_new_best_lower_on_a_worse_loss():
 
 def test_nothing_moves_while_the_window_fills():
     decisions = observe(simple(window_size=4), [5, 4, 3, 2, 1])
-    assert [d.reason for d in decisions[:3]] == [Reason.FILLING] * 3
-    assert decisions[3].action is Action.RAISE
+    assert [d.reason for d in decisions[:4]] == [Reason.FILLING] * 4
+    assert decisions[4].action is Action.RAISE
+    assert decisions[4].best == 3.5  # the mean of a whole window, not of the first few
 
 
 def test_patience_is_the_number_of_calls_before_the_one_that_moves():

@@ -108,6 +108,28 @@ def test_the_loss_counts_the_replies_only():
     assert len(short["input_ids"]) == len(short["labels"]) == 6
 
 
+def test_a_template_that_writes_earlier_turns_anew():
+    """As Qwen3's, which has an empty think block in the last reply only."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }} {% if loop.last and m['role'] == 'assistant' %}w9 {% endif %}"
+        "{{ m['content'] }}{{ eos_token }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
+    )
+    messages = [{"role": role, "content": f"w{i}"} for i, role in enumerate(["user", "assistant", "user", "assistant"])]
+    row = finetune_llm.tokenize({"messages": messages}, tokenizer, 100)
+    pairs = [(token, label) for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert all(token == label for token, label in pairs)
+    assert tokenizer.decode([token for token, _ in pairs]) == "w9 w3 <eos>"
+
+
+def test_epochs_in_place_of_steps(parts, tmp_path):
+    words = [word for word in flags(parts, tmp_path) if word not in ("--max-steps", "24")]
+    _, args = finetune_llm.parse([*words, "--num-train-epochs", "3", "--eval-strategy", "no"])
+    assert (args.max_steps, args.num_train_epochs, args.eval_strategy.value) == (-1, 3, "no")
+    _, args = finetune_llm.parse(words)
+    assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (80, 0.25, "steps")
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

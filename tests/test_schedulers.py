@@ -287,6 +287,42 @@ def test_on_resume_config_takes_the_new_base_lr():
         assert new.get_last_lr() == [lr]
 
 
+@pytest.mark.parametrize(("policy", "every"), [("checkpoint", 4), ("config", 1)])
+def test_another_every_n_steps(policy, every):
+    old = GreedyLR(optimizer_of(0.1), total_steps=100, every_n_steps=4, window_size=2)
+    for loss in losses()[:6]:
+        old.step(loss)
+    new = GreedyLR(optimizer_of(0.1), total_steps=100, window_size=2, on_resume=policy)
+    new.load_state_dict(through_json(old.state_dict()))
+    made = [i for i, loss in enumerate(losses()[6:30]) if new.step(loss) is not None]
+    # two losses were waiting
+    assert made == list(range(1, 24, 4) if every == 4 else range(24))
+    assert new.controller.horizon == 100 // every
+
+
+def test_a_controller_for_one_group_keeps_the_optimizers_base_lrs():
+    def make():
+        return GreedyLR(optimizer_of(1e-3, 1e-2), controller=GreedyController(GreedyConfig(window_size=1)))
+
+    old, new = make(), make()
+    for loss in FALLING:
+        old.step(loss)
+    new.load_state_dict(through_json(old.state_dict()))
+    assert new.get_last_lr() == old.get_last_lr()
+    assert new.base_lrs == [1e-3, 1e-2]
+
+
+def test_loading_undoes_a_decay_begun_by_hand():
+    scheduler = GreedyLR(optimizer_of(0.1))
+    state = through_json(scheduler.state_dict())
+    scheduler.start_decay(10)
+    for _ in range(5):
+        scheduler.step()
+    scheduler.load_state_dict(state)
+    assert scheduler.state_dict() == state
+    assert scheduler.get_last_lr() == [0.1]
+
+
 # ---- with other schedules ----
 
 
@@ -455,6 +491,19 @@ def test_ramp_with_a_base_schedule():
     optimizer = optimizer_of(0.1)
     with pytest.raises(ValueError, match="linear_warmup_steps=3 is not allowed with a base_schedule"):
         GreedyLR(optimizer, base_schedule=ExponentialLR(optimizer, 0.9), linear_warmup_steps=3)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_decay_over_nothing(steps):
+    with pytest.raises(ValueError, match=f"^steps={steps} is not allowed: it must be at least 1"):
+        GreedyLR(optimizer_of(0.1)).start_decay(steps)
+
+
+def test_a_base_schedule_that_does_not_fit():
+    optimizer, other = optimizer_of(0.1), optimizer_of(0.1)
+    for schedule in (torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer), ExponentialLR(other, 0.9)):
+        with pytest.raises(ValueError, match="it must be a schedule of the same optimizer that steps without a metric"):
+            GreedyLR(optimizer, base_schedule=schedule)
 
 
 def test_not_an_optimizer():

@@ -118,6 +118,26 @@ def test_other_hyperparameters(tmp_path, warnings_of):
         run(tmp_path / "d", resume=resume, callback=GreedyLRCallback(window_size=2, factor=0.5, on_resume="error"))
 
 
+def test_another_learning_rate(tmp_path, warnings_of):
+    run(tmp_path / "a", save_steps=10)
+    resume = {"resume": str(tmp_path / "a" / "checkpoint-10"), "learning_rate": 1e-3}
+    _, callback, _ = run(tmp_path / "b", **resume)
+    assert callback.scheduler.base_lrs == [0.01, 0.01]
+    assert "base_lrs: [0.01, 0.01] there, [0.001, 0.001] here" in warnings_of()[0]
+    config = GreedyLRCallback(window_size=2, factor=0.8, on_resume="config")
+    _, _, spy = run(tmp_path / "c", callback=config, **resume)
+    assert config.scheduler.base_lrs == [0.001, 0.001]
+    assert spy.used[0][0] < 0.003
+    with pytest.raises(ValueError, match="base_lrs"):
+        run(tmp_path / "d", callback=GreedyLRCallback(window_size=2, factor=0.8, on_resume="error"), **resume)
+
+
+def test_a_checkpoint_of_the_other_base_schedule(tmp_path):
+    run(tmp_path / "a", save_steps=10)
+    with pytest.raises(ValueError, match="written without a base_schedule, this run goes on with one"):
+        run(tmp_path / "b", "multiply", resume=str(tmp_path / "a" / "checkpoint-10"))
+
+
 def test_passed_recursive_schedule_resumes(tmp_path):
     def once(out, resume=None):
         model = tiny.Regressor()
