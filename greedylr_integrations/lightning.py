@@ -11,22 +11,15 @@ that the 16-bit scaler skipped does not count. A schedule from `configure_optimi
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import deque
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from math import ceil, isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-
-try:
-    from lightning.pytorch.callbacks import Callback
-except ImportError:
-    try:
-        from pytorch_lightning.callbacks import Callback  # type: ignore[assignment]
-    except ImportError as error:
-        raise ImportError(
-            "greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'"
-        ) from error
 
 from greedylr_integrations.checks import check, check_choice, check_number
 from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
@@ -34,6 +27,18 @@ from greedylr_integrations.greedy import config_from_dict
 from greedylr_integrations.history import HISTORY_SIZE, Record, suggested_lr
 from greedylr_integrations.loss import LossMeter, agree
 from greedylr_integrations.schedulers import GreedyLR, make_config, mode_of
+
+# Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
+_namespaces = ["lightning.pytorch", "pytorch_lightning"]
+if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+    _namespaces.reverse()
+_found = next((name for name in _namespaces if find_spec(name.split(".")[0]) is not None), None)
+if _found is None:
+    raise ImportError("greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'")
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+else:
+    Callback = import_module(f"{_found}.callbacks").Callback
 
 
 class GreedyLRCallback(Callback):

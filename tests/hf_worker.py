@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import warnings
+from importlib.util import find_spec
 
 import tiny
 import torch
@@ -79,8 +80,7 @@ PATHS = {
     ),
     "compute_loss": lambda out, cb: tiny.trainer(out, cb, kind=Huber, gradient_accumulation_steps=2),
     "torch_compile": lambda out, cb: tiny.trainer(out, cb, torch_compile=True, torch_compile_backend="eager"),
-    "sft": sft,
-    "dpo": dpo,
+    **({"sft": sft, "dpo": dpo} if find_spec("trl") else {}),
 }
 
 

@@ -1,3 +1,4 @@
+import inspect
 import logging
 import math
 
@@ -27,59 +28,53 @@ pytestmark = [
 FAST = {"window_size": 2, "factor": 0.8}
 
 
-def module_class(base):
-    class Module(base):
-        """Regression; what the optimizer used and what the losses were is kept."""
+class Module(pl.LightningModule):
+    """Regression; what the optimizer used and what the losses were is kept."""
 
-        def __init__(self, schedule=None, interval="step", returns="tensor", lr=0.05):
-            super().__init__()
-            self.model = tiny.Regressor()
-            self.schedule, self.interval, self.returns, self.lr = schedule, interval, returns, lr
-            self.losses, self.used = [], []
+    def __init__(self, schedule=None, interval="step", returns="tensor", lr=0.05):
+        super().__init__()
+        self.model = tiny.Regressor()
+        self.schedule, self.interval, self.returns, self.lr = schedule, interval, returns, lr
+        self.losses, self.used = [], []
 
-        def training_step(self, batch, batch_idx):
-            loss = self.model(**batch)["loss"]
-            if self.returns == "nan" and batch_idx == 4:
-                loss = loss * math.nan
-            if self.returns == "none" and batch_idx == 3:
-                return None
-            self.losses.append(loss.item())
-            self.log("train_loss", loss)
-            return {"loss": loss, "other": 1} if self.returns == "dict" else loss
+    def training_step(self, batch, batch_idx):
+        loss = self.model(**batch)["loss"]
+        if self.returns == "nan" and batch_idx == 4:
+            loss = loss * math.nan
+        if self.returns == "none" and batch_idx == 3:
+            return None
+        self.losses.append(loss.item())
+        self.log("train_loss", loss)
+        return {"loss": loss, "other": 1} if self.returns == "dict" else loss
 
-        def validation_step(self, batch, batch_idx):
-            self.log("val_loss", self.model(**batch)["loss"])
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.model(**batch)["loss"])
 
-        def on_before_optimizer_step(self, optimizer):
-            if self.returns == "nan":
-                for parameter in self.parameters():
-                    parameter.grad.nan_to_num_(0.0)  # so that the model survives
+    def on_before_optimizer_step(self, optimizer):
+        if self.returns == "nan":
+            for parameter in self.parameters():
+                parameter.grad.nan_to_num_(0.0)  # so that the model survives
 
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
-            optimizer.register_step_pre_hook(lambda o, a, k: self.used.append(float(o.param_groups[0]["lr"])))
-            if self.schedule is None:
-                return optimizer
-            return {
-                "optimizer": optimizer,
-                "lr_scheduler": {
-                    "scheduler": self.schedule(optimizer),
-                    "interval": self.interval,
-                    "monitor": "val_loss",
-                },
-            }
-
-    return Module
-
-
-Module = module_class(pl.LightningModule)
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=self.lr)
+        optimizer.register_step_pre_hook(lambda o, a, k: self.used.append(float(o.param_groups[0]["lr"])))
+        if self.schedule is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {
+                "scheduler": self.schedule(optimizer),
+                "interval": self.interval,
+                "monitor": "val_loss",
+            },
+        }
 
 
 def loader(n=48, batch=4):
     return torch.utils.data.DataLoader(tiny.regression_data(n), batch_size=batch)
 
 
-def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, trainer_class=pl.Trainer, **kwargs):
+def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, **kwargs):
     defaults = {
         "max_epochs": 1,
         "accelerator": "cpu",
@@ -91,9 +86,11 @@ def fit(tmp_path, module, *callbacks, ckpt_path=None, val=False, trainer_class=p
         "default_root_dir": tmp_path,
         "num_sanity_val_steps": 0,
     }
-    trainer = trainer_class(callbacks=list(callbacks), **{**defaults, **kwargs})
+    trainer = pl.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
     loaders = {"train_dataloaders": loader(), "val_dataloaders": loader(8) if val else None}
-    resume = {} if ckpt_path is None else {"ckpt_path": ckpt_path, "weights_only": True}
+    resume = {} if ckpt_path is None else {"ckpt_path": ckpt_path}
+    if resume and "weights_only" in inspect.signature(trainer.fit).parameters:
+        resume["weights_only"] = True
     trainer.fit(module, **loaders, **resume)
     return trainer
 
@@ -312,12 +309,72 @@ def test_loggers_and_the_learning_rate_monitor(tmp_path):
     assert "greedylr/scale" in trainer.progress_bar_metrics
 
 
-def test_in_pytorch_lightnings_trainer(tmp_path):
-    other = pytest.importorskip("pytorch_lightning")
-    callback, module = GreedyLRCallback(**FAST), module_class(other.LightningModule)()
-    fit(tmp_path, module, callback, trainer_class=other.Trainer)
-    assert len(callback.history) == 12
-    assert len(set(module.used)) > 3
+def test_in_pytorch_lightnings_trainer():
+    """In a process of its own, in which only that namespace is imported."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    pytest.importorskip("pytorch_lightning")
+    code = f"""
+import sys, warnings
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+warnings.simplefilter("ignore")
+import pytorch_lightning as pl, tiny, torch
+from greedylr_integrations.lightning import GreedyLRCallback
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.model = tiny.Regressor()
+    def training_step(self, batch, batch_idx):
+        return self.model(**batch)["loss"]
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+callback = GreedyLRCallback(window_size=2, factor=0.8)
+quiet = dict(logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[callback], **quiet)
+trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4))
+assert len(callback.history) == 12 and len({{r.decision.scales for r in callback.history}}) > 3
+assert "lightning.pytorch" not in sys.modules
+print("done")
+"""
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip().endswith("done")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # jsonargparse under Lightning 2.6
+def test_from_the_command_line_and_yaml(tmp_path):
+    cli = pytest.importorskip("jsonargparse") and pytest.importorskip("lightning.pytorch.cli")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  enable_checkpointing: false
+  default_root_dir: {tmp_path}
+  callbacks:
+    - class_path: greedylr_integrations.lightning.GreedyLRCallback
+      init_args:
+        config: {{factor: 0.8, window_size: 2}}
+        linear_warmup_steps: 3
+"""
+    )
+
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return loader()
+
+    made = cli.LightningCLI(
+        Module, Data, args=["fit", "--config", str(config)], save_config_callback=None, seed_everything_default=False
+    )
+    (callback,) = [cb for cb in made.trainer.callbacks if isinstance(cb, GreedyLRCallback)]
+    assert callback.config == GreedyConfig(factor=0.8, window_size=2)
+    assert len(callback.history) == 9
 
 
 def test_from_plain_yaml_values():
@@ -386,6 +443,8 @@ def test_hugging_faces_trainer_is_told_the_right_import(tmp_path):
 def test_lightnings_trainer_is_told_the_right_import(tmp_path):
     from greedylr_integrations.transformers import GreedyLRCallback as HuggingFaceCallback
 
+    if tuple(map(int, pl.__version__.split(".")[:2])) < (2, 6):
+        pytest.skip("before 2.6, Lightning refuses any callback that is not its own, in its own words")
     with pytest.raises(TypeError, match="import it from greedylr_integrations.lightning"):
         fit(tmp_path, Module(), HuggingFaceCallback())
 

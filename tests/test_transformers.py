@@ -345,10 +345,11 @@ class Poisoned(Trainer):
         loss = super().compute_loss(model, inputs, **kwargs)
         return loss * math.nan if self.state.global_step in self.nan_steps else loss
 
-    def _clip_grad_norm(self, model):
+
+class Survive(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for parameter in model.parameters():
-            parameter.grad.nan_to_num_(0.0)  # so that the model survives
-        return super()._clip_grad_norm(model)
+            parameter.grad.nan_to_num_(0.0)
 
 
 @pytest.mark.parametrize("filtered", [True, False])
@@ -356,7 +357,7 @@ def test_a_nan_lowers_once_and_leaves_nothing(tmp_path, filtered):
     callback = GreedyLRCallback(**FAST)
     tiny.trainer(
         tmp_path,
-        [callback],
+        [callback, Survive()],
         kind=Poisoned,
         model=tiny.llama(),
         data=tiny.text_data(),
@@ -404,7 +405,8 @@ def test_a_skipped_step_is_no_step(tmp_path, monkeypatch):
         trainer.train()
         losses = tiny.logged(trainer)
         skipped = losses[:2] + losses[4:]
-        assert [record.decision.loss for record in callback.history] == skipped[bool(kwargs) :]
+        seen = [record.decision.loss for record in callback.history]
+        assert seen == pytest.approx(skipped[bool(kwargs) :], abs=TOLERANCE)
         assert len(spy.used) == 10
         if kwargs:
             before = [1.0, 1.0, *scales(callback)]  # no decision before the schedule is known not to rise

@@ -1,0 +1,100 @@
+"""Two hosts, each a network namespace, joined by a veth pair: torchrun with c10d rendezvous, a kill, and on."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_kill import STEPS, WORKER, trace
+
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+
+
+def ip(*words):
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=20)
+
+
+@pytest.fixture
+def hosts():
+    if shutil.which("ip") is None:
+        pytest.skip("iproute2 is not installed")
+    names = [f"greedylr{os.getpid()}{end}" for end in "ab"]
+    links = [f"gl{os.getpid()}{end}" for end in "ab"]
+    try:
+        try:
+            for name in names:
+                ip("netns", "add", name)
+            ip("link", "add", links[0], "type", "veth", "peer", "name", links[1])
+            for name, link, address in zip(names, links, ADDRESSES, strict=True):
+                ip("link", "set", link, "netns", name)
+                ip("-n", name, "addr", "add", f"{address}/24", "dev", link)
+                ip("-n", name, "link", "set", link, "up")
+                ip("-n", name, "link", "set", "lo", "up")
+        except (subprocess.CalledProcessError, OSError) as error:
+            pytest.skip(f"network namespaces are not allowed here: {getattr(error, 'stderr', error)!r}")
+        yield list(zip(names, links, strict=True))
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
+def launch(hosts, framework, out, run, *more):
+    processes = []
+    for host, link in hosts:
+        torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", run]
+        torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29411", "--max-restarts", "0"]
+        # the namespaces have no names for each other: speak by address
+        torchrun += ["--local-addr", ADDRESSES[len(processes)], "--rdzv-conf", f"is_host={int(not processes)}"]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            host,
+            sys.executable,
+            *torchrun,
+            WORKER,
+            framework,
+            str(out),
+            str(STEPS),
+            *more,
+        ]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": link}
+        with (out / f"errors-{len(processes)}").open("a") as errors:
+            processes.append(subprocess.Popen(command, env=env, stdout=errors, stderr=errors, start_new_session=True))
+    return processes
+
+
+def errors(out):
+    return "\n".join((out / f"errors-{i}").read_text()[-3000:] for i in range(2))
+
+
+def finish(processes, out):
+    codes = [process.wait(timeout=180) for process in processes]
+    assert codes == [0, 0], errors(out)
+
+
+@pytest.mark.parametrize("framework", ["transformers"])
+def test_train_on_both_kill_one_restart(hosts, framework, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    finish(launch(hosts, framework, whole, "whole"), whole)
+
+    processes = launch(hosts, framework, killed, "first")
+    file, deadline = killed / "trace-1.jsonl", time.time() + 120
+    while not file.exists() or file.read_text().count("\n") <= 9:
+        assert processes[1].poll() is None, errors(killed)
+        assert time.time() < deadline, errors(killed)
+        time.sleep(0.01)
+    os.killpg(processes[1].pid, signal.SIGKILL)  # one machine is gone
+    for pid in subprocess.run(["ip", "netns", "pids", hosts[1][0]], capture_output=True, text=True).stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+    assert processes[0].wait(timeout=120) != 0  # the other one notices
+
+    finish(launch(hosts, framework, killed, "second", "resume"), killed)
+    assert trace(killed) == trace(whole)
+    first, second = trace(killed)
+    assert [entry["lr"] for entry in first] == [entry["lr"] for entry in second]
