@@ -92,6 +92,7 @@ def test_train_on_both_kill_one_restart(hosts, framework, tmp_path):
     os.killpg(processes[1].pid, signal.SIGKILL)  # one machine is gone
     for pid in subprocess.run(["ip", "netns", "pids", hosts[1][0]], capture_output=True, text=True).stdout.split():
         os.kill(int(pid), signal.SIGKILL)
+    assert processes[1].wait(timeout=20) != 0
     assert processes[0].wait(timeout=120) != 0  # the other one notices
 
     finish(launch(hosts, framework, killed, "second", "resume"), killed)
