@@ -55,14 +55,15 @@ def train(schedule: str, args, accelerator, data) -> Run:
 
     set_seed(args.seed)
     model, tokenizer = load_model(args)
+    rows = min(args.validation_rows, len(data[1]))
     tokenized = [
         part.map(lambda row: tokenizer(row["text"], truncation=True, max_length=64), remove_columns=["text"])
-        for part in data
+        for part in (data[0], data[1].select(range(rows)))
     ]
     collate = DataCollatorWithPadding(tokenizer)
     loaders = [
         DataLoader(tokenized[0], batch_size=args.batch_size, shuffle=True, collate_fn=collate, drop_last=True),
-        DataLoader(tokenized[1].select(range(min(1000, len(tokenized[1])))), batch_size=100, collate_fn=collate),
+        DataLoader(tokenized[1], batch_size=100, collate_fn=collate),
     ]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
     ramp = args.max_steps // 20
@@ -123,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     defaults = {"dataset": "reviews", "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
     made = parser("accelerate_text", __doc__, **defaults)
     made.add_argument("--model", default=MINILM, help="hub id or folder; the default comes as a package")
+    made.add_argument("--validation-rows", type=int, default=500, help="of the test split (default: %(default)s)")
     args = parse(made, argv)
     from accelerate import Accelerator
 

