@@ -103,3 +103,5 @@ def main(out, names):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2:] or list(PATHS))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -169,3 +169,4 @@ if __name__ == "__main__":
     {"accelerate": with_accelerate, "transformers": with_transformers, "lightning": with_lightning}[framework](
         out, int(steps), "resume" in more
     )
+    torch.distributed.destroy_process_group()  # gloo's threads may abort a process that leaves without it

@@ -159,3 +159,5 @@ def main(out, accumulate, steps):
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
