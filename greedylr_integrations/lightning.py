@@ -148,7 +148,7 @@ class GreedyLRCallback(Callback):
         elif pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
             self._scheduler.meter.discard_step()  # the scaler skipped it
         self._scheduler.apply()
-        if self.prog_bar or self._scheduler.last_epoch % trainer.log_every_n_steps == 0:
+        if self.prog_bar or (trainer.loggers and self._scheduler.last_epoch % trainer.log_every_n_steps == 0):
             self._log(pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
