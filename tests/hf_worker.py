@@ -84,11 +84,28 @@ PATHS = {
 }
 
 
+# Never run yet: no GPU was at hand.
+GPU_PATHS = {
+    "fsdp": lambda out, cb: text(out, cb, use_cpu=False, fsdp="full_shard", fsdp_config={"fsdp_version": 2}),
+    "deepspeed": lambda out, cb: text(
+        out,
+        cb,
+        use_cpu=False,
+        deepspeed={
+            "zero_optimization": {"stage": 2},
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+        },
+    ),
+}
+
+
 def main(out, names):
     rank = os.environ.get("RANK", "0")
     for name in names:
         callback, spy = GreedyLRCallback(window_size=2, factor=0.8), tiny.LRSpy()
-        trainer = PATHS[name](os.path.join(out, "trainer"), [callback, spy])
+        trainer = {**PATHS, **GPU_PATHS}[name](os.path.join(out, "trainer"), [callback, spy])
         trainer.train()
         result = {
             "seen": [record.decision.loss for record in callback.history],

@@ -161,6 +161,25 @@ def test_data_loader_configurations(config):
     assert scheduler.last_epoch == 12
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_fp16_on_a_gpu():
+    accelerator = Accelerator(mixed_precision="fp16")
+    model = tiny.Regressor()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    loader = torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, GreedyLR(optimizer, **FAST))
+    skipped = 0
+    for batch in loader:
+        loss = model(**batch)["loss"]
+        accelerator.backward(loss)
+        optimizer.step()
+        skipped += optimizer.step_was_skipped
+        scheduler.step(loss)
+        optimizer.zero_grad()
+    assert scheduler.last_epoch == 12 - skipped
+
+
 def test_a_nan_lowers_once():
     run = Run()
     run.scheduler.observe(1.0)

@@ -432,6 +432,19 @@ def test_a_checkpoint_without_the_callback_starts_at_scale_1(tmp_path, warnings_
     assert callback.history[0].step == 13
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
+def test_sharded_training_on_gpus(tmp_path, strategy):
+    if strategy.startswith("deepspeed"):
+        pytest.importorskip("deepspeed")
+    callback, module = GreedyLRCallback(**FAST), Module()
+    fit(tmp_path, module, callback, accelerator="gpu", strategy=strategy)
+    # with loss_lag=1, the default on CUDA, each decision is on the loss of the step before
+    assert [record.decision.loss for record in callback.history] == pytest.approx(module.losses[:-1], rel=1e-3)
+    assert len(set(module.used)) > 3
+
+
 # ---- wrong framework ----
 
 

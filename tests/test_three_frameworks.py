@@ -25,21 +25,24 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module", params=CASES)
-def results(request, tmp_path_factory):
-    world, accumulate = request.param
-    out = tmp_path_factory.mktemp("three")
+def train_all(out, world, accumulate, steps, **env):
+    """What each rank saw and did, by framework."""
     launch = [sys.executable]
     if world > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    command = [*launch, str(Path(__file__).with_name("three_worker.py")), str(out), str(accumulate), str(STEPS)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+    command = [*launch, str(Path(__file__).with_name("three_worker.py")), str(out), str(accumulate), str(steps)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **env}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-4000:]
-    ranks = {
+    return {
         name: [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(world)] for name in FRAMEWORKS
     }
-    return world, accumulate, ranks
+
+
+@pytest.fixture(scope="module", params=CASES)
+def results(request, tmp_path_factory):
+    world, accumulate = request.param
+    return world, accumulate, train_all(tmp_path_factory.mktemp("three"), world, accumulate, STEPS)
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
@@ -68,3 +71,12 @@ def test_the_three_decide_the_same(results):
         assert other["used"] == first["used"]
         assert other["seen"] == pytest.approx(first["seen"], rel=1e-9)
         assert other["parameters"] == pytest.approx(first["parameters"], rel=1e-9)
+
+
+def test_a_nonfinite_loss_on_one_rank_is_the_same_decision_on_all(tmp_path):
+    for name, (first, second) in train_all(tmp_path, 2, 1, 40, FAULTS="1").items():
+        assert first["used"] == second["used"], name
+        assert first["reasons"] == second["reasons"]
+        assert [i for i, reason in enumerate(first["reasons"]) if reason == "NONFINITE"] == [10, 20]
+        assert first["actions"][10] == first["actions"][20] == "lower"
+        assert first["used"][11] < first["used"][10]

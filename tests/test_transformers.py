@@ -11,7 +11,7 @@ import tiny
 import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
-from hf_worker import PATHS
+from hf_worker import GPU_PATHS, PATHS
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
@@ -57,6 +57,22 @@ def test_the_loss_seen_is_the_trainers_own_and_the_lr_is_one(runs, path):
         assert [lrs[0] for lrs in result["used"]] == result["logged_lr"]
         assert result["used"] == ranks[0]["used"]  # bit for bit
     assert len({lrs[0] for lrs in ranks[0]["used"][:8]}) > 2  # it moved
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("path", list(GPU_PATHS))
+def test_sharded_training_on_gpus(path, tmp_path):
+    if path == "deepspeed":
+        pytest.importorskip("deepspeed")
+    worker = str(Path(__file__).with_name("hf_worker.py"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run([*launch, worker, str(tmp_path), path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads((tmp_path / f"{path}-0.json").read_text())
+    # with loss_lag=1, the default on CUDA, each decision is on the loss of the step before
+    assert result["seen"] == pytest.approx(result["logged"][:-1], rel=1e-3)
+    assert [lrs[0] for lrs in result["used"]] == result["logged_lr"]
 
 
 # ---- which schedule ----

@@ -1,7 +1,8 @@
 """The same training with Accelerate, Hugging Face's Trainer and Lightning: three_worker.py OUT ACCUMULATE STEPS.
 
 Each rank has batches of one row, so that all three give row i to rank i % world. The last rank's losses are 100 times
-the others'. Writes what each rank saw and did.
+the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. Writes what
+each rank saw and did.
 """
 
 import json
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 warnings.simplefilter("ignore")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+FAULTS = {(1, 10): float("nan"), (0, 20): float("inf")} if os.environ.get("FAULTS") else {}
 LR, FAST = 2e-4, {"window_size": 4, "factor": 0.9}
 
 
@@ -26,6 +28,9 @@ class Model(torch.nn.Module):
 
     def forward(self, x, y, weight):
         loss = (weight * (self.net(x).squeeze(-1) - y) ** 2).mean()
+        fault = FAULTS.get((RANK, len(self.seen)))
+        if fault:
+            loss = loss + fault  # the gradient stays finite, so that the model survives
         self.seen.append(loss.item())
         return {"loss": loss}
 
@@ -148,6 +153,7 @@ def main(out, accumulate, steps):
             "own": model.seen,
             "seen": [decision.loss for decision in decisions],
             "actions": [decision.action.value for decision in decisions],
+            "reasons": [decision.reason.name for decision in decisions],
             "used": used,
             "parameters": [p.double().sum().item() for p in model.parameters()],
         }
