@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from test_kill import STEPS, WORKER, trace
+from test_kill import STEPS, WORKER, skip_before_transformers_5, trace
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
@@ -78,6 +78,7 @@ def finish(processes, out):
 
 @pytest.mark.parametrize("framework", ["transformers"])
 def test_train_on_both_kill_one_restart(hosts, framework, tmp_path):
+    skip_before_transformers_5()
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
     killed.mkdir()
