@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from greedylr_integrations.core import Decision
 
-HISTORY_SIZE = 100_000  # decisions that the adapters keep
-
 
 class Record(NamedTuple):
     """One decision in its place.

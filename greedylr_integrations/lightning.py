@@ -10,9 +10,7 @@ that the 16-bit scaler skipped does not count. A schedule from `configure_optimi
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections import deque
 from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,12 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from greedylr_integrations.checks import check, check_choice, check_number
-from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
-from greedylr_integrations.greedy import config_from_dict
-from greedylr_integrations.history import HISTORY_SIZE, Record, suggested_lr
-from greedylr_integrations.loss import LossMeter, agree
-from greedylr_integrations.schedulers import GreedyLR, make_config, mode_of
+from greedylr_integrations.callbacks import SharedCallback
+from greedylr_integrations.checks import check, check_number
+from greedylr_integrations.core import Controller, ControllerConfig
+from greedylr_integrations.loss import agree
+from greedylr_integrations.schedulers import mode_of
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
 _namespaces = ["lightning.pytorch", "pytorch_lightning"]
@@ -41,7 +38,7 @@ else:
     Callback = import_module(f"{_found}.callbacks").Callback
 
 
-class GreedyLRCallback(Callback):
+class GreedyLRCallback(SharedCallback, Callback):
     """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
 
     Args:
@@ -70,6 +67,8 @@ class GreedyLRCallback(Callback):
     `greedylr/scale` and `greedylr/lr` go to the module's loggers. The state is part of each checkpoint.
     """
 
+    _starts_in = "on_train_start"
+
     def __init__(
         self,
         config: ControllerConfig | dict[str, Any] | None = None,
@@ -87,29 +86,23 @@ class GreedyLRCallback(Callback):
         prog_bar: bool = False,
         **fields: Any,
     ) -> None:
-        if controller is not None and (config is not None or fields):
-            raise TypeError("controller and config are both given: a controller brings its own configuration")
-        if not isinstance(monitor, str) or not monitor:
-            raise TypeError(f"monitor={monitor!r} is not allowed: it must be the name of a metric")
-        if base_schedule is not None:
-            check_choice("base_schedule", base_schedule, ("replace", "multiply"))
         check_number("optimizer_index", optimizer_index, int)
         check(optimizer_index >= 0, "optimizer_index", optimizer_index, "at least 0")
-        self.config = make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields)
-        self.monitor = monitor
-        self.base_schedule = base_schedule
-        self.controller = controller
-        self.total_steps = total_steps
+        self._configure(
+            config,
+            fields,
+            monitor=monitor,
+            base_schedule=base_schedule,
+            controller=controller,
+            total_steps=total_steps,
+            decay_ratio=decay_ratio,
+            shadow=shadow,
+            loss_lag=loss_lag,
+            process_group=process_group,
+        )
         self.linear_warmup_steps = linear_warmup_steps
-        self.decay_ratio = decay_ratio
         self.optimizer_index = optimizer_index
-        self.shadow = shadow
-        self.loss_lag = loss_lag
-        self.process_group = process_group
         self.prog_bar = prog_bar
-        self.scheduler: GreedyLR | None = None
-        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
-        self._controller_start = None if controller is None else controller.state_dict()
         self._saved: dict[str, Any] | None = None  # from a checkpoint, until the optimizer is there
         self._stepped = False
 
@@ -126,12 +119,8 @@ class GreedyLRCallback(Callback):
         self._refuse(trainer)
         self._build(trainer)
         self.history.clear()
-        if self._saved is not None:
-            self._scheduler.load_state_dict(self._saved)
-            self._saved = None
-        elif trainer.global_step > 0:
-            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
-            self._scheduler.last_epoch = trainer.global_step
+        self._resume(self._saved, trainer.global_step)
+        self._saved = None
         self._scheduler.apply()
         self._handle = self._optimizer.register_step_post_hook(self._on_step)
 
@@ -144,7 +133,7 @@ class GreedyLRCallback(Callback):
             self._meter_loss(trainer, pl_module, outputs)
         if self._stepped:
             self._stepped = False
-            self._record(trainer, self._scheduler.step())
+            self._record(self._scheduler.step(), self._scheduler.last_epoch)
         elif pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
             self._scheduler.meter.discard_step()  # the scaler skipped it
         self._scheduler.apply()
@@ -166,16 +155,6 @@ class GreedyLRCallback(Callback):
         if self.scheduler is not None:
             self._handle.remove()
 
-    # ---- steering ----
-
-    def start_decay(self, steps: int) -> None:
-        """Begin the final decay now: linear to 0 in `steps` optimizer steps. Call it on every rank."""
-        self._scheduler.start_decay(steps)
-
-    def suggested_lr(self) -> float | None:
-        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
-        return suggested_lr(list(self.history), self._scheduler.base_lrs[0])
-
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,12 +167,6 @@ class GreedyLRCallback(Callback):
         self._saved = dict(state_dict)
 
     # ---- pieces ----
-
-    @property
-    def _scheduler(self) -> GreedyLR:
-        if self.scheduler is None:
-            raise RuntimeError("training has not begun: GreedyLRCallback has a scheduler from on_train_start on")
-        return self.scheduler
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         raise TypeError(
@@ -226,22 +199,13 @@ class GreedyLRCallback(Callback):
         total = self.total_steps
         if total is None and isfinite(trainer.estimated_stepping_batches):
             total = int(trainer.estimated_stepping_batches)
-        config = dataclasses.replace(self.config, mode=mode_of(self.monitor, self.config.mode))
-        if self.controller is not None:
-            self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
-        if self.scheduler is not None:
-            self.scheduler.release()  # of an earlier fit
-        self.scheduler = GreedyLR(
+        self._make_scheduler(
             self._optimizer,
-            None if self.controller is not None else config,
-            controller=self.controller,
+            mode=mode_of(self.monitor, self.config.mode),
             total_steps=total,
             linear_warmup_steps=self.linear_warmup_steps,
-            decay_ratio=self.decay_ratio,
             base_schedule=schedules[0].scheduler if mode == "multiply" else None,
             horizon=None if self.monitor == "loss" else self._metric_values(trainer),
-            shadow=self.shadow,
-            meter=LossMeter(lag=self.loss_lag, process_group=self.process_group),
         )
 
     @staticmethod
@@ -268,13 +232,7 @@ class GreedyLRCallback(Callback):
             raise ValueError(
                 f"monitor={self.monitor!r} is not logged: there are {', '.join(sorted(metrics)) or 'no metrics'}"
             )
-        self._record(trainer, self._scheduler.observe(agree(metrics[self.monitor])))
-
-    def _record(self, trainer: Any, decision: Decision | None) -> None:
-        scheduler = self._scheduler
-        if decision is not None:
-            lrs = tuple(scheduler.get_lr())
-            self.history.append(Record(scheduler.last_epoch, lrs, scheduler.factor, decision))
+        self._record(self._scheduler.observe(agree(metrics[self.monitor])), self._scheduler.last_epoch)
 
     def _log(self, pl_module: Any) -> None:
         values = {"greedylr/scale": self._scheduler.scale, "greedylr/lr": self._scheduler.get_last_lr()[0]}

@@ -34,7 +34,7 @@ class LossMeter:
     ) -> None:
         check(lag in (None, 0, 1), "loss_lag", lag, "0 or 1")
         self._pre_divided = pre_divided
-        self._lag = lag
+        self.lag = lag
         self._group = process_group
         self._source = source
         self._micro: torch.Tensor | None = None  # sum over the micro-batches of the step under way
@@ -89,7 +89,7 @@ class LossMeter:
         """Mean over the steps of all ranks, and start over; NaN where there is none, None at first with a lag."""
         mean = self._mean()
         self._total, self._weight, self.steps = None, 0, 0
-        lag = mean.is_cuda if self._lag is None else self._lag
+        lag = mean.is_cuda if self.lag is None else self.lag
         if not lag:
             return float(mean)
         before, self._waiting = self._waiting, _Reading(mean)

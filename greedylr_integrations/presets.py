@@ -130,10 +130,13 @@ class _PresetRule:
         self._lrs: list[float] = []
         for lr in base_lrs:
             self.add_group(lr, len(base_lrs))
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._best: float | None = None
         self._num_bad = self._num_good = 0
         self._cooldown_counter = self._warmup_counter = 0
-        self._reset_start = config.reset_start
+        self._reset_start = self._config.reset_start
 
     def add_group(self, base_lr: float, groups: int | None = None) -> None:
         self._base_lrs.append(base_lr)
@@ -247,10 +250,7 @@ class PaperRule(_PresetRule):
             self._num_good = 0
             reason = IMPROVED
         if self._reset_start == 0:
-            self._best = None
-            self._num_bad = self._num_good = 0
-            self._cooldown_counter = self._warmup_counter = 0
-            self._reset_start = c.reset_start
+            self._start_over()
         if len(set(self._lrs)) == 1:
             self._reset_start -= 1
         return self._decision(before, reason, loss, current, best)
@@ -321,10 +321,7 @@ class TransformersRule(_PresetRule):
 
     def _reset(self) -> None:
         self._lrs = list(self._base_lrs)
-        self._best = None
-        self._num_bad = self._num_good = 0
-        self._cooldown_counter = self._warmup_counter = 0
-        self._reset_start = self._config.reset_start
+        self._start_over()
         self._losses.clear()
         self._sum = 0.0
 

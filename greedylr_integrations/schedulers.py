@@ -23,6 +23,7 @@ from greedylr_integrations.core import (
 )
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.greedy import GreedyConfig
+from greedylr_integrations.history import Record
 from greedylr_integrations.loss import LossMeter
 
 
@@ -137,7 +138,6 @@ class GreedyLR(LRScheduler):
                 )
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=decay_ratio)
         self.shadow = shadow
-        self._loss_lag = loss_lag
         self.base_schedule = base_schedule
         self._schedule_lrs: list[float] | None = None  # the base schedule's LRs now
         self._decides_from: float = linear_warmup_steps if base_schedule is None else inf
@@ -212,7 +212,7 @@ class GreedyLR(LRScheduler):
     def _measure(self, loss: float | torch.Tensor | None) -> float | None:
         """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
         # asked here, not in the constructor: the process group may come later, though not after the first loss
-        self._metered = self._every > 1 or self._loss_lag == 1 or (dist.is_available() and dist.is_initialized())
+        self._metered = self._every > 1 or self.meter.lag == 1 or (dist.is_available() and dist.is_initialized())
         if loss is not None:
             self.meter.update(loss)
         self.meter.end_step()
@@ -227,6 +227,10 @@ class GreedyLR(LRScheduler):
     def factor(self) -> float:
         """What the envelope makes of the LR now, from 0 to 1."""
         return self.envelope(self.last_epoch)
+
+    def record(self, decision: Decision, step: int) -> Record:
+        """A decision made now, in its place: after `step` optimizer steps."""
+        return Record(step, tuple(self.get_lr()), self.factor, decision)
 
     @property
     def ramping(self) -> bool:
@@ -277,7 +281,7 @@ class GreedyLR(LRScheduler):
         if groups != len(self.base_lrs):
             self._add_groups()
         scales = self._scale_of_each(groups)
-        lrs, factor = self._schedule_lrs or self.base_lrs, self.envelope(self.last_epoch)
+        lrs, factor = self._schedule_lrs or self.base_lrs, self.factor
         return [lr * (scale * factor) for lr, scale in zip(lrs, scales, strict=True)]
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]

@@ -9,9 +9,7 @@ normalizes it: already divided by the number of micro-batches, or by the items o
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections import deque
 from collections.abc import Mapping
 from functools import wraps
 from math import ceil
@@ -25,15 +23,13 @@ except ImportError as error:
         "greedylr_integrations.transformers needs transformers: pip install 'greedylr_integrations[transformers]'"
     ) from error
 
-from greedylr_integrations.checks import check_choice
-from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
-from greedylr_integrations.greedy import config_from_dict
-from greedylr_integrations.history import HISTORY_SIZE, Record, suggested_lr
-from greedylr_integrations.loss import LossMeter, agree
-from greedylr_integrations.schedulers import GreedyLR, make_config, mode_of
+from greedylr_integrations.callbacks import SharedCallback
+from greedylr_integrations.core import Controller, ControllerConfig, logger
+from greedylr_integrations.loss import agree
+from greedylr_integrations.schedulers import mode_of
 
 
-class GreedyLRCallback(TrainerCallback, ExportableState):
+class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
 
     Args:
@@ -62,6 +58,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
     The state is part of each checkpoint (`trainer_state.json`) and continues with `resume_from_checkpoint`.
     """
 
+    _starts_in = "on_train_begin"
+
     def __init__(
         self,
         config: ControllerConfig | Mapping[str, Any] | None = None,
@@ -77,25 +75,19 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         process_group: Any = None,
         **fields: Any,
     ) -> None:
-        if controller is not None and (config is not None or fields):
-            raise TypeError("controller and config are both given: a controller brings its own configuration")
-        if not isinstance(monitor, str) or not monitor:
-            raise TypeError(f"monitor={monitor!r} is not allowed: it must be the name of a metric")
-        if base_schedule is not None:
-            check_choice("base_schedule", base_schedule, ("replace", "multiply"))
-        self.config = make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields)
-        self.monitor = monitor
-        self.base_schedule = base_schedule
-        self.controller = controller
-        self.total_steps = total_steps
+        self._configure(
+            config,
+            fields,
+            monitor=monitor,
+            base_schedule=base_schedule,
+            controller=controller,
+            total_steps=total_steps,
+            decay_ratio=decay_ratio,
+            shadow=shadow,
+            loss_lag=loss_lag,
+            process_group=process_group,
+        )
         self.linear_warmup_steps = linear_warmup_steps
-        self.decay_ratio = decay_ratio
-        self.shadow = shadow
-        self.loss_lag = loss_lag
-        self.process_group = process_group
-        self.scheduler: GreedyLR | None = None
-        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
-        self._controller_start = None if controller is None else controller.state_dict()
         self._training = self._skipped = False
         self._given_lrs: list[float] | None = None  # of an optimizer that the user passed to the Trainer
         self._watched: tuple[Any, Any] | None = None  # trainer, and its own `training_step` attribute if it had one
@@ -118,8 +110,6 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         self._metric_found = self._missing_said = False
         self._logged = self._evaluated = self._epoch_ended = False
         self._from_logs = False
-        if self.scheduler is not None:
-            self.scheduler.release()  # of an earlier train(): its LRs must not count as the schedule's
         self._build(args, state, optimizer, lr_scheduler)
         self.history.clear()
         self._restore(state)
@@ -150,7 +140,7 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         if self._skipped:
             self._scheduler.meter.discard_step()
         else:
-            self._record(state.global_step, self._scheduler.step())
+            self._record(self._scheduler.step(), state.global_step)
         self._publish(lr_scheduler)
         self._prepare_save(control)
 
@@ -195,16 +185,6 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
         if (self.monitor != "loss" or self._from_logs) and not self._metric_found:
             logger.warning("GreedyLR saw no value of %r in this run: the LR did not follow it", self.monitor)
 
-    # ---- steering ----
-
-    def start_decay(self, steps: int) -> None:
-        """Begin the final decay now: linear to 0 in `steps` optimizer steps. Call it on every rank."""
-        self._scheduler.start_decay(steps)
-
-    def suggested_lr(self) -> float | None:
-        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
-        return suggested_lr(list(self.history), self._scheduler.base_lrs[0])
-
     # ---- state ----
 
     def state(self) -> dict[str, Any]:
@@ -218,22 +198,11 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     def _restore(self, state: Any) -> None:
         """Continue from the checkpoint, whether or not the Trainer was told to restore callbacks."""
-        if self._start_step == 0:
-            return
-        saved = state.stateful_callbacks.get(type(self).__name__) or {}
-        if "saved" in saved.get("attributes", {}):
-            self._scheduler.load_state_dict(saved["attributes"]["saved"])
-        else:
-            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
-            self._scheduler.last_epoch = self._start_step
+        if self._start_step > 0:
+            saved = state.stateful_callbacks.get(type(self).__name__) or {}
+            self._resume(saved.get("attributes", {}).get("saved"), self._start_step)
 
     # ---- pieces ----
-
-    @property
-    def _scheduler(self) -> GreedyLR:
-        if self.scheduler is None:
-            raise RuntimeError("training has not begun: GreedyLRCallback has a scheduler from on_train_begin on")
-        return self.scheduler
 
     @property
     def state_key(self) -> str:
@@ -277,21 +246,16 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
                 " schedule has its own ramp"
             )
         mode = self._mode(args)
-        if self.controller is not None:
-            self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
         if self._replaces and self._start_step:
             self._configure_lrs(args, optimizer)
-        self.scheduler = GreedyLR(
+        self._make_scheduler(
             optimizer,
-            None if self.controller is not None else dataclasses.replace(self.config, mode=mode),
-            controller=self.controller,
+            mode=mode,
+            pre_divided=True,
             total_steps=state.max_steps if self.total_steps is None else self.total_steps,
             linear_warmup_steps=ramp if self._replaces else 0,
-            decay_ratio=self.decay_ratio,
             base_schedule=None if self._replaces else lr_scheduler,
             horizon=None if every_step else self._metric_values(args, state),
-            shadow=self.shadow,
-            meter=LossMeter(pre_divided=True, lag=self.loss_lag, process_group=self.process_group),
         )
 
     def _mode(self, args: Any) -> str:
@@ -350,13 +314,8 @@ class GreedyLRCallback(TrainerCallback, ExportableState):
 
     def _observe(self, value: float, state: Any, lr_scheduler: Any) -> None:
         self._metric_found = True
-        self._record(state.global_step, self._scheduler.observe(agree(value)))
+        self._record(self._scheduler.observe(agree(value)), state.global_step)
         self._publish(lr_scheduler)
-
-    def _record(self, step: int, decision: Decision | None) -> None:
-        scheduler = self._scheduler
-        if decision is not None:
-            self.history.append(Record(step, tuple(scheduler.get_lr()), scheduler.factor, decision))
 
     def _publish(self, lr_scheduler: Any) -> None:
         """Write over what the Trainer's own schedule wrote, and let the Trainer log the LR that will be used."""

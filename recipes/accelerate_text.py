@@ -51,7 +51,7 @@ def train(schedule: str, args, accelerator, data) -> Run:
     from transformers import DataCollatorWithPadding, get_scheduler, set_seed
 
     from greedylr_integrations.accelerate import GreedyLR
-    from greedylr_integrations.history import Record, suggested_lr
+    from greedylr_integrations.history import suggested_lr
 
     set_seed(args.seed)
     model, tokenizer = load_model(args)
@@ -103,8 +103,7 @@ def train(schedule: str, args, accelerator, data) -> Run:
             result.train_loss.append((step, loss.item()))
             result.learning_rate.append((step, lr))
             if decision is not None:
-                lrs = tuple(scheduler.get_last_lr())
-                result.decisions.append(Record(step, lrs, scheduler.factor, decision))
+                result.decisions.append(scheduler.record(decision, step))
             progress.update()
             progress.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.1e}")
             if step % max(1, args.max_steps // 4) == 0:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from recipes.common.flags import SCHEDULES, check_output_dir, check_schedules, finish, run
+from recipes.common.flags import SCHEDULES, check_output_dir, check_schedules, finish, new_output_dir, run
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, chitchat, smollm2
 from recipes.common.report import Run, peak_memory_gib
 
@@ -61,7 +61,7 @@ def parse(argv: list[str] | None):
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser((RecipeArguments, TrainingArguments), description=__doc__.split("\n")[0])
-    output_dir = f"runs/finetune_llm/{time.strftime('%Y%m%d-%H%M%S')}"
+    output_dir = new_output_dir("finetune_llm")
     parser.set_defaults(output_dir=output_dir, dataloader_pin_memory=torch.cuda.is_available(), **DEFAULTS)
     words = " ".join(sys.argv[1:] if argv is None else argv).replace("-", "_")
     if "__num_train_epochs" in words and "__max_steps" not in words:

@@ -10,6 +10,7 @@ from transformers import get_cosine_schedule_with_warmup
 from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
 from greedylr_integrations.core import Action, Decision, Reason
 from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.loss import LossMeter
 
 SMALL = {"window_size": 2}
 FALLING = [10 - i / 20 for i in range(100)]
@@ -101,6 +102,12 @@ def test_with_a_lag_each_loss_counts_one_step_later():
     assert made[0][0] is None
     assert [a.loss for a, _ in made[1:]] == [b.loss for _, b in made[:-1]]
     assert [a.scales for a, _ in made[1:]] == [b.scales for _, b in made[:-1]]
+
+
+def test_the_lag_of_a_meter_that_was_passed_counts_too():
+    scheduler = GreedyLR(optimizer_of(0.1), meter=LossMeter(lag=1), **SMALL)
+    made = [scheduler.step(loss) for loss in losses()]
+    assert [decision.loss for decision in made[1:]] == losses()[:-1]
 
 
 def test_the_horizon_counts_decisions():

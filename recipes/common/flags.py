@@ -31,11 +31,15 @@ def parser(recipe: str, description: str, **defaults) -> argparse.ArgumentParser
 
 def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
     args = made.parse_args(argv)
-    args.output_dir = Path(args.output_dir or f"runs/{made.prog}/{time.strftime('%Y%m%d-%H%M%S')}")
+    args.output_dir = Path(args.output_dir or new_output_dir(made.prog))
     args.schedules = args.compare or [args.schedule]
     check_schedules(args.schedules)
     check_output_dir(args.output_dir)
     return args
+
+
+def new_output_dir(recipe: str) -> str:
+    return f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def check_schedules(names: list[str]) -> None:

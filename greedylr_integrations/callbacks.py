@@ -1,0 +1,99 @@
+"""What the callbacks of the two Trainers share: arguments, building the scheduler, history and steering."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from greedylr_integrations.checks import check_choice
+from greedylr_integrations.core import Controller, ControllerConfig, Decision, logger
+from greedylr_integrations.greedy import config_from_dict
+from greedylr_integrations.history import Record, suggested_lr
+from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.schedulers import GreedyLR, make_config
+
+HISTORY_SIZE = 100_000  # decisions that a callback keeps
+
+
+class SharedCallback:
+    """Mixed into a framework's callback, which says when there is a loss and when the optimizer has stepped."""
+
+    _starts_in: ClassVar[str]  # the event in which the callback builds its scheduler
+
+    def _configure(
+        self,
+        config: ControllerConfig | Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+        *,
+        monitor: str,
+        base_schedule: str | None,
+        controller: Controller | None,
+        total_steps: int | None,
+        decay_ratio: float,
+        shadow: bool,
+        loss_lag: int | None,
+        process_group: Any,
+    ) -> None:
+        """Check and keep the arguments of the constructor."""
+        if controller is not None and (config is not None or fields):
+            raise TypeError("controller and config are both given: a controller brings its own configuration")
+        if not isinstance(monitor, str) or not monitor:
+            raise TypeError(f"monitor={monitor!r} is not allowed: it must be the name of a metric")
+        if base_schedule is not None:
+            check_choice("base_schedule", base_schedule, ("replace", "multiply"))
+        self.config = make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields)
+        self.monitor = monitor
+        self.base_schedule = base_schedule
+        self.controller = controller
+        self.total_steps = total_steps
+        self.decay_ratio = decay_ratio
+        self.shadow = shadow
+        self.loss_lag = loss_lag
+        self.process_group = process_group
+        self.scheduler: GreedyLR | None = None
+        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
+        self._controller_start = None if controller is None else controller.state_dict()
+
+    def _make_scheduler(self, optimizer: Any, *, mode: str, pre_divided: bool = False, **schedule: Any) -> None:
+        """A fresh scheduler, with its controller as it was given."""
+        if self.scheduler is not None:
+            self.scheduler.release()  # of an earlier run: its LRs must not count as the schedule's
+        if self.controller is not None:
+            self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
+        self.scheduler = GreedyLR(
+            optimizer,
+            None if self.controller is not None else dataclasses.replace(self.config, mode=mode),
+            controller=self.controller,
+            decay_ratio=self.decay_ratio,
+            shadow=self.shadow,
+            meter=LossMeter(pre_divided=pre_divided, lag=self.loss_lag, process_group=self.process_group),
+            **schedule,
+        )
+
+    def _resume(self, saved: Mapping[str, Any] | None, step: int) -> None:
+        """Continue from what a checkpoint has of us, at an optimizer step."""
+        if saved is not None:
+            self._scheduler.load_state_dict(saved)
+        elif step > 0:
+            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
+            self._scheduler.last_epoch = step
+
+    def _record(self, decision: Decision | None, step: int) -> None:
+        if decision is not None:
+            self.history.append(self._scheduler.record(decision, step))
+
+    @property
+    def _scheduler(self) -> GreedyLR:
+        if self.scheduler is None:
+            raise RuntimeError(f"training has not begun: GreedyLRCallback has a scheduler from {self._starts_in} on")
+        return self.scheduler
+
+    def start_decay(self, steps: int) -> None:
+        """Begin the final decay now: linear to 0 in `steps` optimizer steps. Call it on every rank."""
+        self._scheduler.start_decay(steps)
+
+    def suggested_lr(self) -> float | None:
+        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        return suggested_lr(list(self.history), self._scheduler.base_lrs[0])
