@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from greedylr_integrations.transformers import GreedyLRCallback
 
-STEPS = 20
+STEPS = 21  # so that a run can be interrupted at each of 20
 CASES = {
     "default": {},
     "every three steps": {"every_n_steps": 3},
