@@ -33,7 +33,7 @@ test-oldest: $(VENV)-oldest/.installed  ## the adapters with the oldest framewor
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
-		-e '.[transformers,lightning,accelerate]' hypothesis pytest pytest-xdist
+		-e '.[transformers,lightning,accelerate]' hypothesis psutil pytest pytest-timeout pytest-xdist
 	touch $@
 
 lint: setup

@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # by the host's name would ask a resolver
 
 import pytest
 from hypothesis import settings
@@ -18,12 +19,3 @@ def warnings_of(caplog):
         return [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations" and r.levelno >= 30]
 
     return messages
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

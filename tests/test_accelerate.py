@@ -1,6 +1,5 @@
 import json
 import math
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
+from processes import run
 
 import greedylr_integrations
 from greedylr_integrations.accelerate import GreedyLR
@@ -192,7 +192,7 @@ def test_a_missing_accelerate_names_the_extra():
         "try: import greedylr_integrations.accelerate\n"
         "except ImportError as error: print(error)"
     )
-    out = subprocess.check_output([sys.executable, "-c", code], text=True)
+    out = run([sys.executable, "-c", code]).stdout
     assert "pip install 'greedylr_integrations[accelerate]'" in out
 
 

@@ -5,28 +5,17 @@ import math
 import pytest
 import tiny
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from processes import spawn
 
 FAST = {"window_size": 2, "factor": 0.8}
 
 
-def start(rank, world, port):
-    import os
-
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_CPU="1")
-    torch.set_num_threads(1)
-
-
-def _fully_sharded(rank, world, port, out):
+def _fully_sharded(rank, world, out):
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import DTensor
 
     from greedylr_integrations import GreedyLR
 
-    start(rank, world, port)
-    dist.init_process_group("gloo")
     model = tiny.Regressor()
     for layer in model.net:
         if list(layer.parameters()):
@@ -48,23 +37,21 @@ def _fully_sharded(rank, world, port, out):
         own.append(loss.item())
         lrs.append(scheduler.get_last_lr())
     torch.save((own, seen, lrs), f"{out}/{rank}")
-    dist.destroy_process_group()
 
 
-def test_fully_shard(tmp_path, free_port):
-    mp.spawn(_fully_sharded, (2, free_port, str(tmp_path)), nprocs=2)
+def test_fully_shard(tmp_path):
+    spawn(_fully_sharded, 2, tmp_path)
     (own, seen, lrs), (own_1, seen_1, lrs_1) = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert seen == seen_1 == pytest.approx([(a + b) / 2 for a, b in zip(own, own_1, strict=True)], rel=1e-6)
     assert lrs == lrs_1
     assert len({lr[0] for lr in lrs}) > 3
 
 
-def _uneven(rank, world, port, out):
+def _uneven(rank, world, out):
     from accelerate import Accelerator
 
     from greedylr_integrations.accelerate import GreedyLR
 
-    start(rank, world, port)
     accelerator = Accelerator(cpu=True)
     model = tiny.Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
@@ -83,22 +70,19 @@ def _uneven(rank, world, port, out):
                 optimizer.zero_grad()
         lrs.append((scheduler.get_last_lr(), scheduler.last_epoch, scheduler.state_dict()["controller"]))
     torch.save(lrs, f"{out}/{rank}")
-    accelerator.end_training()
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_rank_that_runs_out_of_data(tmp_path, free_port):
-    mp.spawn(_uneven, (2, free_port, str(tmp_path)), nprocs=2)
+def test_a_rank_that_runs_out_of_data(tmp_path):
+    spawn(_uneven, 2, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first == second
     assert [epoch[1] for epoch in first] == [6, 12, 18]
 
 
-def _nonfinite(rank, world, port, out):
+def _nonfinite(rank, world, out):
     from greedylr_integrations import GreedyLR
 
-    start(rank, world, port)
-    dist.init_process_group("gloo")
     scheduler = GreedyLR(torch.optim.SGD(tiny.Regressor().parameters(), lr=1e-2), **FAST)
     seen = []
     for i in range(12):
@@ -110,11 +94,10 @@ def _nonfinite(rank, world, port, out):
         decision = scheduler.step(loss)
         seen.append((decision.reason.name, decision.scales, scheduler.get_last_lr()))
     torch.save(seen, f"{out}/{rank}")
-    dist.destroy_process_group()
 
 
-def test_a_nonfinite_loss_on_one_rank_is_the_same_decision_on_all(tmp_path, free_port):
-    mp.spawn(_nonfinite, (2, free_port, str(tmp_path)), nprocs=2)
+def test_a_nonfinite_loss_on_one_rank_is_the_same_decision_on_all(tmp_path):
+    spawn(_nonfinite, 2, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first == second
     assert [i for i, (reason, *_) in enumerate(first) if reason == "NONFINITE"] == [4, 8]

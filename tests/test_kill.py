@@ -3,26 +3,23 @@
 import json
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
+from processes import ON_CPU, TESTS, kill_tree, torchrun, wait
 
-WORKER = str(Path(__file__).with_name("kill_worker.py"))
+WORKER = str(TESTS / "kill_worker.py")
 FRAMEWORKS = ("transformers", "lightning", "accelerate")
 STEPS = 24
 
 
 def launch(framework, out, *more, fail=False):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", WORKER]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "FAIL": "1" if fail else ""}
+    env = {**os.environ, **ON_CPU, "FAIL": "1" if fail else ""}
     with (out / "errors").open("a") as errors:
         return subprocess.Popen(
-            [*command, framework, str(out), str(STEPS), *more],
+            [*torchrun(2), WORKER, framework, str(out), str(STEPS), *more],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -31,7 +28,7 @@ def launch(framework, out, *more, fail=False):
 
 
 def finish(process, out):
-    assert process.wait(timeout=180) == 0, (out / "errors").read_text()[-4000:]
+    assert wait(process, 180, (out / "errors").read_text) == 0, (out / "errors").read_text()[-4000:]
 
 
 def trace(out):
@@ -68,14 +65,6 @@ def whole(request, tmp_path_factory):
     return request.param, first, second
 
 
-def kill_all(process, out):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    # torchrun's workers are in sessions of their own
-    subprocess.run(["pkill", "-9", "-f", str(out)], check=False)
-    time.sleep(0.5)
-
-
 def kill_and_resume(whole, out, step):
     framework, first, second = whole
     process = launch(framework, out)
@@ -84,7 +73,8 @@ def kill_and_resume(whole, out, step):
         assert process.poll() is None, (out / "errors").read_text()[-4000:]
         assert time.time() < deadline
         time.sleep(0.002)
-    kill_all(process, out)
+    kill_tree(process.pid)
+    process.wait()
     assert len(file.read_text().splitlines()) < STEPS
     finish(launch(framework, out, "resume"), out)
     assert trace(out) == [first, second]  # LRs, losses seen and own losses, bit for bit
@@ -103,7 +93,7 @@ def test_kill_9_at_a_random_step(whole, tmp_path, step):
 def test_an_exception_on_one_rank_ends_both_and_the_last_checkpoint_resumes(whole, tmp_path):
     framework, first, second = whole
     process = launch(framework, tmp_path, fail=True)
-    assert process.wait(timeout=120) != 0
+    assert wait(process, 120, (tmp_path / "errors").read_text) != 0
     assert "rank 1 has had enough" in (tmp_path / "errors").read_text()
     finish(launch(framework, tmp_path, "resume"), tmp_path)
     assert trace(tmp_path) == [first, second]

@@ -5,6 +5,7 @@ import math
 import pytest
 import tiny
 import torch
+from processes import run
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, ReduceLROnPlateau
 
 pl = pytest.importorskip("lightning.pytorch")
@@ -311,7 +312,6 @@ def test_loggers_and_the_learning_rate_monitor(tmp_path):
 
 def test_in_pytorch_lightnings_trainer():
     """In a process of its own, in which only that namespace is imported."""
-    import subprocess
     import sys
     from pathlib import Path
 
@@ -340,7 +340,7 @@ assert len(callback.history) == 12 and len({{r.decision.scales for r in callback
 assert "lightning.pytorch" not in sys.modules
 print("done")
 """
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip().endswith("done")
+    assert run([sys.executable, "-c", code]).stdout.strip().endswith("done")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # jsonargparse under Lightning 2.6

@@ -3,7 +3,7 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from greedylr_integrations.loss import LossMeter
@@ -96,8 +96,7 @@ def test_state():
     assert other.compute() == meter.compute() == 4.0
 
 
-def _ranks(rank, world, port, out):
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+def _ranks(rank, world, out):
     meter, seen = LossMeter(), []
     for losses in ([1.0, 3.0], [math.nan, 1.0], [1.0, math.inf], [0.1, 100.0]):
         meter.update(losses[rank])
@@ -114,11 +113,10 @@ def _ranks(rank, world, port, out):
         meter.end_step()
         seen.append(meter.compute())
     torch.save(seen, f"{out}/{rank}")
-    torch.distributed.destroy_process_group()
 
 
-def test_ranks_see_the_same_number(tmp_path, free_port):
-    mp.spawn(_ranks, (2, free_port, str(tmp_path)), nprocs=2)
+def test_ranks_see_the_same_number(tmp_path):
+    spawn(_ranks, 2, tmp_path)
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first[0] == 2.0
     assert math.isnan(first[1])
@@ -183,9 +181,8 @@ def test_on_a_gpu_the_lag_adds_no_synchronization():
 # ---- ranks that share or lack a loss ----
 
 
-def _parallel(rank, world, port, out):
+def _parallel(rank, world, out):
     dist = torch.distributed
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     # pipeline: ranks 2 and 3 hold the last stage and the loss, data-parallel; 0 and 1 have none
     last_stage = dist.new_group([2, 3])
     pipeline = LossMeter(process_group=last_stage, source=2)
@@ -201,11 +198,10 @@ def _parallel(rank, world, port, out):
         tensor.end_step()
         seen.append((pipeline.compute(), tensor.compute()))
     torch.save(seen, f"{out}/{rank}")
-    dist.destroy_process_group()
 
 
-def test_no_rank_decides_alone(tmp_path, free_port):
-    mp.spawn(_parallel, (4, free_port, str(tmp_path)), nprocs=4)
+def test_no_rank_decides_alone(tmp_path):
+    spawn(_parallel, 4, tmp_path)
     ranks = [torch.load(tmp_path / str(rank)) for rank in range(4)]
     assert ranks[0] == [(2.5, 3.0), (3.5, 4.0), (4.5, 5.0)]
     assert ranks == [ranks[0]] * 4

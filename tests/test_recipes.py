@@ -1,9 +1,8 @@
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 import tiny
 
@@ -64,7 +63,7 @@ def test_the_command_line(parts, tmp_path):
         "recipes.finetune_llm",
         *flags(parts, tmp_path, compare=["greedy", "cosine"]),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ)
+    done = processes.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "next time start at " in done.stdout
     assert (tmp_path / "loss_and_lr.png").stat().st_size > 10_000
@@ -77,7 +76,7 @@ def test_the_command_line(parts, tmp_path):
         assert run["validation_loss"][-1][1] < run["validation_loss"][0][1]
     assert greedy["train_loss"][0] == cosine["train_loss"][0]  # the same start and data
     assert {decision["action"] for decision in greedy["decisions"]} >= {"raise", "hold"}
-    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    again = processes.run(command, cwd=ROOT)
     assert again.returncode == 2
     assert again.stderr.strip().splitlines()[-1].endswith("has the results of another run: choose another --output-dir")
 
@@ -175,7 +174,7 @@ def test_chitchat_is_real_chats_in_turns():
 
 def recipe(name, *words):
     command = [sys.executable, "-W", "ignore", "-m", f"recipes.{name}", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return processes.run(command, cwd=ROOT)
 
 
 def check_results(out, steps):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from processes import run
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 from transformers import get_cosine_schedule_with_warmup
 
@@ -528,14 +529,13 @@ def test_wrong_values_are_named(field, value):
 
 
 def test_importing_the_package_imports_neither_torch_nor_a_framework():
-    import subprocess
     import sys
 
     code = (
         "import sys, greedylr_integrations as g; g.GreedyConfig; g.GreedyController; g.Decision;"
         " print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+    assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
 def test_a_missing_framework_names_the_extra(monkeypatch):

@@ -2,11 +2,9 @@
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from processes import ON_CPU, TESTS, run, torchrun
 
 pytest.importorskip("lightning")
 
@@ -27,12 +25,8 @@ CASES = [
 
 def train_all(out, world, accumulate, steps, **env):
     """What each rank saw and did, by framework."""
-    launch = [sys.executable]
-    if world > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-    command = [*launch, str(Path(__file__).with_name("three_worker.py")), str(out), str(accumulate), str(steps)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **env}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
+    command = [*torchrun(world), TESTS / "three_worker.py", out, accumulate, steps]
+    done = run(command, timeout=400, env={**os.environ, **ON_CPU, **env})
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         name: [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(world)] for name in FRAMEWORKS

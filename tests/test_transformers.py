@@ -2,9 +2,7 @@ import json
 import logging
 import math
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import tiny
@@ -12,6 +10,7 @@ import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from hf_worker import GPU_PATHS, PATHS
+from processes import ON_CPU, TESTS, run, torchrun
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
@@ -36,12 +35,7 @@ def scales(callback):
 def runs(request, tmp_path_factory):
     """All paths in one launch, since the imports take longer than the training."""
     out = tmp_path_factory.mktemp(f"world{request.param}")
-    worker = str(Path(__file__).with_name("hf_worker.py"))
-    launch = [sys.executable]
-    if request.param > 1:
-        launch += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
-    done = subprocess.run([*launch, worker, str(out)], env=env, capture_output=True, text=True, timeout=240)
+    done = run([*torchrun(request.param), TESTS / "hf_worker.py", out], env={**os.environ, **ON_CPU})
     assert done.returncode == 0, done.stderr[-4000:]
     return request.param, out
 
@@ -65,9 +59,8 @@ def test_the_loss_seen_is_the_trainers_own_and_the_lr_is_one(runs, path):
 def test_sharded_training_on_gpus(path, tmp_path):
     if path == "deepspeed":
         pytest.importorskip("deepspeed")
-    worker = str(Path(__file__).with_name("hf_worker.py"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
-    done = subprocess.run([*launch, worker, str(tmp_path), path], capture_output=True, text=True, timeout=300)
+    done = run([*launch, TESTS / "hf_worker.py", tmp_path, path])
     assert done.returncode == 0, done.stderr[-4000:]
     result = json.loads((tmp_path / f"{path}-0.json").read_text())
     # with loss_lag=1, the default on CUDA, each decision is on the loss of the step before

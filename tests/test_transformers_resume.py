@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from processes import wait
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from greedylr_integrations.transformers import GreedyLRCallback
@@ -190,6 +191,6 @@ def test_kill_9(whole, tmp_path):
     except ValueError:  # killed while writing: the one before is whole
         last = tmp_path / f"checkpoint-{step - 1}"
         step -= 1
-    assert start(repr(str(last))).wait(timeout=120) == 0
+    assert wait(start(repr(str(last))), 120) == 0
     result = json.loads((tmp_path / "result.json").read_text())
     assert result == [used[step:], losses]

@@ -2,12 +2,12 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from processes import ON_CPU, kill_tree, wait
 from test_kill import STEPS, WORKER, skip_before_transformers_5, trace
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
@@ -61,7 +61,7 @@ def launch(hosts, framework, out, run, *more):
             str(STEPS),
             *more,
         ]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", "GLOO_SOCKET_IFNAME": link}
+        env = {**os.environ, **ON_CPU, "GLOO_SOCKET_IFNAME": link}
         with (out / f"errors-{len(processes)}").open("a") as errors:
             processes.append(subprocess.Popen(command, env=env, stdout=errors, stderr=errors, start_new_session=True))
     return processes
@@ -72,7 +72,7 @@ def errors(out):
 
 
 def finish(processes, out):
-    codes = [process.wait(timeout=180) for process in processes]
+    codes = [wait(process, 180, lambda: errors(out)) for process in processes]
     assert codes == [0, 0], errors(out)
 
 
@@ -90,11 +90,9 @@ def test_train_on_both_kill_one_restart(hosts, framework, tmp_path):
         assert processes[1].poll() is None, errors(killed)
         assert time.time() < deadline, errors(killed)
         time.sleep(0.01)
-    os.killpg(processes[1].pid, signal.SIGKILL)  # one machine is gone
-    for pid in subprocess.run(["ip", "netns", "pids", hosts[1][0]], capture_output=True, text=True).stdout.split():
-        os.kill(int(pid), signal.SIGKILL)
+    kill_tree(processes[1].pid)  # one machine is gone
     assert processes[1].wait(timeout=20) != 0
-    assert processes[0].wait(timeout=120) != 0  # the other one notices
+    assert wait(processes[0], 120, lambda: errors(killed)) != 0  # the other one notices
 
     finish(launch(hosts, framework, killed, "second", "resume"), killed)
     assert trace(killed) == trace(whole)
