@@ -36,7 +36,7 @@ def kill_tree(pid):
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, timeout=20)
+    psutil.wait_procs(family[1:], timeout=20)  # the parent's exit code is its Popen's to take
 
 
 def wait(process, timeout, errors=lambda: ""):
@@ -45,6 +45,7 @@ def wait(process, timeout, errors=lambda: ""):
         return process.wait(timeout)
     except subprocess.TimeoutExpired:
         kill_tree(process.pid)
+        process.wait()
         raise AssertionError(f"{process.args} did not end in {timeout} s:\n{errors()[-8000:]}") from None
 
 

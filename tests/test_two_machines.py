@@ -38,6 +38,9 @@ def hosts():
         yield list(zip(names, links, strict=True))
     finally:
         for name in names:
+            pids = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True, text=True).stdout
+            for pid in pids.split():
+                kill_tree(int(pid))
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
