@@ -1,0 +1,569 @@
+"""Tables and pictures from the results: python -m benchmarks.report
+
+Writes the part between its two marks in `benchmarks/RESULTS.md`, the part of the README likewise, and the pictures in
+`benchmarks/img`. With `--output FOLDER` everything goes there instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from benchmarks.arms import ARMS, FIXED
+from benchmarks.scoring import TIE, Cell, bootstrap, compare, geometric_mean, log_slope, share, step_equivalents
+from benchmarks.suite import ABLATIONS, LENGTHS, MULTIPLES, RESULTS, YOKED, Results, load_tuned
+
+HERE = Path(__file__).parent
+NEAR = (0.3, 1.0, 3.0)
+
+
+class Evidence:
+    """The results, by what is asked of them."""
+
+    def __init__(self, results: Results, tuned: Mapping[str, Any], knobs: Mapping[str, Any], stage: str) -> None:
+        self.results, self.tuned, self.knobs, self.stage = results, tuned, knobs, stage
+        self._finals: dict[tuple, dict[int, float]] = defaultdict(dict)
+        self._entries: dict[tuple, dict[int, dict]] = defaultdict(dict)
+        for entry in results.runs.values():
+            job = entry["job"]
+            key = (job["stage"], job["workload"], job["arm"], job["multiple"], json.dumps(job["knob"]), job["steps"])
+            self._finals[key][job["seed"]] = math.inf if entry["loss"] is None else entry["loss"]
+            self._entries[key][job["seed"]] = entry
+        self.workloads = sorted({key[1] for key in self._finals if key[0] == stage})
+        from benchmarks.workloads import WORKLOADS
+
+        self.steps = {name: WORKLOADS[name].steps for name in self.workloads}
+        self.references = {name: self._reference(name) for name in self.workloads}
+
+    def _reference(self, workload: str) -> dict[float, float]:
+        arm, steps = self.tuned[workload]["arm"], self.steps[workload]
+        found = {}
+        for length in LENGTHS:
+            losses = self._finals[("reference", workload, arm, 1.0, "{}", round(length * steps))]
+            finite = [loss for loss in losses.values() if math.isfinite(loss)]
+            if finite:
+                found[length] = mean(finite)
+        return found
+
+    def finals(
+        self, workload: str, arm: str, multiple: float, knob: Mapping | None = None, stage: str = "", steps: int = 0
+    ) -> dict[int, float]:
+        """Seed -> final loss, infinite where it diverged; empty where it was not run."""
+        key = (
+            stage or self.stage,
+            workload,
+            arm,
+            multiple,
+            json.dumps(dict(knob or {})),
+            steps or self.steps[workload],
+        )
+        return self._finals.get(key, {})
+
+    def entries(self, workload: str, arm: str, multiple: float) -> dict[int, dict]:
+        return self._entries.get((self.stage, workload, arm, multiple, "{}", self.steps[workload]), {})
+
+    def cells(self, arm: str, knob: Mapping | None = None, opponents: Iterable[str] = ()) -> list[Cell]:
+        """The arm against the best fixed schedule (or the given opponents), by workload and base LR."""
+        cells = []
+        for workload in self.workloads:
+            for multiple in MULTIPLES:
+                own = self.finals(workload, arm, multiple, knob)
+                fixed = {name: self.finals(workload, name, multiple) for name in opponents or FIXED}
+                fixed = {name: losses for name, losses in fixed.items() if losses and losses.keys() >= own.keys()}
+                if len(own) >= 2 and fixed:
+                    cells.append(compare(workload, multiple, own, fixed, self.references[workload]))
+        return cells
+
+    def ratios(self, arm: str, knob: Mapping | None = None) -> dict[str, list[float]]:
+        """Workload -> loss ratios to the best fixed schedule of each cell, picked afterwards, without divergences."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for workload in self.workloads:
+            for multiple in MULTIPLES:
+                own = [x for x in self.finals(workload, arm, multiple, knob).values() if math.isfinite(x)]
+                fixed = [self.finals(workload, name, multiple).values() for name in FIXED]
+                best = [mean(losses) for losses in fixed if losses and all(map(math.isfinite, losses))]
+                if own and best:
+                    found[workload].append(mean(own) / min(best))
+        return found
+
+    def diverged(self, arm: str, knob: Mapping | None = None) -> tuple[int, int]:
+        losses = [
+            loss
+            for workload in self.workloads
+            for multiple in MULTIPLES
+            for loss in self.finals(workload, arm, multiple, knob).values()
+        ]
+        return sum(map(math.isinf, losses)), len(losses)
+
+    def worth(self, arm: str, knob: Mapping | None = None, multiple: float = 1.0) -> dict[str, float]:
+        """Workload -> step-equivalents at one base LR, as a share of the horizon (1: as good as the tuned best)."""
+        found = {}
+        for workload in self.workloads:
+            losses = self.finals(workload, arm, multiple, knob).values()
+            if losses:
+                found[workload] = geometric_mean([step_equivalents(x, self.references[workload]) for x in losses])
+        return found
+
+
+def by_workload(cells: Iterable[Cell]) -> dict[str, list[Cell]]:
+    grouped: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        grouped[cell.workload].append(cell)
+    return grouped
+
+
+def table(head: list[str], rows: Iterable[Iterable[Any]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row) + " |" for row in rows]) + "\n"
+
+
+def percent(x: float) -> str:
+    if math.isnan(x):
+        return "-"
+    return "inf" if math.isinf(x) else f"{100 * x:.0f}%"
+
+
+def gain(x: float) -> str:
+    if math.isnan(x):
+        return "-"
+    return f"{100 * x:+.0f}%" if math.isfinite(x) else ("+inf" if x > 0 else "-inf")
+
+
+def interval(low: float, high: float, show=percent) -> str:
+    return f"{show(low)} to {show(high)}"
+
+
+def counts(cells: Iterable[Cell]) -> str:
+    verdicts = [cell.verdict for cell in cells]
+    return " / ".join(str(verdicts.count(name)) for name in ("win", "tie", "loss", "unresolved"))
+
+
+# ---- tables ----
+
+
+def arms_table(e: Evidence) -> str:
+    rows = []
+    for name, arm in ARMS.items():
+        settings: list[tuple[str, Mapping]] = [(name, {})]
+        if e.knobs.get(name):
+            told = ", ".join(f"{key} {value:g}" for key, value in e.knobs[name].items())
+            settings.append((f"{name}, tuned ({told})", e.knobs[name]))
+        for label, knob in settings:
+            worth = e.worth(name, knob)
+            if not worth:
+                continue
+            bad, runs = e.diverged(name, knob)
+            grid = arm.kind != "free"
+            ratios = e.ratios(name, knob) if grid else {}
+            ratio = bootstrap(ratios, geometric_mean) if ratios else None
+            rows.append(
+                [
+                    label,
+                    arm.kind,
+                    f"{ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f})" if ratio else "-",
+                    counts(e.cells(name, knob)) if grid else "-",
+                    f"{geometric_mean(list(worth.values())):.2f}",
+                    f"{bad} of {runs}",
+                ]
+            )
+    return table(
+        ["arm", "kind", "loss ratio", "win / tie / loss / unresolved", "worth at 1x", "diverged"],
+        rows,
+    )
+
+
+def cells_table(e: Evidence, arm: str) -> str:
+    cells = {(cell.workload, cell.multiple): cell for cell in e.cells(arm)}
+    rows = []
+    for workload in e.workloads:
+        row = [workload]
+        for multiple in MULTIPLES:
+            cell = cells.get((workload, multiple))
+            if cell is None:
+                row.append("-")
+                continue
+            error = "" if math.isinf(cell.error) else f" ± {100 * cell.error:.0f}"
+            row.append(f"{gain(cell.gain)}{error}, {cell.verdict} ({cell.opponent})")
+        rows.append(row)
+    return table(["workload", *(f"{multiple:g}x" for multiple in MULTIPLES)], rows)
+
+
+def losses_table(e: Evidence, names: Iterable[str]) -> str:
+    names = list(names)
+    rows = []
+    for workload in e.workloads:
+        for multiple in MULTIPLES:
+            values = {}
+            for name in names:
+                losses = e.finals(workload, name, multiple)
+                if losses:
+                    values[name] = mean(losses.values())
+            if not values:
+                continue
+            best = min(values.values())
+            rows.append(
+                [workload, f"{multiple:g}x"]
+                + [
+                    "-"
+                    if name not in values
+                    else f"**{values[name]:.4f}**"
+                    if values[name] == best
+                    else f"{values[name]:.4f}"
+                    for name in names
+                ]
+            )
+    return table(["workload", "base LR", *names], rows)
+
+
+def long_table(e: Evidence) -> str:
+    from benchmarks.suite import LONG
+
+    rows = []
+    for workload in e.workloads:
+        for multiple in NEAR:
+            losses = [e.finals(workload, arm, multiple, {}, "long", 4 * e.steps[workload]) for arm in LONG]
+            if all(losses):
+                rows.append([workload, f"{multiple:g}x", *(f"{mean(each.values()):.4f}" for each in losses)])
+    return table(["workload, 4 T", "base LR", *LONG], rows) if rows else ""
+
+
+def unknown_end(e: Evidence) -> tuple[str, dict[str, list[float]]]:
+    """Table, and workload -> the branch's gains in steps over warmup-stable-decay tuned for each length.
+
+    What a loss is worth in steps is read off the four lengths of warmup-stable-decay: loss ~ length ** -slope.
+    """
+    rows, gains = [], defaultdict(list)
+    for workload in e.workloads:
+        pairs = []
+        for part in (1, 2, 3, 4):
+            steps = part * e.steps[workload]
+            branch = e.finals(workload, "trunk", 1.0, {}, "unknown end", steps)
+            known = {
+                decay: mean(losses.values())
+                for decay in (0.1, 0.2, 0.4)
+                if (losses := e.finals(workload, "wsd", 1.0, {"decay": decay}, "unknown end", steps))
+            }
+            if branch and known:
+                decay = min(known, key=known.__getitem__)
+                pairs.append((part, mean(branch.values()), known[decay], decay))
+        slope = -log_slope([(part, theirs) for part, _, theirs, _ in pairs]) if len(pairs) == 4 else 0.0
+        for part, own, theirs, decay in pairs:
+            worth = (theirs / own) ** (1 / slope) - 1 if slope > 0.01 else math.nan
+            if math.isfinite(worth):
+                gains[workload].append(worth)
+            rows.append([workload, f"{25 * part}%", f"{own:.4f}", f"{theirs:.4f} ({decay:g})", gain(worth)])
+    head = ["workload", "branched off at", "greedy, end unknown", "wsd tuned for it (decay)", "steps gained"]
+    return table(head, rows), gains
+
+
+def targets_table(e: Evidence) -> str:
+    cells = e.cells("greedy")
+    grouped = by_workload(cells)
+
+    def row(text: str, target: str, measured: str, spread: str, met: bool | None) -> list[str]:
+        return [text, target, measured, spread, {True: "met", False: "**missed**", None: "not decided"}[met]]
+
+    rows = []
+    found, low, high = bootstrap(grouped, lambda values: share(values, "win", "tie"))
+    resolved = sum(cell.resolved for cell in cells)
+    rows.append(
+        row(
+            f"not inferior, of {resolved} resolved cells of {len(cells)}",
+            "90%, lower bound 80%",
+            percent(found),
+            interval(low, high),
+            found >= 0.9 and low >= 0.8,
+        )
+    )
+    better = {name: [float(_clearly_better(each))] for name, each in grouped.items()}
+    found, low, high = bootstrap(better, mean)
+    rows.append(
+        row("workloads clearly better over the LR grid", "40%", percent(found), interval(low, high), found >= 0.4)
+    )
+    at_1 = [cell for cell in cells if cell.multiple == 1.0]
+    worst = min(at_1, key=lambda cell: cell.gain)
+    clear = [cell for cell in at_1 if cell.gain + 2 * cell.error < -0.1]
+    rows.append(
+        row(
+            "clear losses of more than 10% of steps at 1x",
+            "none",
+            ", ".join(f"{cell.workload} {gain(cell.gain)}" for cell in clear) or "none",
+            f"worst: {worst.workload} {gain(worst.gain)}",
+            not clear,
+        )
+    )
+    for control in ("open loop", *YOKED):
+        against = by_workload(e.cells("greedy", opponents=[control]))
+        if not against:
+            continue
+        finite = {name: [max(-1.0, min(cell.gain, 10.0)) for cell in each] for name, each in against.items()}
+        found, low, high = bootstrap(finite, mean)
+        rows.append(
+            row(
+                f"steps gained on {control}",
+                "above 0",
+                gain(found),
+                interval(low, high, gain),
+                low > 0 or (None if found > 0 else False),
+            )
+        )
+    for multiple, text in ((0.1, "from 10x too low"),):
+        lost = {name: [1 - worth] for name, worth in e.worth("greedy", multiple=multiple).items()}
+        found, low, high = bootstrap(lost, mean)
+        rows.append(
+            row(f"steps lost {text}, in the mean", "at most 25%", percent(found), interval(low, high), found <= 0.25)
+        )
+    bad = [
+        f"{workload} {sum(map(math.isinf, own.values()))}"
+        for workload in e.workloads
+        if (own := e.finals(workload, "greedy", 10.0))
+        and any(
+            math.isinf(loss) and math.isfinite(e.finals(workload, "constant", 10.0).get(seed, math.inf))
+            for seed, loss in own.items()
+        )
+    ]
+    rows.append(row("diverged from 10x too high where constant did not", "none", ", ".join(bad) or "none", "", not bad))
+    _, gains = unknown_end(e)
+    if gains:
+        found, low, high = bootstrap(gains, mean)
+        within = [value >= -TIE for each in gains.values() for value in each]
+        rows.append(
+            row(
+                "unknown end: steps gained on warmup-stable-decay tuned for each length",
+                "not under -5%",
+                f"{gain(found)}; so in {sum(within)} of {len(within)}",
+                interval(low, high, gain),
+                found >= -TIE,
+            )
+        )
+    ours = e.worth("greedy")
+    for name, arm in ARMS.items():
+        if arm.kind != "free" and not name.startswith(("hypergradient", "line")):
+            continue
+        theirs = e.worth(name)
+        both = {workload: [math.log(ours[workload] / theirs[workload])] for workload in theirs if workload in ours}
+        if both:
+            found, low, high = bootstrap(both, lambda values: math.exp(mean(values)) - 1)
+            behind = [workload for workload, (value,) in both.items() if value < -TIE]
+            rows.append(
+                row(
+                    f"steps gained on {name} at 1x, in the mean",
+                    "above 0",
+                    gain(found),
+                    interval(low, high, gain) + (f"; behind in {', '.join(behind)}" if behind else ""),
+                    found > 0,
+                )
+            )
+    return table(
+        ["target (default configuration, held-out half)", "wanted", "measured", "95% interval, losses", ""], rows
+    )
+
+
+def _clearly_better(cells: list[Cell]) -> bool:
+    """More resolved wins than losses, and a mean gain that is clear of its error."""
+    finite = [cell for cell in cells if math.isfinite(cell.gain) and math.isfinite(cell.error)]
+    if not finite:
+        return False
+    gained = mean(cell.gain for cell in finite)
+    error = math.sqrt(sum(cell.error**2 for cell in finite)) / len(finite)
+    wins, losses = (sum(cell.verdict == verdict for cell in cells) for verdict in ("win", "loss"))
+    return gained > max(TIE, 2 * error) and wins > losses
+
+
+def ablations_table(e: Evidence) -> str:
+    rows = []
+    for label, knob in ABLATIONS.items():
+        rows.append(_ablation_row(e, label, "greedy", knob))
+    rows.append(_ablation_row(e, "no horizon", "greedy, no horizon", {}))
+    return table(
+        ["the default, but", "loss ratio to cosine and wsd", "worst cell", "win / tie / loss / unresolved", "diverged"],
+        rows,
+    )
+
+
+def _ablation_row(e: Evidence, label: str, arm: str, knob: Mapping) -> list[str]:
+    ratios: dict[str, list[float]] = defaultdict(list)
+    for workload in e.workloads:
+        for multiple in MULTIPLES:
+            own = [x for x in e.finals(workload, arm, multiple, knob).values() if math.isfinite(x)]
+            fixed = [e.finals(workload, name, multiple).values() for name in ("cosine", "wsd")]
+            best = [mean(losses) for losses in fixed if losses and all(map(math.isfinite, losses))]
+            if own and best:
+                ratios[workload].append(mean(own) / min(best))
+    if not ratios:
+        return [label, "-", "-", "-", "-"]
+    found, low, high = bootstrap(ratios, geometric_mean)
+    bad, runs = e.diverged(arm, knob)
+    cells = e.cells(arm, knob, opponents=("cosine", "wsd"))
+    worst = max(x for each in ratios.values() for x in each)
+    return [label, f"{found:.3f} ({low:.3f} to {high:.3f})", f"{worst:.2f}", counts(cells), f"{bad} of {runs}"]
+
+
+# ---- pictures ----
+
+COLOURS = {
+    "greedy": "#d55e00",
+    "cosine": "#0072b2",
+    "wsd": "#009e73",
+    "linear": "#56b4e9",
+    "constant": "#999999",
+    "transformers": "#cc79a7",
+    "paper": "#7f3c8d",
+    "hypergradient": "#e69f00",
+    "hypergradient, groups": "#b39800",
+    "hypergradient, tensors": "#604000",
+}
+
+
+def draw(e: Evidence, folder: Path) -> list[str]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    folder.mkdir(parents=True, exist_ok=True)
+    grid = {"figsize": (11, 2.4 * math.ceil(len(e.workloads) / 3)), "squeeze": False}
+    shape = (math.ceil(len(e.workloads) / 3), min(3, len(e.workloads)))
+    drawn = []
+
+    def save(figure: Any, name: str) -> None:
+        figure.tight_layout()
+        figure.savefig(folder / name, dpi=90)
+        plt.close(figure)
+        drawn.append(name)
+
+    figure, axes = plt.subplots(*shape, **grid)
+    for ax, workload in zip(axes.flat, e.workloads, strict=False):
+        for name in ("greedy", "cosine", "wsd", "linear", "transformers", "paper"):
+            points = [
+                (multiple, mean(losses.values()))
+                for multiple in MULTIPLES
+                if (losses := e.finals(workload, name, multiple)) and all(map(math.isfinite, losses.values()))
+            ]
+            if points:
+                ax.plot(
+                    *zip(*points, strict=True), ".-", color=COLOURS[name], label=name, lw=2 if name == "greedy" else 1
+                )
+        ax.set(xscale="log", yscale="log", title=workload)
+        ax.set_xticks(MULTIPLES, [f"{m:g}x" for m in MULTIPLES])
+        ax.minorticks_off()
+    axes.flat[0].legend(fontsize=7)
+    figure.supxlabel("base LR over the tuned one")
+    figure.supylabel("final validation loss")
+    save(figure, "loss_over_base_lr.png")
+
+    figure, axes = plt.subplots(*shape, **grid)
+    for ax, workload in zip(axes.flat, e.workloads, strict=False):
+        for multiple, shade in zip(MULTIPLES, (0.35, 0.5, 1.0, 0.7, 0.5), strict=True):
+            entry = e.entries(workload, "greedy", multiple).get(0)
+            if entry and entry.get("scales"):
+                scales = entry["scales"]
+                x = [i / (len(scales) - 1) for i in range(len(scales))]
+                ax.plot(x, [multiple * scale for scale in scales], color="#d55e00", alpha=shade)
+        ax.axhline(1, color="#999999", lw=0.8)
+        ax.set(yscale="log", title=workload)
+    figure.supxlabel("share of the run")
+    figure.supylabel("LR over the tuned one, before ramp and decay")
+    save(figure, "schedules.png")
+
+    figure, axes = plt.subplots(*shape, **grid)
+    for ax, workload in zip(axes.flat, e.workloads, strict=False):
+        for name in (
+            "constant",
+            "cosine",
+            "greedy",
+            "hypergradient",
+            "hypergradient, groups",
+            "hypergradient, tensors",
+        ):
+            entry = e.entries(workload, name, 0.3).get(0)
+            if entry and entry.get("losses"):
+                losses = [x if x is not None else math.nan for x in entry["losses"]]
+                x = [i / len(losses) for i in range(len(losses))]
+                ax.plot(x, losses, color=COLOURS[name], label=name, lw=2 if name == "greedy" else 1)
+        ax.set(title=workload, yscale="log")
+    axes.flat[0].legend(fontsize=7)
+    figure.supxlabel("share of the run, base LR 0.3x the tuned one")
+    figure.supylabel("training loss")
+    save(figure, "loss_histories.png")
+    return drawn
+
+
+# ---- the report ----
+
+
+def replace_part(path: Path, part: str) -> None:
+    """Put `part` between the marks of a file; SystemExit where there are none."""
+    begin, end = "<!-- suite: begin -->", "<!-- suite: end -->"
+    text = path.read_text()
+    if begin not in text or end not in text:
+        raise SystemExit(f"{path} has no lines {begin} and {end} to put the report between")
+    path.write_text(re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{part}\n{end}", text, flags=re.S))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--output", type=Path, default=None, help="default: RESULTS.md, README and img of the repository"
+    )
+    args = parser.parse_args(argv)
+    stored = json.loads((args.results / "tuned.json").read_text())
+    tuned, knobs = load_tuned(args.results), stored.get("knobs", {})
+    held_out = Results(args.results / "held-out.jsonl")
+    e = Evidence(held_out, tuned, knobs, "held-out")
+    if not e.workloads:
+        raise SystemExit(f"{args.results} has no results: run `python -m benchmarks.suite` first")
+    pictures = draw(e, (args.output or HERE) / "img")
+    head = environment_of(args.results / "held-out.jsonl")
+    text = [
+        f"Configuration {head['config']}, {', '.join(f'{k} {v}' for k, v in head['versions'].items())}; "
+        f"{head['machine']}; {sum(len(Results(p).runs) for p in args.results.glob('*.jsonl'))} runs."
+    ]
+    text += ["### Targets", targets_table(e)]
+    text += ["### Every arm", LEGEND, arms_table(e)]
+    text += ["### GreedyLR's default against the best fixed schedule of each cell", CELLS, cells_table(e, "greedy")]
+    shown = [
+        name for name in (*FIXED, "plateau", "transformers", "paper", "greedy", "greedy, no horizon") if name in ARMS
+    ]
+    text += ["### Final validation losses", losses_table(e, shown)]
+    if long := long_table(e):
+        text += ["### Four times the horizon", long]
+    if (unknown := unknown_end(e))[1]:
+        text += ["### An end that was not known", unknown[0]]
+    if (args.results / "ablate.jsonl").exists():
+        a = Evidence(Results(args.results / "ablate.jsonl"), tuned, {}, "ablate")
+        text += ["### Ablations, on the tuning half", ablations_table(a)]
+    rows = [[name, f"{each['lr']:g}", each["arm"], f"{each.get('loss', math.nan):.4f}"] for name, each in tuned.items()]
+    text += ["### Tuned base LRs", table(["workload", "base LR", "strongest schedule", "loss"], rows)]
+    text += ["### Pictures", *(f"![{name}](img/{name})" for name in pictures)]
+    whole = "\n\n".join(part.strip() for part in text)
+    if args.output:
+        (args.output / "report.md").write_text("# Report\n\n" + whole + "\n")
+        print(f"{args.output / 'report.md'}: tables; {args.output / 'img'}: pictures")
+        return
+    replace_part(HERE / "RESULTS.md", whole)
+    replace_part(HERE.parent / "README.md", targets_table(e))
+
+
+def environment_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text().splitlines()[0])
+
+
+LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked
+afterwards, in its own favour), geometric mean over workloads and base LRs of 0.1x to 10x, with an interval from whole
+workloads resampled. Win, tie, loss: against the best fixed schedule, chosen on half of the seeds and scored on the
+others, a tie being within 5% of steps. Worth at 1x: how long the tuned best schedule would have to run for the same
+loss, in horizons. LR-free methods stand at 1x only. Diverged runs are in no mean."""
+CELLS = """Gain in steps (how many more the opponent would need), ± its standard error, by base LR."""
+
+
+if __name__ == "__main__":
+    main()

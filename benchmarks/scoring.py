@@ -1,0 +1,145 @@
+"""From losses to statements: how many steps a loss is worth, who won a cell, and how sure that is."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+TIE = 0.05  # of the steps
+
+
+def step_equivalents(loss: float, reference: Mapping[float, float]) -> float:
+    """How long the tuned best schedule must run for a loss, as a share of the horizon.
+
+    Args:
+        loss: final validation loss; infinite for a diverged run.
+        reference: length in horizons -> mean final loss of the tuned best schedule at that length.
+
+    Between lengths, the logarithm of the length is interpolated in the loss, on losses made to fall with the length
+    (by pooling neighbours that do not). Outside of the lengths the shortest or longest stands.
+    """
+    lengths = sorted(reference)
+    losses = _falling([reference[length] for length in lengths])
+    if loss >= losses[0]:
+        return lengths[0]
+    if loss <= losses[-1]:
+        return lengths[-1]
+    for i in range(len(lengths) - 1):
+        high, low = losses[i], losses[i + 1]
+        if low <= loss <= high:
+            share = 0.5 if high == low else (high - loss) / (high - low)
+            return math.exp(math.log(lengths[i]) + share * (math.log(lengths[i + 1]) - math.log(lengths[i])))
+    raise AssertionError("losses do not fall")
+
+
+def _falling(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that never rises (pool adjacent violators)."""
+    pools: list[list[float]] = []  # mean, count
+    for value in values:
+        pools.append([value, 1])
+        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
+            b, a = pools.pop(), pools.pop()
+            pools.append([(a[0] * a[1] + b[0] * b[1]) / (a[1] + b[1]), a[1] + b[1]])
+    return [pool[0] for pool in pools for _ in range(int(pool[1]))]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An arm against the best fixed schedule at one base LR of one workload.
+
+    Attributes:
+        opponent: the fixed schedule that was best on the seeds that are not scored.
+        gain: relative gain in step-equivalents, mean over the scored seeds; 0.1 is 10% more steps' worth.
+        error: its standard error.
+        diverged: runs of the arm that diverged, and of the opponent.
+    """
+
+    workload: str
+    multiple: float
+    opponent: str
+    gain: float
+    error: float
+    diverged: tuple[int, int] = (0, 0)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the noise allows a verdict: an error within a third of the tie, or a gain clear of the tie by 2."""
+        return self.error <= TIE / 3 or abs(abs(self.gain) - TIE) > 2 * self.error
+
+    @property
+    def verdict(self) -> str:
+        if not self.resolved:
+            return "unresolved"
+        if abs(self.gain) <= TIE:
+            return "tie"
+        return "win" if self.gain > 0 else "loss"
+
+
+def compare(
+    workload: str,
+    multiple: float,
+    arm: Mapping[int, float],
+    fixed: Mapping[str, Mapping[int, float]],
+    reference: Mapping[float, float],
+) -> Cell:
+    """A cell from final losses by seed; the opponent is chosen on the first half of the seeds, scored on the others.
+
+    Runs are paired by seed. A diverged run (infinite) enters no mean: its seed drops out and is counted.
+    """
+    seeds = sorted(arm)
+    chosen_on, scored = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
+    opponent = min(fixed, key=lambda name: mean([min(fixed[name][seed], 1e9) for seed in chosen_on]))
+    gains, diverged = [], [0, 0]
+    for seed in scored:
+        a, b = arm[seed], fixed[opponent][seed]
+        diverged[0] += math.isinf(a)
+        diverged[1] += math.isinf(b)
+        if math.isfinite(a) and math.isfinite(b):
+            gains.append(step_equivalents(a, reference) / step_equivalents(b, reference) - 1)
+    if not gains:
+        gain = 0.0 if diverged[0] == diverged[1] else math.copysign(math.inf, diverged[1] - diverged[0])
+        return Cell(workload, multiple, opponent, gain, 0.0, (diverged[0], diverged[1]))
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    return Cell(workload, multiple, opponent, mean(gains), error, (diverged[0], diverged[1]))
+
+
+def bootstrap(
+    values: Mapping[str, Sequence], statistic: Callable[[list], float], rounds: int = 2000, level: float = 0.95
+) -> tuple[float, float, float]:
+    """A statistic with its interval, resampling whole workloads: cells of one workload are not independent.
+
+    Args:
+        values: workload -> its values.
+        statistic: of the values of all workloads in one list; may be NaN where it has no meaning.
+    """
+    rng, names = random.Random(0), sorted(values)
+    found = statistic([value for name in names for value in values[name]])
+    drawn = []
+    for _ in range(rounds):
+        sample = [value for name in rng.choices(names, k=len(names)) for value in values[name]]
+        drawn.append(statistic(sample))
+    drawn = sorted(value for value in drawn if not math.isnan(value))
+    if not drawn:
+        return found, math.nan, math.nan
+    tail = (1 - level) / 2
+    return found, drawn[int(tail * (len(drawn) - 1))], drawn[math.ceil((1 - tail) * (len(drawn) - 1))]
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(mean(map(math.log, values))) if values else math.nan
+
+
+def log_slope(points: Sequence[tuple[float, float]]) -> float:
+    """Slope of log y over log x, by least squares."""
+    xs, ys = [math.log(x) for x, _ in points], [math.log(y) for _, y in points]
+    x0, y0 = mean(xs), mean(ys)
+    return sum((x - x0) * (y - y0) for x, y in zip(xs, ys, strict=True)) / sum((x - x0) ** 2 for x in xs)
+
+
+def share(cells: Sequence[Cell], *verdicts: str) -> float:
+    """Of the resolved cells, how many have one of the verdicts."""
+    resolved = [cell for cell in cells if cell.resolved]
+    return sum(cell.verdict in verdicts for cell in resolved) / len(resolved) if resolved else math.nan

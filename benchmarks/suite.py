@@ -1,0 +1,491 @@
+"""The evidence: trains every workload with every arm and keeps what came out, one line of JSON a run.
+
+    python -m benchmarks.suite quick          a small part, to a folder of its own, with its report (10 minutes)
+    python -m benchmarks.suite search         the tuned base LR of each workload, for the strongest fixed schedule
+    python -m benchmarks.suite tune           the main knob of each arm, on the tuning half
+    python -m benchmarks.suite ablate         the default without each of its parts, on the tuning half
+    python -m benchmarks.suite held-out       every arm on the held-out half
+    python -m benchmarks.suite cost           seconds of one run of each workload
+    python -m benchmarks.suite full           search, tune, ablate, held-out
+
+Continues where it stopped; one worker a core. `python -m benchmarks.report` makes tables and pictures of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned base LR
+LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
+SEARCHED = ("linear", "cosine", "wsd")
+CURVE = 60  # points of a run's loss and scale that are kept
+DIVERGED = "diverged"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. `key` names it in the results."""
+
+    stage: str
+    workload: str
+    arm: str
+    lr: float
+    seed: int
+    steps: int
+    multiple: float | None = None
+    knob: dict[str, Any] = field(default_factory=dict)
+    decay_at: int | None = None  # begin a final decay to 0 here, for runs whose end was not known
+
+    @property
+    def key(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def seeds_at(multiple: float) -> int:
+    return 5 if multiple == 1.0 else 3
+
+
+# ---- one run ----
+
+
+def train(job: Job, scales: list[float] | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Final validation loss of a run, its curves, and how long it took."""
+    import torch
+
+    from benchmarks.arms import ARMS, Setting
+    from benchmarks.workloads import OPTIMIZERS, WORKLOADS
+
+    workload = WORKLOADS[job.workload]
+    torch.manual_seed(job.seed)
+    task = workload.build(job.steps)
+    before = float(task.validate().detach())
+    g = torch.Generator().manual_seed(1000 + job.seed)
+    setting = Setting(task, OPTIMIZERS[workload.optimizer], job.lr, job.steps, dict(job.knob), scales)
+    method = ARMS[job.arm].build(setting)
+    losses: list[float] = []
+    seen: list[float | None] = []
+    begun = time.perf_counter()
+    for step in range(job.steps):
+        state = g.get_state()
+        loss = task.loss(step, g)
+        value = float(loss.detach())
+        losses.append(value)
+        if not math.isfinite(value):
+            break
+        task.model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(task.model.parameters(), 1.0)
+
+        def again(step: int = step, state: torch.Tensor = state) -> torch.Tensor:
+            return task.loss(step, torch.Generator().set_state(state))
+
+        method.update(loss.detach(), again)
+        task.after_step()
+        method.step(value)
+        if step + 1 == job.decay_at:
+            method.scheduler.start_decay(job.steps - job.decay_at)
+        seen.append(method.scale)
+    seconds = time.perf_counter() - begun
+    method.finish()
+    with torch.no_grad():
+        after = float(task.validate())
+    diverged = not math.isfinite(losses[-1]) or not math.isfinite(after) or after > before
+    result: dict[str, Any] = {
+        "loss": None if diverged else after,
+        "start": before,
+        "seconds": round(seconds, 3),
+        "evaluations": method.evaluations,
+    }
+    if job.seed < 2 and job.stage in ("held-out", "quick"):
+        result["losses"] = [_short(x) for x in _means(losses, CURVE)]
+    if seen and seen[-1] is not None and not diverged:
+        result["scales"] = [_short(x) for x in _points([1.0, *seen], CURVE)]
+    return result
+
+
+def _means(values: list[float], count: int) -> list[float]:
+    size = max(1, len(values) // count)
+    return [sum(values[i : i + size]) / len(values[i : i + size]) for i in range(0, len(values), size)]
+
+
+def _points(values: list, count: int) -> list:
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
+
+
+def _short(x: float) -> float | None:
+    return float(f"{x:.4g}") if math.isfinite(x) else None
+
+
+# ---- many runs ----
+
+
+class Results:
+    """The results file: what is there is not run again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.runs: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):  # a line torn by a kill
+                    entry = json.loads(line)
+                    if "job" in entry:
+                        self.runs[json.dumps(entry["job"], sort_keys=True)] = entry
+
+    def of(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Runs whose job has these fields."""
+        return [
+            entry for entry in self.runs.values() if all(entry["job"][name] == value for name, value in wanted.items())
+        ]
+
+    def losses(self, **wanted: Any) -> list[float]:
+        """Final losses, a diverged one as infinite."""
+        return [math.inf if entry["loss"] is None else entry["loss"] for entry in self.of(**wanted)]
+
+    def run(self, jobs: Iterable[tuple[Job, list[float] | None]], workers: int | None = None, title: str = "") -> None:
+        missing = [(job, scales) for job, scales in jobs if job.key not in self.runs]
+        if not missing:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = not self.path.exists()
+        with self.path.open("a") as file, get_context("spawn").Pool(workers or os.cpu_count(), _worker) as pool:
+            file.write(json.dumps(environment()) + "\n" if new or not self.runs else "")
+            for job, result in _progress(pool.imap_unordered(_train, missing, chunksize=1), len(missing), title):
+                entry = {"job": asdict(job), **result}
+                self.runs[job.key] = entry
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+
+
+def _worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _train(work: tuple[Job, list[float] | None]) -> tuple[Job, dict[str, Any]]:
+    job, scales = work
+    return job, train(job, scales)
+
+
+def _progress(results: Iterator, total: int, title: str) -> Iterator:
+    from rich.progress import track
+
+    return track(results, description=title, total=total)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine of the runs that follow."""
+    packages = ("torch", "transformers", "schedulefree", "prodigyopt", "dadaptation", "dog-optimizer")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "versions": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "commit": commit,
+        "config": config_hash(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def config_hash() -> str:
+    """Of the default rule as it is: its fields, and the code that decides."""
+    import greedylr_integrations
+    from greedylr_integrations import GreedyConfig
+
+    folder = Path(greedylr_integrations.__file__).parent
+    code = b"".join((folder / name).read_bytes() for name in ("greedy.py", "window.py", "envelope.py"))
+    fields = json.dumps(GreedyConfig().fitted(300).hyperparameters(), sort_keys=True).encode()
+    return hashlib.sha256(fields + code).hexdigest()[:12]
+
+
+# ---- stages ----
+
+
+def _workloads(half: str | None = None) -> list[Any]:
+    from benchmarks.workloads import WORKLOADS
+
+    return [workload for workload in WORKLOADS.values() if half in (None, workload.half)]
+
+
+def search(results: Results, half: str | None = None) -> dict[str, dict[str, Any]]:
+    """Best base LR and fixed schedule of each workload, by half decades, widened while the best lies on the edge."""
+    tuned = {}
+    for workload in _workloads(half):
+        low, high = -2, 2
+        while True:
+            grid = [workload.lr * 10 ** (i / 2) for i in range(low, high + 1)]
+            grid = [float(f"{lr:.3g}") for lr in grid]
+            jobs = [
+                Job("search", workload.name, arm, lr, seed, workload.steps)
+                for arm, lr, seed in itertools.product(SEARCHED, grid, range(2))
+            ]
+            results.run([(job, None) for job in jobs], title=f"search {workload.name}")
+            means = {
+                (arm, lr): _mean(results.losses(stage="search", workload=workload.name, arm=arm, lr=lr))
+                for arm, lr in itertools.product(SEARCHED, grid)
+            }
+            arm, lr = min(means, key=means.__getitem__)
+            if lr == grid[0]:
+                low -= 2
+            elif lr == grid[-1]:
+                high += 2
+            else:
+                tuned[workload.name] = {"arm": arm, "lr": lr, "loss": means[arm, lr], "next": grid[grid.index(lr) + 1]}
+                break
+    return tuned
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.inf
+
+
+def tune_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
+    """Eight trials an arm on each workload of the tuning half: four values of its knob at two base LRs."""
+    from benchmarks.arms import ARMS
+
+    for workload in _workloads("tune"):
+        for name, arm in ARMS.items():
+            if arm.build is ARMS["yoked to another seed"].build:
+                continue
+            for knob, multiple in itertools.product(arm.knobs, (1.0,) if arm.kind == "free" else (0.3, 1.0)):
+                lr = tuned[workload.name]["lr"] * multiple
+                for seed in range(2) if len(arm.knobs) > 1 or arm.kind in ("ours", "control") else range(1):
+                    yield Job("tune", workload.name, name, lr, seed, workload.steps, multiple, dict(knob))
+
+
+def best_knobs(results: Results) -> dict[str, dict[str, Any]]:
+    """The knob of each arm with the smallest geometric mean loss over the tuning half; a divergence disqualifies."""
+    from benchmarks.arms import ARMS
+
+    best = {}
+    for name, arm in ARMS.items():
+
+        def score(knob: dict[str, Any], name: str = name) -> float:
+            losses = [
+                math.inf if entry["loss"] is None else entry["loss"] / entry["start"]
+                for entry in results.of(stage="tune", arm=name, knob=knob)
+            ]
+            return sum(map(math.log, losses)) if losses else math.inf
+
+        best[name] = dict(min(arm.knobs, key=score))
+    return best
+
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "the default": {},
+    "patience 2 instead of 0": {"patience": 2},
+    "patience 10 instead of 0": {"patience": 10},
+    "no smoothing": {"window": 0.0},
+    "half the smoothing": {"window": 0.04},
+    "twice the smoothing": {"window": 0.16},
+    "no threshold": {"threshold": 0.0},
+    "twice the threshold": {"threshold": 2.0},
+    "warmup 5 instead of 0": {"warmup": 5},
+    "cooldown 5 instead of 0": {"cooldown": 5},
+    "no bounds": {"min_scale": 1e-6, "max_scale": 1e6},
+    "no final decay": {"decay_ratio": 0.0},
+    "never forget the best": {"best_window": 10**6},
+}
+
+
+def ablate_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
+    for workload in _workloads("tune"):
+        yield from reference_jobs(workload.name, workload.steps, tuned[workload.name], 2)
+    for workload, multiple in itertools.product(_workloads("tune"), MULTIPLES):
+        lr = tuned[workload.name]["lr"] * multiple
+        for seed in range(2):
+            for knob in ABLATIONS.values():
+                yield Job("ablate", workload.name, "greedy", lr, seed, workload.steps, multiple, dict(knob))
+            yield Job("ablate", workload.name, "greedy, no horizon", lr, seed, workload.steps, multiple)
+            yield from (
+                Job("ablate", workload.name, arm, lr, seed, workload.steps, multiple) for arm in ("cosine", "wsd")
+            )
+
+
+YOKED = ("yoked to another seed", "yoked to another workload")
+LONG = ("cosine", "wsd", "greedy", "transformers", "envelope")
+ON_FOUR = ("hypergradient", "hypergradient, groups", "hypergradient, tensors", "line search")
+
+
+def reference_jobs(name: str, steps: int, best: dict[str, Any], seeds: int) -> Iterator[Job]:
+    """The tuned best schedule at several lengths: what a loss is worth in steps."""
+    for length, seed in itertools.product(LENGTHS, range(seeds)):
+        yield Job("reference", name, best["arm"], best["lr"], seed, round(length * steps), 1.0)
+
+
+def held_out_jobs(tuned: dict[str, Any], knobs: dict[str, Any], half: str = "held out") -> Iterator[Job]:
+    """Every arm at its default and tuned, at each base LR; then the reference runs, long runs and unknown ends."""
+    from benchmarks.arms import ARMS
+
+    workloads = _workloads(half)
+    for workload in workloads:
+        yield from reference_jobs(workload.name, workload.steps, tuned[workload.name], 5)
+    for workload, (name, arm) in itertools.product(workloads, ARMS.items()):
+        if name in YOKED or (name in ON_FOUR and workload not in workloads[:4]):
+            continue
+        lr = tuned[workload.name]["lr"]
+        settings: list[dict[str, Any]] = [{}]
+        if knobs.get(name):
+            settings.append(knobs[name])
+        for knob in settings:
+            for multiple in (1.0,) if arm.kind == "free" else MULTIPLES:
+                for seed in range(seeds_at(multiple)):
+                    yield Job("held-out", workload.name, name, lr * multiple, seed, workload.steps, multiple, knob)
+    for workload, name, multiple, seed in itertools.product(workloads, LONG, (0.3, 1.0, 3.0), range(3)):
+        lr, steps = tuned[workload.name]["lr"] * multiple, 4 * workload.steps
+        yield Job("long", workload.name, name, lr, seed, steps, multiple)
+    yield from unknown_end_jobs(tuned, workloads)
+
+
+def unknown_end_jobs(tuned: dict[str, Any], workloads: list[Any]) -> Iterator[Job]:
+    """One trunk without a horizon, a decay over 10% of the steps begun at a quarter, half, three quarters and the end.
+
+    Up to where its decay begins, such a run is the trunk, so each is run from the start. Beside it, warmup-stable-decay
+    that knew the length.
+    """
+    for workload, part, seed in itertools.product(workloads, (1, 2, 3, 4), range(3)):
+        lr, steps = tuned[workload.name]["lr"], part * workload.steps
+        at = round(0.9 * steps)
+        yield Job("unknown end", workload.name, "trunk", lr, seed, steps, 1.0, decay_at=at)
+        for decay in (0.1, 0.2, 0.4):
+            yield Job("unknown end", workload.name, "wsd", lr, seed, steps, 1.0, {"decay": decay})
+
+
+def yoked_jobs(results: Results, tuned: dict[str, Any], half: str, stage: str) -> Iterator[tuple[Job, list[float]]]:
+    """Replays of the scales that the default took on another seed, or on another workload of the same half."""
+    workloads = _workloads(half)
+    for i, workload in enumerate(workloads):
+        sources = {YOKED[0]: workload, YOKED[1]: workloads[(i + 1) % len(workloads)]}
+        for (name, source), multiple in itertools.product(sources.items(), MULTIPLES):
+            for seed in range(seeds_at(multiple)):
+                other = (seed + 1) % seeds_at(multiple)
+                recorded = results.of(
+                    stage=stage, workload=source.name, arm="greedy", multiple=multiple, seed=other, knob={}
+                )
+                scales = recorded[0].get("scales") if recorded else None
+                if scales:
+                    lr = tuned[workload.name]["lr"] * multiple
+                    yield Job(stage, workload.name, name, lr, seed, workload.steps, multiple), scales
+
+
+def quick_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
+    for name in QUICK:
+        from benchmarks.workloads import WORKLOADS
+
+        workload, best = WORKLOADS[name], tuned[name]
+        yield from reference_jobs(name, workload.steps, best, 3)
+        for arm, multiple in itertools.product(("cosine", "wsd", "linear", "greedy", "transformers"), (0.3, 1.0, 3.0)):
+            for seed in range(3):
+                yield Job("held-out", name, arm, best["lr"] * multiple, seed, workload.steps, multiple)
+        for arm, seed in itertools.product(("schedule-free AdamW", "Prodigy"), range(3)):
+            yield Job("held-out", name, arm, best["lr"], seed, workload.steps, 1.0)
+
+
+QUICK = ("diamonds-mlp", "faces-nmf")  # two of the held-out half, cheap and without Debian's packages
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description=__doc__.split("\n")[0])
+    parser.add_argument("stages", nargs="+", choices=["quick", "search", "tune", "ablate", "held-out", "cost", "full"])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON-lines files")
+    parser.add_argument("--workers", type=int, default=None, help="default: one a core")
+    args = parser.parse_args(argv)
+    stages = ["search", "tune", "ablate", "held-out"] if "full" in args.stages else args.stages
+    folder = args.results / "quick" if stages == ["quick"] and args.results == RESULTS else args.results
+    for stage in stages:
+        run_stage(stage, folder, args.workers)
+
+
+def run_stage(stage: str, folder: Path, workers: int | None) -> None:
+    if stage == "cost":
+        cost(folder)
+        return
+    searched = Results(folder / "search.jsonl")
+    if stage == "quick":
+        from benchmarks import report
+        from benchmarks.workloads import WORKLOADS
+
+        tuned = {}
+        for name in QUICK:  # the full search's LR, which stands in the repository; a shorter one where it does not
+            tuned[name] = load_tuned().get(name) or {"arm": "cosine", "lr": WORKLOADS[name].lr}
+        (folder).mkdir(parents=True, exist_ok=True)
+        (folder / "tuned.json").write_text(json.dumps({"tuned": tuned, "knobs": {}}, indent=1) + "\n")
+        Results(folder / "held-out.jsonl").run([(job, None) for job in quick_jobs(tuned)], workers, "quick")
+        report.main(["--results", str(folder), "--output", str(folder)])
+        return
+    if stage == "search":
+        tuned = search(searched)
+        _save(folder, tuned=tuned)
+        return
+    tuned = load_tuned(folder)
+    if stage == "tune":
+        results = Results(folder / "tune.jsonl")
+        results.run([(job, None) for job in tune_jobs(tuned)], workers, "tune")
+        _save(folder, knobs=best_knobs(results))
+    elif stage == "ablate":
+        Results(folder / "ablate.jsonl").run([(job, None) for job in ablate_jobs(tuned)], workers, "ablate")
+    elif stage == "held-out":
+        results = Results(folder / "held-out.jsonl")
+        knobs = json.loads((folder / "tuned.json").read_text()).get("knobs", {})
+        results.run([(job, None) for job in held_out_jobs(tuned, knobs)], workers, "held-out")
+        results.run(yoked_jobs(results, tuned, "held out", "held-out"), workers, "yoked")
+
+
+def _save(folder: Path, **parts: Any) -> None:
+    path = folder / "tuned.json"
+    stored = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**stored, **parts}, indent=1) + "\n")
+
+
+def load_tuned(folder: Path = RESULTS) -> dict[str, Any]:
+    path = folder / "tuned.json"
+    return json.loads(path.read_text())["tuned"] if path.exists() else {}
+
+
+def cost(folder: Path) -> None:
+    """What a run of each workload takes on one core, and what the stages come to."""
+    import torch
+
+    torch.set_num_threads(1)
+    rows, seconds = [], {}
+    for workload in _workloads():
+        seconds[workload.name] = train(Job("cost", workload.name, "cosine", workload.lr, 0, workload.steps))["seconds"]
+        rows.append(f"| {workload.name} | {workload.half} | {workload.steps} | {seconds[workload.name]:.2f} |")
+    tuned = load_tuned(folder) or {w.name: {"lr": w.lr, "arm": "cosine"} for w in _workloads()}
+    steps = {w.name: w.steps for w in _workloads()}
+    lines = [
+        "| workload | half | steps | seconds |",
+        "|---|---|---|---|",
+        *rows,
+        "",
+        "| stage | runs | core-minutes |",
+        "|---|---|---|",
+    ]
+    stages = {"tune": tune_jobs(tuned), "ablate": ablate_jobs(tuned), "held-out": held_out_jobs(tuned, {})}
+    for name, jobs in stages.items():
+        jobs = list(jobs)
+        total = sum(seconds[job.workload] * job.steps / steps[job.workload] for job in jobs)
+        lines.append(f"| {name} | {len(jobs)} | {total / 60:.0f} |")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "cost.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
