@@ -3,9 +3,10 @@
     make bench-adapters          (or: python benchmarks/adapters.py)
 
 Step: the same small training with and without the adapter, interleaved, in each framework: median time of a step,
-median of the paired differences, and the time spent inside the adapter's own code (outermost calls, two clock reads
-each; the loss is on the CPU). The share is of a LoRA step of a 135M model as measured by `recipes/finetune_llm.py` on
-two cores (3 s). Collective: one `LossMeter.compute` on 1, 2, 4 and 8 gloo processes of this machine. Projection:
+median of the paired differences, and the host time inside the adapter's own code (outermost calls; the loss is on the
+CPU): by two clock reads each, and as torch.profiler has it, which slows each tensor operation down. The share is of a
+LoRA step of a 135M model as measured by `recipes/finetune_llm.py` on two cores (3 s). Collective: one
+`LossMeter.compute` on 1, 2, 4 and 8 gloo processes of this machine. Projection:
 latency a + b * log2(ranks) (a tree, as NCCL and gloo use for a few bytes), fitted to 2 and 4 processes, which have a
 core or half a core each; a real network's latency takes the place of this machine's.
 """
@@ -43,11 +44,20 @@ class OwnTime:
     """Seconds spent in the adapters' code, counted at the outermost call only."""
 
     def __init__(self) -> None:
-        self.seconds, self.inside = 0.0, False
+        self.seconds, self.inside, self.profiling = 0.0, False, False
 
     def watch(self, owner: type, *names: str) -> None:
         for name in names:
             setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def profiled(self, train) -> float:
+        """Host seconds a step in the adapter's code, by torch.profiler."""
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.profiling = True
+            train(True, lambda *args: None)
+            self.profiling = False
+        (ours,) = (event for event in profile.key_averages() if event.key == "greedylr")
+        return ours.cpu_time_total / 1e6 / STEPS
 
     def _timed(self, method):
         @wraps(method)
@@ -56,6 +66,9 @@ class OwnTime:
                 return method(*args, **kwargs)
             self.inside, begin = True, time.perf_counter()
             try:
+                if self.profiling:
+                    with torch.profiler.record_function("greedylr"):
+                        return method(*args, **kwargs)
                 return method(*args, **kwargs)
             finally:
                 self.seconds += time.perf_counter() - begin
@@ -151,7 +164,7 @@ def accelerate_run(adapted: bool, hook) -> None:
 def adapters() -> None:
     own = OwnTime()
     watch_all(own)
-    print(f"\n{'':14}step without   with it   added   in our own code   of a 135M LoRA step")
+    print(f"\n{'':14}step without   with it   added   our own code   by profiler   of a 135M LoRA step")
     frameworks = {"transformers": transformers_run, "lightning": lightning_run, "accelerate": accelerate_run}
     for name, train in frameworks.items():
         own.seconds, pairs = 0.0, []
@@ -159,9 +172,10 @@ def adapters() -> None:
             pairs.append(tuple(step_time(partial(train, adapted)) for adapted in (False, True)))
         without, with_it = (statistics.median(times) for times in zip(*pairs, strict=True))
         added, ours = statistics.median(b - a for a, b in pairs), own.seconds / ROUNDS / STEPS
+        by_profiler = statistics.median(own.profiled(train) for _ in range(3))
         print(
-            f"{name:14}{without * 1e6:9.0f} us{with_it * 1e6:7.0f} us{added * 1e6:5.0f} us{ours * 1e6:15.0f} us"
-            f"{ours / LORA_STEP:22.4%}",
+            f"{name:14}{without * 1e6:9.0f} us{with_it * 1e6:7.0f} us{added * 1e6:5.0f} us{ours * 1e6:12.0f} us"
+            f"{by_profiler * 1e6:11.0f} us{ours / LORA_STEP:22.4%}",
             flush=True,
         )
 

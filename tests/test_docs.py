@@ -1,0 +1,76 @@
+"""Every Python block of the docs and the README runs, page by page, on small models in place of the reader's."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
+
+
+def blocks(page):
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        line = text[: match.start()].count("\n") + 1
+        yield line, textwrap.dedent(match["code"])
+
+
+def reader(out):
+    """What a reader of the docs has: a model, data, an optimizer, in the names that the pages use."""
+    import lightning.pytorch as pl
+    from transformers.utils import ModelOutput
+
+    class Model(tiny.Regressor):
+        def forward(self, x, labels=None):
+            return ModelOutput(super().forward(x, labels))
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny.Regressor()
+
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    net = Model()
+    data = tiny.regression_data()
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+    return {
+        "model": net,
+        "net": net,
+        "module": Module(),
+        "dataset": data,
+        "data": data,
+        "loader": loader,
+        "batches": loader,
+        "optimizer": torch.optim.AdamW(net.parameters(), lr=1e-3),
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("page", [p for p in PAGES if list(blocks(p))], ids=lambda p: p.stem)
+def test_every_block_runs(page, tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    monkeypatch.chdir(tmp_path)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+    names = reader(tmp_path)
+    for line, code in blocks(page):
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+def test_the_pages_are_in_the_navigation_and_their_pictures_there():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f" {page.name}" in nav
+        for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
+            assert (page.parent / picture).is_file(), f"{page.name}: {picture}"
