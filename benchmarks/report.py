@@ -406,6 +406,20 @@ def _ablation_row(e: Evidence, label: str, arm: str, knob: Mapping) -> list[str]
     return [label, f"{found:.3f} ({low:.3f} to {high:.3f})", f"{worst:.2f}", counts(cells), f"{bad} of {runs}"]
 
 
+def large_table(results: Results) -> str:
+    """One seed or two a cell: an illustration, not evidence."""
+    found: dict[tuple, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for entry in results.runs.values():
+        job = entry["job"]
+        found[job["workload"], job["lr"]][job["arm"]].append(entry["loss"])
+    arms = sorted({arm for each in found.values() for arm in each})
+    rows = [
+        [workload, f"{lr:g}", *(f"{mean(each[arm]):.4f}" if each.get(arm) else "-" for arm in arms)]
+        for (workload, lr), each in sorted(found.items())
+    ]
+    return table(["model", "base LR", *arms], rows)
+
+
 # ---- pictures ----
 
 COLOURS = {
@@ -541,6 +555,8 @@ def main(argv: list[str] | None = None) -> None:
     if (args.results / "ablate.jsonl").exists():
         a = Evidence(Results(args.results / "ablate.jsonl"), tuned, {}, "ablate")
         text += ["### Ablations, on the tuning half", ablations_table(a)]
+    if (args.results / "large.jsonl").exists():
+        text += ["### Larger models, as illustration", large_table(Results(args.results / "large.jsonl"))]
     rows = [[name, f"{each['lr']:g}", each["arm"], f"{each.get('loss', math.nan):.4f}"] for name, each in tuned.items()]
     text += ["### Tuned base LRs", table(["workload", "base LR", "strongest schedule", "loss"], rows)]
     text += ["### Pictures", *(f"![{name}](img/{name})" for name in pictures)]

@@ -162,21 +162,29 @@ class Results:
         missing = [(job, scales) for job, scales in jobs if job.key not in self.runs]
         if not missing:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = not self.path.exists()
-        with self.path.open("a") as file, get_context("spawn").Pool(workers or os.cpu_count(), _worker) as pool:
-            file.write(json.dumps(environment()) + "\n" if new or not self.runs else "")
+        if not self.runs:
+            self.add(None, environment())
+        with get_context("spawn").Pool(workers or os.cpu_count(), _worker) as pool:
             for job, result in _progress(pool.imap_unordered(_train, missing, chunksize=1), len(missing), title):
-                entry = {"job": asdict(job), **result}
-                self.runs[job.key] = entry
-                file.write(json.dumps(entry) + "\n")
-                file.flush()
+                self.add(job, result)
+
+    def add(self, job: Job | None, result: dict[str, Any]) -> None:
+        """Write a run's result; without a job, what the next ones have in common."""
+        entry = result if job is None else {"job": asdict(job), **result}
+        if job is not None:
+            self.runs[job.key] = entry
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
 
 
 def _worker() -> None:
+    import logging
+
     import torch
 
     torch.set_num_threads(1)
+    logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)
 
 
 def _train(work: tuple[Job, list[float] | None]) -> tuple[Job, dict[str, Any]]:
@@ -261,12 +269,11 @@ def tune_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
 
     for workload in _workloads("tune"):
         for name, arm in ARMS.items():
-            if arm.build is ARMS["yoked to another seed"].build:
+            if len(arm.knobs) == 1:
                 continue
             for knob, multiple in itertools.product(arm.knobs, (1.0,) if arm.kind == "free" else (0.3, 1.0)):
                 lr = tuned[workload.name]["lr"] * multiple
-                for seed in range(2) if len(arm.knobs) > 1 or arm.kind in ("ours", "control") else range(1):
-                    yield Job("tune", workload.name, name, lr, seed, workload.steps, multiple, dict(knob))
+                yield Job("tune", workload.name, name, lr, 0, workload.steps, multiple, dict(knob))
 
 
 def best_knobs(results: Results) -> dict[str, dict[str, Any]]:
