@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test test-slow test-oldest lint bench bench-adapters clean
+.PHONY: setup demo test test-slow test-oldest lint docs bench bench-adapters bench-quick bench-full report clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +46,18 @@ bench: setup
 
 bench-adapters: setup
 	$(RUN) benchmarks/adapters.py
+
+bench-quick: setup  ## a small part of the evidence with its report, to benchmarks/results/quick: under 10 minutes
+	$(RUN) -m benchmarks.suite quick
+
+bench-full: setup  ## all of it, from nothing if benchmarks/results is empty: about two core-hours; continues where it stopped
+	$(RUN) -m benchmarks.suite full
+
+report: setup  ## tables and pictures from the results that are there
+	$(RUN) -m benchmarks.report
+
+docs: setup  ## the documentation, to site/
+	$(RUN) -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

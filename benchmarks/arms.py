@@ -442,7 +442,7 @@ ARMS: dict[str, Arm] = {
         from_transformers("polynomial", power=2.0, lr_end=0.0), "fixed", [{}] + [{"power": x} for x in (0.5, 1.5, 3.0)]
     ),
     "plateau": Arm(plateau, "rival", [{}] + [{"patience": x} for x in (0, 1, 4)]),
-    "greedy": Arm(Ours, "ours", [{}] + [{"rate": x} for x in (2.0, 6.0, 8.0)]),
+    "greedy": Arm(Ours, "ours", [{}] + [{"rate": x} for x in (4.0, 6.0, 12.0)]),
     "greedy, no horizon": Arm(lambda s: Ours(s, horizon=False), "ours"),
     "greedy, validation loss": Arm(OursOnValidation, "ours", [{}] + [{"factor": x} for x in (0.5, 0.7, 0.9)]),
     "paper": Arm(paper, "rival", [{}, {"factor": 0.99}, {"patience": 5}, {"factor": 0.99, "patience": 0}]),

@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import random
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
@@ -212,14 +213,17 @@ def environment() -> dict[str, Any]:
 
 
 def config_hash() -> str:
-    """Of the default rule as it is: its fields, and the code that decides."""
-    import greedylr_integrations
-    from greedylr_integrations import GreedyConfig
+    """Of the default rule as it is: its fields, and what it decides on fixed losses with and without a horizon."""
+    from greedylr_integrations import GreedyConfig, GreedyController
 
-    folder = Path(greedylr_integrations.__file__).parent
-    code = b"".join((folder / name).read_bytes() for name in ("greedy.py", "window.py", "envelope.py"))
-    fields = json.dumps(GreedyConfig().fitted(300).hyperparameters(), sort_keys=True).encode()
-    return hashlib.sha256(fields + code).hexdigest()[:12]
+    rng = random.Random(0)
+    losses = [3 - min(i, 200) / 100 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
+    scales = [
+        [controller.observe(loss).scales[0] for loss in losses]
+        for controller in (GreedyController(), GreedyController(horizon=400))
+    ]
+    fields = GreedyConfig().fitted(400).hyperparameters()
+    return hashlib.sha256(json.dumps([fields, scales], sort_keys=True).encode()).hexdigest()[:12]
 
 
 # ---- stages ----
@@ -298,13 +302,19 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "the default": {},
     "patience 2 instead of 0": {"patience": 2},
     "patience 10 instead of 0": {"patience": 10},
-    "no smoothing": {"window": 0.0},
-    "half the smoothing": {"window": 0.04},
-    "twice the smoothing": {"window": 0.16},
+    "no smoothing": {"window": 0.0, "memory": 2},
+    "half the smoothing": {"window": 0.04, "memory": 2},
+    "twice the smoothing": {"window": 0.16, "memory": 2},
     "no threshold": {"threshold": 0.0},
     "twice the threshold": {"threshold": 2.0},
     "warmup 5 instead of 0": {"warmup": 5},
     "cooldown 5 instead of 0": {"cooldown": 5},
+    "half the rate": {"rate": 4.0},
+    "half as much again of the rate": {"rate": 12.0},
+    "three quarters of the rate": {"rate": 6.0},
+    "settle at half": {"settle_ratio": 0.5},
+    "never settle": {"settle_ratio": 1.0},
+    "a memory of four windows": {"memory": 4},
     "no bounds": {"min_scale": 1e-6, "max_scale": 1e6},
     "no final decay": {"decay_ratio": 0.0},
     "never forget the best": {"best_window": 10**6},

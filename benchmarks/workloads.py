@@ -401,7 +401,7 @@ WORKLOADS = {
             "tune",
             800,
         ),
-        Workload("chats-gru", lambda T: _language(Recurrent(512), chats(512), 24, 8), "adamw", 4e-3, "held out"),
+        Workload("chats-gru", lambda T: _language(Recurrent(512), chats(512), 24, 8), "adamw", 4e-3, "held out", 200),
         Workload("fashion-cnn", lambda T: _classify(_cnn(), fashion(), 32), "sgd", 0.03, "held out"),
         Workload(
             "fashion-vit",
@@ -409,6 +409,7 @@ WORKLOADS = {
             "adamw",
             2e-3,
             "held out",
+            200,
         ),
         Workload("diamonds-mlp", lambda T: _regress(_mlp(26, 64, 64, 1), diamonds(), 32), "muon", 0.01, "held out"),
         Workload("faces-nmf", lambda T: _factorize(faces(), 20, 40), "sgd", 30.0, "held out"),
@@ -418,6 +419,7 @@ WORKLOADS = {
             "adafactor",
             0.02,
             "held out",
+            200,
         ),
     )
 }

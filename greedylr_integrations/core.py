@@ -59,6 +59,7 @@ class Reason(Enum):
     WARMUP = "warmup after a raise"
     COOLDOWN = "cooldown after a lowering"
     CEILING = "the scale is at its upper bound"
+    SETTLED = "late in the run the scale does not exceed what it had settled on"
     FLOOR = "the scale is at its lower bound"
     NONFINITE = "the loss is NaN or infinite"
     RESET = "reset to the start"
@@ -67,7 +68,8 @@ class Reason(Enum):
 # An Enum's members and a NamedTuple's constructor are slow to look up and to call in every decision.
 new_decision = tuple.__new__
 RAISE, LOWER, HOLD = Action
-FILLING, IMPROVED, WORSENED, INSIGNIFICANT, PATIENCE, WARMUP, COOLDOWN, CEILING, FLOOR, NONFINITE, RESET = Reason
+FILLING, IMPROVED, WORSENED, INSIGNIFICANT, PATIENCE, WARMUP, COOLDOWN, *more = Reason
+CEILING, SETTLED, FLOOR, NONFINITE, RESET = more
 
 
 class Decision(NamedTuple):

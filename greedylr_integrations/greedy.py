@@ -33,6 +33,7 @@ from greedylr_integrations.core import (
     NONFINITE,
     PATIENCE,
     RAISE,
+    SETTLED,
     WARMUP,
     WORSENED,
     Action,
@@ -57,12 +58,12 @@ class GreedyConfig(ControllerConfig):
     Fields named as in the GreedyLR paper mean what they mean there, except where noted.
 
     Attributes:
-        factor (float): a raise divides the scale by it, a lowering multiplies; in (0, 1). Default None: exp(-4/T) for a
+        factor (float): a raise divides the scale by it, a lowering multiplies; in (0, 1). Default None: exp(-8/T) for a
             horizon of T decisions, at least 0.5, or 0.99 without a horizon.
         patience (int): good (bad) losses in a row before the first raise (lowering); the LR moves on the next. Default
             0: the window does the smoothing.
         window_size (int): decisions in the rolling mean. Default None: 8% of the horizon, or 50 without one.
-        best_window (int): decisions over which the best mean is remembered. Default None: 4 x window_size.
+        best_window (int): decisions over which the best mean is remembered. Default None: 2 x window_size.
         threshold (float): how far above the best the mean must be to count as worse. Default 1.
         threshold_mode (str): unit of `threshold`: "se" (default) standard errors of the mean, "rel" a share of the
             best's magnitude, "abs" the unit of the loss. For "rel" and "abs" a gain must exceed it too.
@@ -71,6 +72,9 @@ class GreedyConfig(ControllerConfig):
             `linear_warmup_steps`. Default 0.
         cooldown (int): after a lowering the LR keeps falling for this many decisions likewise. Default 0.
         min_scale, max_scale (float): bounds on LR / base LR. Defaults 0.01 and 10.
+        settle_ratio (float): share of the horizon after which the scale no longer exceeds what it was then, from 0 to 1
+            (never): a raise is for later steps, and late in a run there are few. Default 0.4; without a horizon it has
+            no effect.
         min_lr, max_lr (float or list of float): absolute bounds in place of them, one value or one a group. The groups
             keep their ratios until one of them meets its bound, and find them again when it leaves it. Default None.
         reset_start (int): decisions after which the best and the streaks are forgotten, again and again. Default None:
@@ -87,6 +91,7 @@ class GreedyConfig(ControllerConfig):
     cooldown: int = 0
     min_scale: float | None = None
     max_scale: float | None = None
+    settle_ratio: float = 0.4
     min_lr: float | Sequence[float] | None = None
     max_lr: float | Sequence[float] | None = None
     reset_start: int | None = None
@@ -98,6 +103,8 @@ class GreedyConfig(ControllerConfig):
         if self.best_window is not None:
             check_number("best_window", self.best_window, int)
             check(self.best_window >= 1, "best_window", self.best_window, "at least 1")
+        check_number("settle_ratio", self.settle_ratio)
+        check(0 <= self.settle_ratio <= 1, "settle_ratio", self.settle_ratio, "between 0 and 1")
         for bound in ("min", "max"):
             scale, lr = getattr(self, bound + "_scale"), getattr(self, bound + "_lr")
             if scale is not None:
@@ -134,8 +141,8 @@ class GreedyConfig(ControllerConfig):
     def fitted(self, horizon: int | None) -> GreedyConfig:
         """The configuration with every open default filled in for a horizon, in decisions."""
         window_size = self.window_size or (50 if horizon is None else max(1, round(0.08 * horizon)))
-        factor = self.factor or (0.99 if horizon is None else max(0.5, math.exp(-4 / horizon)))
-        best_window = self.best_window or 4 * window_size
+        factor = self.factor or (0.99 if horizon is None else max(0.5, math.exp(-8 / horizon)))
+        best_window = self.best_window or 2 * window_size
         return dataclasses.replace(self, factor=factor, window_size=window_size, best_window=best_window)
 
     def scale_bounds(self, base_lrs: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -164,13 +171,14 @@ class GreedyConfig(ControllerConfig):
         return lows, highs
 
     def rule(self, base_lrs: Sequence[float], horizon: int | None) -> GreedyRule:
-        return GreedyRule(self.fitted(horizon), base_lrs)
+        settle_at = None if horizon is None else math.ceil(self.settle_ratio * horizon)
+        return GreedyRule(self.fitted(horizon), base_lrs, settle_at)
 
 
 class GreedyRule:
     """Raise on a new recent best, lower on a significantly worse mean, hold between."""
 
-    def __init__(self, config: GreedyConfig, base_lrs: Sequence[float]) -> None:
+    def __init__(self, config: GreedyConfig, base_lrs: Sequence[float], settle_at: int | None = None) -> None:
         assert config.factor
         assert config.window_size
         assert config.best_window
@@ -187,6 +195,9 @@ class GreedyRule:
         self._stage = 0  # decisions left of a warmup, or of a cooldown as a negative number
         self._until_reset = config.reset_start or 0
         self._ceiling_reached = False
+        self._decisions = 0
+        self._settle_at = settle_at  # decisions after which the scale does not exceed what it is then
+        self._settled: float | None = None
         self._base_lrs: list[float] = list(base_lrs)
         self._set_bounds()
         self._set_scale(min(max(1.0, self._floor), self._ceiling))
@@ -197,6 +208,10 @@ class GreedyRule:
             return Decision(HOLD, NONFINITE, self.scales, loss)
         if self._reset_start:
             self._count_down(self._reset_start)
+        if self._decisions == self._settle_at:
+            self._settled = self._scale
+            self._set_bounds()
+        self._decisions += 1
         # the mean of a part of a window is no fair reference: the smallest of a few would be low by chance
         best = self._recent.push(smoothed) if self._window.full else None
         if best is None:
@@ -230,6 +245,8 @@ class GreedyRule:
     def _at_bound(self, action: Action) -> Reason:
         if action is LOWER:
             return FLOOR
+        if self._settled is not None and self._scale == self._settled:
+            return SETTLED
         if not self._ceiling_reached:
             self._ceiling_reached = True
             logger.warning(
@@ -295,12 +312,16 @@ class GreedyRule:
         self._lows, self._highs = self._config.scale_bounds(self._base_lrs)
         self._floor, self._ceiling = min(self._lows), max(self._highs)
         self._alike = self._floor == max(self._lows) and self._ceiling == min(self._highs)
+        if self._settled is not None:
+            self._ceiling = max(self._floor, min(self._ceiling, self._settled))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "scale": self._scale,
             "until_reset": self._until_reset,
             "ceiling_reached": self._ceiling_reached,
+            "decisions": self._decisions,
+            "settled": self._settled,
             "streak": self._streak,
             "stage": self._stage,
             "recent": self._recent.state_dict(),
@@ -310,7 +331,11 @@ class GreedyRule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, GREEDY_STATE, "GreedyLR rule")
         self._until_reset, self._streak, self._stage = state["until_reset"], state["streak"], state["stage"]
-        self._ceiling_reached = state["ceiling_reached"]
+        self._ceiling_reached, self._decisions = state["ceiling_reached"], state["decisions"]
+        # a run that has become longer is not late any more
+        late = self._settle_at is not None and self._decisions > self._settle_at
+        self._settled = (state["settled"] or state["scale"]) if late else None
+        self._set_bounds()
         self._recent.load_state_dict(state["recent"])
         self._window.load_state_dict(state["window"])
         self._set_scale(min(max(state["scale"], self._floor), self._ceiling))
@@ -320,6 +345,8 @@ GREEDY_STATE = {
     "scale": is_finite,
     "until_reset": is_integer,
     "ceiling_reached": lambda value: isinstance(value, bool),
+    "decisions": is_integer,
+    "settled": lambda value: value is None or is_finite(value),
     "streak": is_integer,
     "stage": is_integer,
     "recent": is_recent,

@@ -142,13 +142,43 @@ def test_it_rises_again_after_a_nan():
 def test_window_and_rate_fit_the_horizon(horizon, window):
     fitted = GreedyConfig().fitted(horizon)
     assert fitted.window_size == window
-    assert fitted.best_window == 4 * window
-    assert fitted.factor == max(0.5, math.exp(-4 / horizon))
+    assert fitted.best_window == 2 * window
+    assert fitted.factor == max(0.5, math.exp(-8 / horizon))
 
 
 def test_what_the_user_set_is_not_fitted():
     fitted = GreedyConfig(factor=0.9, window_size=7, best_window=9).fitted(1000)
     assert (fitted.factor, fitted.window_size, fitted.best_window) == (0.9, 7, 9)
+
+
+def settling(horizon, **fields):
+    fields = {"window_size": 1, "best_window": 100, "factor": 0.5, "max_scale": 1e9, "settle_ratio": 0.5, **fields}
+    return GreedyController(GreedyConfig(**fields), horizon=horizon)
+
+
+def test_late_in_the_run_the_scale_does_not_exceed_what_it_settled_on():
+    controller = settling(8)
+    decisions = observe(controller, [9, 8, 7, 6, 5, 9, 9, 4])
+    assert [d.scales[0] for d in decisions] == [1, 2, 4, 8, 8, 4, 2, 4]  # back up after a fall, and no further
+    assert decisions[4].reason is Reason.SETTLED
+    assert [d.scales[0] for d in observe(settling(8, settle_ratio=1), range(9, 1, -1))][-1] == 128
+    assert [d.scales[0] for d in observe(settling(None), range(9, 1, -1))][-1] == 128
+
+
+def test_a_run_made_longer_is_not_late_any_more_and_one_made_shorter_is_at_once():
+    controller = settling(8)
+    observe(controller, [9, 8, 7, 6, 5])
+    longer, shorter = controller.with_horizon(16), settling(16).with_horizon(16)
+    assert longer.observe(4).scales == (16.0,)
+    observe(shorter, [9, 8, 7, 6, 5])
+    shorter = shorter.with_horizon(8)
+    assert shorter.observe(4).reason is Reason.SETTLED
+    assert shorter.observe(4.5).scales == (8.0,)
+
+
+def test_settling_is_no_reason_to_warn_of_a_low_base_lr(warnings_of):
+    observe(settling(8), range(9, 1, -1))
+    assert warnings_of() == []
 
 
 # ---- bounds ----
@@ -251,6 +281,7 @@ def test_an_lr_above_its_maximum_is_clamped_at_once():
     [
         *[("factor", 0), ("factor", 1), ("factor", -0.5), ("factor", 2.0), ("factor", math.nan)],
         *[("patience", -1), ("window_size", 0), ("window_size", -3), ("best_window", 0), ("every_n_steps", 0)],
+        ("settle_ratio", 1.1),
         *[("threshold", -0.1), ("threshold", math.inf), ("threshold_mode", "relative"), ("mode", "down")],
         *[("warmup", -1), ("cooldown", -1), ("min_scale", 0), ("max_scale", -1), ("min_lr", -1e-5), ("max_lr", [])],
         *[("reset_start", 0), ("on_nonfinite", "skip"), ("on_resume", "both"), ("min_scale", 20), ("max_scale", 1e-3)],
