@@ -217,7 +217,7 @@ def config_hash() -> str:
     from greedylr_integrations import GreedyConfig, GreedyController
 
     rng = random.Random(0)
-    losses = [3 - min(i, 200) / 100 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
+    losses = [3 - min(i, 90) / 50 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
     scales = [
         [controller.observe(loss).scales[0] for loss in losses]
         for controller in (GreedyController(), GreedyController(horizon=400))
@@ -336,7 +336,7 @@ def ablate_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
 
 
 YOKED = ("yoked to another seed", "yoked to another workload")
-LONG = ("cosine", "wsd", "greedy", "transformers", "envelope")
+LONG = ("cosine", "wsd", "greedy", "envelope")
 ON_FOUR = ("hypergradient", "hypergradient, groups", "hypergradient, tensors", "line search")
 
 
@@ -346,37 +346,37 @@ def reference_jobs(name: str, steps: int, best: dict[str, Any], seeds: int) -> I
         yield Job("reference", name, best["arm"], best["lr"], seed, round(length * steps), 1.0)
 
 
-def held_out_jobs(tuned: dict[str, Any], knobs: dict[str, Any], half: str = "held out") -> Iterator[Job]:
-    """Every arm at its default and tuned, at each base LR; then the reference runs, long runs and unknown ends."""
+def held_out_jobs(tuned: dict[str, Any], knobs: dict[str, Any] | None = None) -> Iterator[Job]:
+    """Every arm at each base LR: at its default, or with the tuned `knobs` those that have one."""
     from benchmarks.arms import ARMS
 
-    workloads = _workloads(half)
-    for workload in workloads:
-        yield from reference_jobs(workload.name, workload.steps, tuned[workload.name], 5)
+    workloads = _workloads("held out")
     for workload, (name, arm) in itertools.product(workloads, ARMS.items()):
-        if name in YOKED or (name in ON_FOUR and workload not in workloads[:4]):
+        knob = {} if knobs is None else knobs.get(name)
+        if name in (*YOKED, "trunk") or knob is None or (knobs is not None and not knob):
             continue
-        lr = tuned[workload.name]["lr"]
-        settings: list[dict[str, Any]] = [{}]
-        if knobs.get(name):
-            settings.append(knobs[name])
-        for knob in settings:
-            for multiple in (1.0,) if arm.kind == "free" else MULTIPLES:
-                for seed in range(seeds_at(multiple)):
-                    yield Job("held-out", workload.name, name, lr * multiple, seed, workload.steps, multiple, knob)
-    for workload, name, multiple, seed in itertools.product(workloads, LONG, (0.3, 1.0, 3.0), range(3)):
+        if name in ON_FOUR and workload not in workloads[:4]:
+            continue
+        for multiple in (1.0,) if arm.kind == "free" else MULTIPLES:
+            for seed in range(seeds_at(multiple)):
+                lr = tuned[workload.name]["lr"] * multiple
+                yield Job("held-out", workload.name, name, lr, seed, workload.steps, multiple, dict(knob))
+
+
+def long_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
+    """Four times the horizon."""
+    for workload, name, multiple, seed in itertools.product(_workloads("held out"), LONG, (0.3, 1.0, 3.0), range(3)):
         lr, steps = tuned[workload.name]["lr"] * multiple, 4 * workload.steps
         yield Job("long", workload.name, name, lr, seed, steps, multiple)
-    yield from unknown_end_jobs(tuned, workloads)
 
 
-def unknown_end_jobs(tuned: dict[str, Any], workloads: list[Any]) -> Iterator[Job]:
+def unknown_end_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
     """One trunk without a horizon, a decay over 10% of the steps begun at a quarter, half, three quarters and the end.
 
     Up to where its decay begins, such a run is the trunk, so each is run from the start. Beside it, warmup-stable-decay
     that knew the length.
     """
-    for workload, part, seed in itertools.product(workloads, (1, 2, 3, 4), range(3)):
+    for workload, part, seed in itertools.product(_workloads("held out"), (1, 2, 3, 4), range(3)):
         lr, steps = tuned[workload.name]["lr"], part * workload.steps
         at = round(0.9 * steps)
         yield Job("unknown end", workload.name, "trunk", lr, seed, steps, 1.0, decay_at=at)
@@ -460,8 +460,13 @@ def run_stage(stage: str, folder: Path, workers: int | None) -> None:
     elif stage == "held-out":
         results = Results(folder / "held-out.jsonl")
         knobs = json.loads((folder / "tuned.json").read_text()).get("knobs", {})
-        results.run([(job, None) for job in held_out_jobs(tuned, knobs)], workers, "held-out")
+        reference = [job for w in _workloads("held out") for job in reference_jobs(w.name, w.steps, tuned[w.name], 5)]
+        parts = {"reference": reference, "held-out": held_out_jobs(tuned), "unknown end": unknown_end_jobs(tuned)}
+        for title, jobs in parts.items():
+            results.run([(job, None) for job in jobs], workers, title)
         results.run(yoked_jobs(results, tuned, "held out", "held-out"), workers, "yoked")
+        for title, jobs in {"tuned": held_out_jobs(tuned, knobs), "long": long_jobs(tuned)}.items():
+            results.run([(job, None) for job in jobs], workers, title)
 
 
 def _save(folder: Path, **parts: Any) -> None:
@@ -479,6 +484,8 @@ def cost(folder: Path) -> None:
     """What a run of each workload takes on one core, and what the stages come to."""
     import torch
 
+    from benchmarks.arms import ARMS
+
     torch.set_num_threads(1)
     rows, seconds = [], {}
     for workload in _workloads():
@@ -494,7 +501,14 @@ def cost(folder: Path) -> None:
         "| stage | runs | core-minutes |",
         "|---|---|---|",
     ]
-    stages = {"tune": tune_jobs(tuned), "ablate": ablate_jobs(tuned), "held-out": held_out_jobs(tuned, {})}
+    stages = {
+        "tune": tune_jobs(tuned),
+        "ablate": ablate_jobs(tuned),
+        "held-out": held_out_jobs(tuned),
+        "held-out, tuned": held_out_jobs(tuned, {name: arm.knobs[-1] for name, arm in ARMS.items()}),
+        "held-out, four times as long": long_jobs(tuned),
+        "held-out, unknown end": unknown_end_jobs(tuned),
+    }
     for name, jobs in stages.items():
         jobs = list(jobs)
         total = sum(seconds[job.workload] * job.steps / steps[job.workload] for job in jobs)
