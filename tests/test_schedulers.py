@@ -373,17 +373,17 @@ def test_no_decision_while_the_other_schedule_first_rises():
     assert made == [False] * 11 + [True] * 49
 
 
-def test_release_lets_the_owner_step_the_schedule_and_apply_takes_up_a_skipped_step():
+def test_handing_over_lets_the_owner_step_the_schedule_and_taking_over_takes_up_a_skipped_step():
     optimizer, alone = optimizer_of(0.1), optimizer_of(0.1)
     base, reference = ExponentialLR(optimizer, 0.9), ExponentialLR(alone, 0.9)
     scheduler = GreedyLR(optimizer, base_schedule=base, window_size=1, factor=0.5)
     scheduler._decides_from = 0
     for i, loss in enumerate([5.0, 4.0, 3.0, 2.0]):
         optimizer.step()
-        scheduler.release()
-        scheduler.release()
+        scheduler.hand_over()
+        scheduler.hand_over()
         if i == 2:
-            scheduler.apply()
+            scheduler.take_over()
             continue
         base.step()
         alone.step()
