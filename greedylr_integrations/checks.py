@@ -16,7 +16,14 @@ def check_number(field: str, value: object, kind: type = float) -> None:
     """TypeError unless `value` is a number of the kind, or an int where a float may stand; bool is neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise TypeError(f"{field}={value!r} is not allowed: it must be {'a number' if kind is float else 'an integer'}")
-    check(math.isfinite(value), field, value, "finite")  # type: ignore[arg-type]
+    check(_finite(value), field, value, "finite")  # type: ignore[arg-type]
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond the floats
+        return False
 
 
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
@@ -85,7 +92,7 @@ def is_integer(value: object) -> bool:
 
 
 def is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
 
 
 def is_number(value: object) -> bool:
