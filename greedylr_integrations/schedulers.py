@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from greedylr_integrations.checks import check, check_state, is_integer, is_numbers, is_pending
+from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_numbers, is_pending
 from greedylr_integrations.control import ControlFile, Order, Steered, make_order
 from greedylr_integrations.core import (
     HOLD,
@@ -174,6 +174,7 @@ class GreedyLR(LRScheduler):
         self._schedule_lrs: list[float] | None = None  # the base schedule's LRs now
         self._decides_from: float = linear_warmup_steps if base_schedule is None else inf
         self._handed_over = False
+        self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint gone on from
         self._metered = True  # whether a float must go through the meter
         self._scales: Sequence[float] = (1.0,)
         self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
@@ -328,7 +329,10 @@ class GreedyLR(LRScheduler):
     def _carry_out(self, order: Order, step: int) -> None:
         logger.info("GreedyLR follows the order %s at step %d", order, step)
         if order.name == "decay":
-            self._set_envelope(self.envelope.decaying(step, order.value))  # type: ignore[arg-type]
+            loaded, factor = self._loaded
+            # after a resume for another number of steps, from where the LR stood and not where it would stand now
+            factor = factor if loaded == step else None
+            self._set_envelope(self.envelope.decaying(step, order.value, factor))  # type: ignore[arg-type]
         else:
             self._obey(None if order.name == "release" else order)
         self.orders.append(record := OrderRecord(step, *order))
@@ -508,6 +512,7 @@ class GreedyLR(LRScheduler):
             "last_epoch": self.last_epoch,
             "base_lrs": list(self.base_lrs),
             "scales": list(self._scales),
+            "envelope": self.factor,
             "decay": None if decay[0] is None else decay,
             "order": None if self._in_force is None else list(self._in_force),
             "last_order": 0 if self.meter.control is None else self.meter.control.last,
@@ -551,6 +556,7 @@ class GreedyLR(LRScheduler):
         self._obey(None if state_dict["order"] is None else make_order(*state_dict["order"]))
         self._scales = self._decider_scales()
         self.last_epoch = state_dict["last_epoch"]
+        self._loaded = self.last_epoch, state_dict["envelope"]
         for done in (self.history, self.orders):
             while done and done[-1].step > self.last_epoch:
                 done.pop()
@@ -579,6 +585,7 @@ SCHEDULER_STATE = {
     "last_epoch": is_integer,
     "base_lrs": is_numbers,
     "scales": is_numbers,
+    "envelope": is_finite,
     "decay": lambda value: (
         value is None or (is_numbers(value) and len(value) == 3 and is_integer(value[0]) and is_integer(value[1]))
     ),
