@@ -88,18 +88,12 @@ class HistoryFile:
         self._descriptor: int | None = None
         self._writes = True
 
-    def begin(self, step: int, header: Mapping[str, Any], writes: bool) -> None:
-        """Say what the next line belongs to; only a rank that `writes` touches the file.
+    def is_anothers(self, step: int) -> bool:
+        """Whether a run at that step would write into the history of another."""
+        return step == 0 and not self._ours and os.path.exists(self.path) and os.path.getsize(self.path) > 0
 
-        Raises:
-            ValueError: if the run is at step 0 and the file has the history of another.
-        """
-        exists = os.path.exists(self.path) and os.path.getsize(self.path) > 0
-        if exists and step == 0 and not self._ours:
-            raise ValueError(
-                f"history_file={self.path!r} has the history of another run already: name another file, delete this"
-                " one, or resume that run from its checkpoint"
-            )
+    def begin(self, step: int, header: Mapping[str, Any], writes: bool) -> None:
+        """Say what the next line belongs to; only a rank that `writes` touches the file."""
         self._opening = {"resumed": step, **header}
         self._writes = writes
         self.begun = self._ours = True

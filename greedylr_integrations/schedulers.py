@@ -445,10 +445,21 @@ class GreedyLR(LRScheduler):
     # ---- history ----
 
     def begin_history(self) -> None:
-        """Once a run, on every rank: refuse a history file of another run before anything is written to it."""
+        """Once a run, on every rank: refuse a history file of another run before anything is written to it.
+
+        Raises:
+            ValueError: on all ranks, if this run is at step 0 and the file on rank 0 has a history already.
+        """
         file = self.history_file
         if file is None or file.begun:
             return
+        rank = environment_rank() if _world_size() is None else dist.get_rank()
+        refused = float(rank == 0 and file.is_anothers(self.last_epoch))
+        if LossMeter(lag=0).agree(refused) > 0:
+            raise ValueError(
+                f"history_file={file.path!r} has the history of another run already: name another file, delete this"
+                " one, or resume that run from its checkpoint"
+            )
         controller = self.controller
         header = {
             "greedylr_history": VERSION,
@@ -458,7 +469,6 @@ class GreedyLR(LRScheduler):
             "monitor": self.monitor,
             "world_size": _world_size() or 1,
         }
-        rank = environment_rank() if _world_size() is None else dist.get_rank()
         file.begin(self.last_epoch, header, writes=rank == 0)
 
     def _keep(self, decision: Decision) -> None:

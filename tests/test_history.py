@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from processes import TESTS
+from processes import TESTS, spawn
 
 from greedylr_integrations import GreedyConfig, GreedyLR, history
 from greedylr_integrations.core import Action, Decision, Reason
@@ -150,6 +150,32 @@ def test_a_fresh_run_refuses_the_history_of_another_before_it_writes(tmp_path):
         with pytest.raises(ValueError, match="has the history of another run already: name another file, delete this"):
             scheduler_of(path, linear_warmup_steps=ramp).step(1.0)
     assert path.read_bytes() == before
+
+
+def _two_ranks(rank, world, out):
+    said = []
+    for name in ("a", "b"):
+        scheduler = scheduler_of(f"{out}/{name}{rank}")  # as on machines that share no disk
+        try:
+            scheduler.pin(2.0)
+            train(scheduler, losses(3))
+        except ValueError as error:
+            said.append(str(error))
+        if rank == 0 and name == "a":
+            assert history.read(f"{out}/a0")[0]["world_size"] == 2
+    torch.save(said, f"{out}/said-{rank}")
+
+
+def test_rank_0_alone_writes_and_all_refuse_what_it_refuses(tmp_path):
+    for name in ("a1", "b0"):
+        train(scheduler_of(tmp_path / name), losses(3))
+    before = (tmp_path / "a1").read_bytes()
+    spawn(_two_ranks, 2, tmp_path)
+    first, second = (torch.load(tmp_path / f"said-{rank}") for rank in range(2))
+    assert len(first) == len(second) == 1
+    assert first[0].startswith(f"history_file='{tmp_path}/b0' has the history of another run already")
+    assert (tmp_path / "a1").read_bytes() == before
+    assert not (tmp_path / "b1").exists()
 
 
 @pytest.mark.parametrize("cut", [1, 7, 30, 59])

@@ -187,7 +187,8 @@ def test_manual_optimization(tmp_path):
 def test_two_optimizers_and_two_instances(tmp_path):
     first, second = GreedyLRCallback(**FAST), GreedyLRCallback(**FAST, optimizer_index=1)
     module = Manual(optimizers=2)
-    trainer = fit(tmp_path, module, first, second, max_epochs=2)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = fit(tmp_path, module, first, second, max_epochs=2, logger=logger, log_every_n_steps=1)
     assert len(first.history) == 24
     assert len(second.history) == 12  # the second optimizer steps on every other batch
     pairs = [(module.losses[i] + module.losses[i + 1]) / 2 for i in range(0, 24, 2)]
@@ -195,6 +196,7 @@ def test_two_optimizers_and_two_instances(tmp_path):
     assert module.other_used[0] == 0.01
     assert len(set(module.other_used)) > 2
     assert first.state_key != second.state_key
+    assert {"greedylr/scale", "greedylr/scale/1"} <= trainer.logged_metrics.keys()
     assert trainer.optimizers[0].param_groups[0]["lr"] != trainer.optimizers[1].param_groups[0]["lr"]
 
 
