@@ -6,6 +6,7 @@ that was killed leaves at most a torn last line.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -102,22 +103,23 @@ class HistoryFile:
         if not self._writes:
             return
         try:
+            if self._descriptor is None:
+                self._descriptor = self._open()
             if self._opening is not None:
-                self._open(self._opening)
+                if not os.fstat(self._descriptor).st_size:
+                    self._opening = {key: value for key, value in self._opening.items() if key != "resumed"}
+                self._line(self._opening)
                 self._opening = None
             self._line(_of_record(entry) if isinstance(entry, Record) else entry._asdict())
         except OSError as error:  # a full disk is no reason to end a run
             self._writes = False
             logger.warning("GreedyLR writes no more to history_file %s: %s", self.path, error)
 
-    def _open(self, opening: Mapping[str, Any]) -> None:
-        if self._descriptor is None:
-            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-            self._cut_torn_line(self._descriptor)
-        if not os.fstat(self._descriptor).st_size:
-            opening = {key: value for key, value in opening.items() if key != "resumed"}
-        self._line(opening)
+    def _open(self) -> int:
+        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._cut_torn_line(descriptor)
+        return descriptor
 
     @staticmethod
     def _cut_torn_line(descriptor: int) -> None:
@@ -133,7 +135,9 @@ class HistoryFile:
             os.ftruncate(descriptor, end)
 
     def _line(self, entry: Mapping[str, Any]) -> None:
-        os.write(self._descriptor, f"{_encode(entry)}\n".encode())  # type: ignore[arg-type]
+        line = f"{_encode(entry)}\n".encode()
+        if os.write(self._descriptor, line) < len(line):  # type: ignore[arg-type]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -159,7 +163,7 @@ def _of_record(record: Record) -> dict[str, Any]:
         "best": _finite(best),
         "action": action._value_,
         "reason": reason._name_,
-        "scales": scales,
+        "scales": scales if len(scales) == len(lrs) else scales[:1] * len(lrs),  # one for all
         "lrs": lrs,
         "envelope": envelope,
         "nonfinite": nonfinite,

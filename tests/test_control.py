@@ -342,7 +342,7 @@ def test_with_a_metric(steering):
     assert lrs_of(scheduler) == pytest.approx([0.4, 0.08])
 
 
-# ---- two ranks ----
+# ---- several ranks ----
 
 
 def _write(path, order, value, identity):
@@ -375,13 +375,37 @@ def _ranks(rank, world, out):
     sizes.clear()
     train(scheduler_of(), FALLING[:5])
     result["without"] = sizes.copy()
+    result["group"] = _in_a_group(rank, out)
     torch.save(result, f"{out}/{rank}")
 
 
-def test_ranks_follow_in_the_same_step_by_the_collective_that_there_is(tmp_path):
-    spawn(_ranks, 2, tmp_path)
-    first, second = (torch.load(tmp_path / str(rank), weights_only=False) for rank in range(2))
-    assert first == second
+def _in_a_group(rank, out):
+    last_stage = torch.distributed.new_group([1, 2])  # the ranks with a loss; rank 1 tells the others, so it reads
+    meter = LossMeter(process_group=last_stage, source=1)
+    path = f"{out}/control-{rank}.json"
+    scheduler = GreedyLR(optimizer_of(0.1), window_size=1, meter=meter, control_file=path)
+    lrs = []
+    for i in range(6):
+        if i == 3:
+            _write(path, "pin", 1.0 + rank, "x")
+        if rank > 0:
+            scheduler.step(5.0 - i)
+        else:
+            scheduler.step_without_data()
+        lrs.append(scheduler.get_last_lr()[0])
+    return lrs, list(scheduler.orders)
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    out = tmp_path_factory.mktemp("ranks")
+    spawn(_ranks, 3, out)
+    return [torch.load(out / str(rank), weights_only=False) for rank in range(3)]
+
+
+def test_ranks_follow_in_the_same_step_by_the_collective_that_there_is(ranks):
+    assert ranks == [ranks[0]] * 3
+    first = ranks[0]
     lrs, orders, sizes = first["lag 0"]
     assert orders == [(6, "pin", 3.0), (10, "decay", 4)]
     assert [lr[0] for lr in lrs[5:]] == pytest.approx([0.3] * 5 + [0.225, 0.15])
@@ -397,30 +421,10 @@ def test_ranks_follow_in_the_same_step_by_the_collective_that_there_is(tmp_path)
     assert first["without"] == [2] * 5
 
 
-def _groups(rank, world, out):
-    dist = torch.distributed
-    control.LOOK_EVERY = 0.0
-    last_stage = dist.new_group([2, 3])  # the ranks with a loss; rank 2 tells the others, so it reads the file
-    meter = LossMeter(process_group=last_stage, source=2)
-    scheduler = GreedyLR(optimizer_of(0.1), window_size=1, meter=meter, control_file=f"{out}/control-{rank}.json")
-    lrs = []
-    for i in range(6):
-        if i == 3:
-            _write(f"{out}/control-{rank}.json", "pin", 1.0 + rank, "x")
-        if rank >= 2:
-            scheduler.step(5.0 - i)
-        else:
-            scheduler.step_without_data()
-        lrs.append(scheduler.get_last_lr()[0])
-    torch.save((lrs, list(scheduler.orders)), f"{out}/{rank}")
-
-
-def test_in_a_process_group_its_source_reads_the_file(tmp_path):
-    spawn(_groups, 4, tmp_path)
-    ranks = [torch.load(tmp_path / str(rank), weights_only=False) for rank in range(4)]
-    assert ranks == [ranks[0]] * 4
-    assert ranks[0][1] == [(4, "pin", 3.0)]
-    assert ranks[0][0][3:] == pytest.approx([0.3] * 3)
+def test_in_a_process_group_its_source_reads_the_file(ranks):
+    lrs, orders = ranks[0]["group"]
+    assert orders == [(4, "pin", 2.0)]
+    assert lrs[3:] == pytest.approx([0.2] * 3)
 
 
 # ---- a decision that was changed says so ----

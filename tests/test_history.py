@@ -1,5 +1,6 @@
 """Decisions in memory and on disk: complete, bounded, safe against a kill, and refused where they would mix runs."""
 
+import copy
 import json
 import logging
 import math
@@ -125,7 +126,7 @@ def test_any_controller(tmp_path):
     train(scheduler, [1.0, 2.0])
     header, records, _ = history.read(tmp_path / "h.jsonl")
     assert header["config"] is None
-    assert [(r.decision.scales, r.lrs, r.decision.smoothed) for r in records] == [((2.0,), (0.2, 0.4), None)] * 2
+    assert [(r.decision.scales, r.lrs, r.decision.smoothed) for r in records] == [((2.0, 2.0), (0.2, 0.4), None)] * 2
 
 
 def test_a_metric(tmp_path):
@@ -223,6 +224,12 @@ def test_a_long_torn_line_is_cut(tmp_path):
     second.load_state_dict(first.state_dict())
     train(second, losses()[3:5])
     assert [record.step for record in history.read(path)[1]] == [1, 2, 3, 4, 5]
+
+
+def test_a_copy_goes_on_in_the_same_file(tmp_path):
+    scheduler = train(scheduler_of(tmp_path / "h"), losses(3))
+    train(copy.deepcopy(scheduler), losses(5)[3:])
+    assert [record.step for record in history.read(tmp_path / "h")[1]] == [1, 2, 3, 4, 5]
 
 
 def test_a_full_disk_ends_the_history_and_not_the_run(warnings_of):
