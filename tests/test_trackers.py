@@ -168,12 +168,8 @@ def test_the_trainers_progress_bar(tmp_path, monkeypatch):
 # ---- Lightning ----
 
 
-@needs("tensorboard", "lightning")
-def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
+def fit(callbacks, **kwargs):
     import lightning.pytorch as pl
-    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
-    from greedylr_integrations.lightning import GreedyLRCallback
 
     class Module(pl.LightningModule):
         def __init__(self):
@@ -186,19 +182,21 @@ def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.05)
 
+    off = {"enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **off, **kwargs)
+    trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4))
+    return trainer
+
+
+@needs("tensorboard", "lightning")
+def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
     loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
     callback = GreedyLRCallback(**FAST, prog_bar=True)
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        callbacks=[callback],
-        logger=loggers,
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4))
+    trainer = fit([callback], logger=loggers, log_every_n_steps=1, enable_progress_bar=False)
 
     def from_one(read):
         # Lightning counts steps from 0
@@ -208,6 +206,18 @@ def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
     rows = list(csv.DictReader(Path(loggers[1].log_dir, "metrics.csv").read_text().splitlines()))
     check(from_one(lambda name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]), callback.history)
     assert [name for name in trainer.progress_bar_metrics if name.startswith("greedylr")] == ["greedylr/scale"]
+
+
+@needs("lightning")
+@pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
+def test_lightnings_progress_bars(bar, capsys):
+    import lightning.pytorch as pl
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    bar = getattr(pl.callbacks, bar)(refresh_rate=1)
+    fit([GreedyLRCallback(prog_bar=True), bar], logger=False)
+    assert "greedylr/scale" in capsys.readouterr().out
 
 
 # ---- Accelerate ----
