@@ -8,11 +8,13 @@ ratios to LambdaLR within a round. Losses fall noisily for the first half and th
 
 from __future__ import annotations
 
+import os
 import platform
 import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -22,6 +24,7 @@ from transformers import get_cosine_schedule_with_warmup
 from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
 
 STEPS, ROUNDS = 2000, 31
+FOLDER = tempfile.TemporaryDirectory()
 
 
 def losses() -> list[float]:
@@ -32,6 +35,16 @@ def losses() -> list[float]:
 def optimizer_of(groups: int) -> torch.optim.Optimizer:
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1} for _ in range(groups)]
     return torch.optim.SGD(parameters, lr=0.1)
+
+
+def new_file() -> str:
+    return os.path.join(tempfile.mkdtemp(dir=FOLDER.name), "history.jsonl")
+
+
+def without_history(scheduler: GreedyLR) -> GreedyLR:
+    """What keeping the decisions costs is the difference to this."""
+    scheduler._keep = lambda decision: None
+    return scheduler
 
 
 def contenders(groups: int) -> dict:
@@ -55,6 +68,8 @@ def contenders(groups: int) -> dict:
         "LambdaLR, transformers' cosine": without_metric(lambda o: get_cosine_schedule_with_warmup(o, 10, STEPS)),
         "ReduceLROnPlateau": with_metric(ReduceLROnPlateau),
         "GreedyLR": with_metric(lambda o: GreedyLR(o, total_steps=STEPS)),
+        "GreedyLR with history_file": with_metric(lambda o: GreedyLR(o, total_steps=STEPS, history_file=new_file())),
+        "GreedyLR without history": with_metric(lambda o: without_history(GreedyLR(o, total_steps=STEPS))),
     }
     try:
         from transformers.optimization import GreedyLR as Theirs

@@ -8,6 +8,8 @@ for batch in loader:
         optimizer.step()
         scheduler.step(loss)
         optimizer.zero_grad()
+        accelerator.log(scheduler.metrics(), step=scheduler.last_epoch)  # for trackers, if you have any
+scheduler.finish()  # says where to start the next run
 """
 
 from __future__ import annotations

@@ -16,7 +16,14 @@ def check_number(field: str, value: object, kind: type = float) -> None:
     """TypeError unless `value` is a number of the kind, or an int where a float may stand; bool is neither."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise TypeError(f"{field}={value!r} is not allowed: it must be {'a number' if kind is float else 'an integer'}")
-    check(math.isfinite(value), field, value, "finite")  # type: ignore[arg-type]
+    check(_finite(value), field, value, "finite")  # type: ignore[arg-type]
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond the floats
+        return False
 
 
 def check_choice(field: str, value: object, choices: Sequence[str]) -> None:
@@ -76,12 +83,21 @@ def as_loss(loss: object) -> float:
 # ---- state ----
 
 
+def as_json(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)  # JSON has no NaN
+
+
 def is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
+
+
+def is_number(value: object) -> bool:
+    """What `as_json` gives."""
+    return is_finite(value) or value in ("nan", "inf", "-inf")
 
 
 def is_numbers(value: object) -> bool:
@@ -113,11 +129,7 @@ def is_window(value: object) -> bool:
 
 
 def is_pending(value: object) -> bool:
-    """A `LossMeter`'s state, in which a number that is not finite is a string."""
-
-    def is_number(item: object) -> bool:
-        return is_finite(item) or item in ("nan", "inf", "-inf")
-
+    """A `LossMeter`'s state."""
     return (
         isinstance(value, Mapping)
         and value.keys() == {"total", "weight", "steps", "waiting"}
@@ -128,14 +140,19 @@ def is_pending(value: object) -> bool:
     )
 
 
+def faults_of(values: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """Every missing, unknown or ill-typed key; empty if there is none."""
+    faults = [f"{key} is missing" for key in schema if key not in values]
+    faults += [f"{key} is unknown" for key in values if key not in schema]
+    faults += [
+        f"{key}={values[key]!r:.80} is ill-typed" for key in schema if key in values and not schema[key](values[key])
+    ]
+    return "; ".join(faults)
+
+
 def check_state(state: object, schema: Mapping[str, Any], what: str) -> None:
     """ValueError that names every missing, unknown or ill-typed key."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{what} state is {type(state).__name__}, not a dictionary: load what state_dict() gave")
-    faults = [f"{key} is missing" for key in schema if key not in state]
-    faults += [f"{key} is unknown" for key in state if key not in schema]
-    faults += [
-        f"{key}={state[key]!r:.80} is ill-typed" for key in schema if key in state and not schema[key](state[key])
-    ]
-    if faults:
-        raise ValueError(f"{what} state does not load, nothing was changed: {'; '.join(faults)}")
+    if faults := faults_of(state, schema):
+        raise ValueError(f"{what} state does not load, nothing was changed: {faults}")

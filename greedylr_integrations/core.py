@@ -30,13 +30,13 @@ from greedylr_integrations.checks import (
 )
 
 logger = logging.getLogger("greedylr_integrations")
-logger.addFilter(lambda record: _rank() == 0)
+logger.addFilter(lambda record: environment_rank() == 0)
 
 STATE_VERSION = 1
 DEAD_AFTER = 3  # non-finite losses in a row with which `on_nonfinite="reduce"` gives the run up
 
 
-def _rank() -> int:
+def environment_rank() -> int:
     """Rank as torchrun, Slurm or Lightning's launcher set it; 0 without one."""
     told = (os.environ.get(name, "") for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return next((int(rank) for rank in told if rank.isdigit()), 0)
@@ -63,13 +63,14 @@ class Reason(Enum):
     FLOOR = "the scale is at its lower bound"
     NONFINITE = "the loss is NaN or infinite"
     RESET = "reset to the start"
+    ORDERED = "an order (hold, cap or pin) keeps the scale where it is"
 
 
 # An Enum's members and a NamedTuple's constructor are slow to look up and to call in every decision.
 new_decision = tuple.__new__
 RAISE, LOWER, HOLD = Action
 FILLING, IMPROVED, WORSENED, INSIGNIFICANT, PATIENCE, WARMUP, COOLDOWN, *more = Reason
-CEILING, SETTLED, FLOOR, NONFINITE, RESET = more
+CEILING, SETTLED, FLOOR, NONFINITE, RESET, ORDERED = more
 
 
 class Decision(NamedTuple):
@@ -103,7 +104,13 @@ class Controller(Protocol):
 
 
 class Rule(Protocol):
-    """How a controller judges finite losses."""
+    """How a controller judges finite losses.
+
+    `position` is where its LRs stand, whatever it keeps of them; `clamp` moves them until LR / base LR is between the
+    two, as far as the configured bounds allow.
+    """
+
+    position: Any
 
     @property
     def scales(self) -> tuple[float, ...]: ...
@@ -111,6 +118,8 @@ class Rule(Protocol):
     def update(self, loss: float) -> Decision: ...
 
     def lower(self) -> None: ...
+
+    def clamp(self, low: float, high: float) -> None: ...
 
     def add_group(self, base_lr: float) -> None: ...
 
@@ -211,12 +220,25 @@ class GreedyController:
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
         self.horizon = horizon
         self._rule = config.rule(self.base_lrs, horizon)
-        self._nonfinite = 0  # non-finite losses in a row
+        self.nonfinite = 0  # non-finite losses in a row
 
     @property
     def scales(self) -> tuple[float, ...]:
         """Scale of each parameter group now."""
         return self._rule.scales
+
+    @property
+    def position(self) -> Any:
+        """Where the LRs stand; set it to one that was read before to go back there. See `control.Steered`."""
+        return self._rule.position
+
+    @position.setter
+    def position(self, position: Any) -> None:
+        self._rule.position = position
+
+    def clamp(self, low: float, high: float) -> None:
+        """Move the scales between the two, as far as the configured bounds allow."""
+        self._rule.clamp(low, high)
 
     def observe(self, loss: float) -> Decision:
         """Decide on one loss.
@@ -233,22 +255,22 @@ class GreedyController:
             loss = as_loss(loss)
         if loss - loss != 0.0:
             return self._observe_nonfinite(loss)
-        self._nonfinite = 0
+        self.nonfinite = 0
         return self._rule.update(loss)
 
     def _observe_nonfinite(self, loss: float) -> Decision:
-        self._nonfinite += 1
+        self.nonfinite += 1
         policy = self.config.on_nonfinite
         if policy == "raise":
             raise FloatingPointError(f"the loss is {loss}, and on_nonfinite='raise'")
         if policy == "hold":
             return Decision(HOLD, NONFINITE, self.scales, loss)
-        if self._nonfinite >= DEAD_AFTER:
+        if self.nonfinite >= DEAD_AFTER:
             raise FloatingPointError(
-                f"the loss was NaN or infinite {self._nonfinite} times in a row: the run is dead. Resume from an"
+                f"the loss was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
                 " earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
             )
-        if self._nonfinite > 1:
+        if self.nonfinite > 1:
             return Decision(HOLD, NONFINITE, self.scales, loss)
         before = self.scales
         self._rule.lower()
@@ -263,7 +285,7 @@ class GreedyController:
             "config": self.config.hyperparameters(),
             "base_lrs": list(self.base_lrs),
             "horizon": self.horizon,
-            "nonfinite": self._nonfinite,
+            "nonfinite": self.nonfinite,
             "rule": self._rule.state_dict(),
         }
 
@@ -292,7 +314,7 @@ class GreedyController:
         rule = config.rule(base_lrs, self.horizon)
         rule.load_state_dict(state_dict["rule"])
         self.config, self.base_lrs, self._rule = config, base_lrs, rule
-        self._nonfinite = state_dict["nonfinite"]
+        self.nonfinite = state_dict["nonfinite"]
 
     def _resumed(
         self, config: Mapping[str, Any], base_lrs: Sequence[float]

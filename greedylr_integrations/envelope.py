@@ -58,6 +58,6 @@ class Envelope:
         end = inf if self.total_steps is None else self.total_steps - self.decay_ratio * self.total_steps
         return self.linear_warmup_steps, end
 
-    def decaying(self, start: int, steps: int) -> Envelope:
-        """The same envelope with a decay to 0 over `steps` that begins at step `start`, where the factor now is."""
-        return replace(self, decay_start=start, decay_steps=steps, decay_from=self(start))
+    def decaying(self, start: int, steps: int, factor: float | None = None) -> Envelope:
+        """The same envelope with a decay to 0 over `steps` that begins at step `start`, from `factor` or what it is."""
+        return replace(self, decay_start=start, decay_steps=steps, decay_from=self(start) if factor is None else factor)

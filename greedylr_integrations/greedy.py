@@ -303,6 +303,19 @@ class GreedyRule:
         else:
             self.scales = tuple(min(max(scale, low), high) for low, high in zip(self._lows, self._highs, strict=True))
 
+    @property
+    def position(self) -> float:
+        return self._scale
+
+    @position.setter
+    def position(self, scale: float) -> None:
+        if scale != self._scale:
+            self._set_scale(scale)
+
+    def clamp(self, low: float, high: float) -> None:
+        scale = min(max(self._scale, low), high)
+        self.position = min(max(scale, self._floor), self._ceiling)
+
     def add_group(self, base_lr: float) -> None:
         self._base_lrs.append(base_lr)
         self._set_bounds()

@@ -1,12 +1,25 @@
-"""What the controller decided, and what it suggests for the next run."""
+"""What the controller decided, in memory and on disk, and what that suggests for the next run.
+
+On disk it is JSON lines: a header, then one object for each decision and each order, written as they are made. A run
+that was killed leaves at most a torn last line.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from greedylr_integrations.core import Decision
+from greedylr_integrations.checks import as_json, faults_of, is_finite, is_integer, is_number, is_numbers
+from greedylr_integrations.control import ORDERS
+from greedylr_integrations.core import LOWER, RAISE, Action, Decision, Reason, logger
+
+VERSION = 1
+HISTORY_SIZE = 100_000  # decisions that are kept in memory
 
 
 class Record(NamedTuple):
@@ -17,12 +30,22 @@ class Record(NamedTuple):
         lrs: LR of each parameter group after it.
         envelope: factor of ramp and final decay in those LRs, from 0 to 1.
         decision: the decision.
+        nonfinite: non-finite losses in a row up to this one; 0 with a controller that does not count them.
     """
 
     step: int
     lrs: tuple[float, ...]
     envelope: float
     decision: Decision
+    nonfinite: int = 0
+
+
+class OrderRecord(NamedTuple):
+    """One order in its place: optimizer steps done when it was followed, its name and its value."""
+
+    step: int
+    order: str
+    value: float | None
 
 
 def suggested_lr(records: Sequence[Record], base_lr: float) -> float | None:
@@ -35,3 +58,202 @@ def suggested_lr(records: Sequence[Record], base_lr: float) -> float | None:
     if len(steady) < 10:
         return None
     return base_lr * median(steady[len(steady) // 2 :])
+
+
+def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
+    """How the LR of the first group would have gone, ramp and final decay aside."""
+    scales = [record.decision.scales[0] for record in records]
+    high, low = (function(range(len(scales)), key=scales.__getitem__) for function in (max, min))
+    actions = [record.decision.action for record in records]
+    return (
+        f"would have taken the LR from {base_lr:.3g} to {base_lr * scales[-1]:.3g} (highest"
+        f" {base_lr * scales[high]:.3g} at step {records[high].step}, lowest {base_lr * scales[low]:.3g} at step"
+        f" {records[low].step}, ramp and final decay aside); {actions.count(RAISE)} raises, {actions.count(LOWER)}"
+        " lowerings"
+    )
+
+
+# ---- on disk ----
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+class HistoryFile:
+    """Appends to the history of one run. Each line is in the hands of the operating system when `write` returns."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.begun = False
+        self._ours = False  # whether an earlier beginning was this object's
+        self._opening: Mapping[str, Any] | None = None  # the line to write before the next
+        self._descriptor: int | None = None
+        self._writes = True
+
+    def is_anothers(self, step: int) -> bool:
+        """Whether a run at that step would write into the history of another."""
+        return step == 0 and not self._ours and os.path.exists(self.path) and os.path.getsize(self.path) > 0
+
+    def begin(self, step: int, header: Mapping[str, Any], writes: bool) -> None:
+        """Say what the next line belongs to; only a rank that `writes` touches the file."""
+        self._opening = {"resumed": step, **header}
+        self._writes = writes
+        self.begun = self._ours = True
+
+    def write(self, entry: Record | OrderRecord) -> None:
+        if not self._writes:
+            return
+        try:
+            if self._descriptor is None:
+                self._descriptor = self._open()
+            if self._opening is not None:
+                if not os.fstat(self._descriptor).st_size:
+                    self._opening = {key: value for key, value in self._opening.items() if key != "resumed"}
+                self._line(self._opening)
+                self._opening = None
+            self._line(_of_record(entry) if isinstance(entry, Record) else entry._asdict())
+        except OSError as error:  # a full disk is no reason to end a run
+            self._writes = False
+            logger.warning("GreedyLR writes no more to history_file %s: %s", self.path, error)
+
+    def _open(self) -> int:
+        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        self._cut_torn_line(descriptor)
+        return descriptor
+
+    @staticmethod
+    def _cut_torn_line(descriptor: int) -> None:
+        end = size = os.fstat(descriptor).st_size
+        while end > 0:
+            start = max(0, end - 4096)
+            newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        if end < size:
+            os.ftruncate(descriptor, end)
+
+    def _line(self, entry: Mapping[str, Any]) -> None:
+        line = f"{_encode(entry)}\n".encode()
+        if os.write(self._descriptor, line) < len(line):  # type: ignore[arg-type]
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = close
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_descriptor": None}
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _of_record(record: Record) -> dict[str, Any]:
+    step, lrs, envelope, (action, reason, scales, loss, smoothed, best), nonfinite = record
+    return {
+        "step": step,
+        "loss": as_json(loss),
+        "smoothed": _finite(smoothed),
+        "best": _finite(best),
+        "action": action._value_,
+        "reason": reason._name_,
+        "scales": scales if len(scales) == len(lrs) else scales[:1] * len(lrs),  # one for all
+        "lrs": lrs,
+        "envelope": envelope,
+        "nonfinite": nonfinite,
+    }
+
+
+def _to_record(entry: Mapping[str, Any]) -> Record:
+    scales, lrs = tuple(map(float, entry["scales"])), tuple(map(float, entry["lrs"]))
+    decision = Decision(
+        Action(entry["action"]),
+        Reason[entry["reason"]],
+        scales,
+        float(entry["loss"]),
+        entry["smoothed"],
+        entry["best"],
+    )
+    return Record(entry["step"], lrs, entry["envelope"], decision, entry["nonfinite"])
+
+
+def _or_none(check: Any) -> Any:
+    return lambda value: value is None or check(value)
+
+
+HEADER = {
+    "greedylr_history": lambda value: is_integer(value) and value == VERSION,
+    "config": _or_none(lambda value: isinstance(value, dict)),
+    "base_lrs": is_numbers,
+    "total_steps": _or_none(is_integer),
+    "monitor": lambda value: isinstance(value, str),
+    "world_size": is_integer,
+}
+RESUMED = {"resumed": is_integer, **HEADER}
+ORDER = {"step": is_integer, "order": lambda value: value in ORDERS, "value": _or_none(is_finite)}
+RECORD = {
+    "step": is_integer,
+    "loss": is_number,
+    "smoothed": _or_none(is_finite),
+    "best": _or_none(is_finite),
+    "action": lambda value: value in [action.value for action in Action],
+    "reason": lambda value: isinstance(value, str) and value in Reason.__members__,
+    "scales": is_numbers,
+    "lrs": is_numbers,
+    "envelope": is_finite,
+    "nonfinite": is_integer,
+}
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[OrderRecord]]:
+    """Header, decisions and orders of a history file.
+
+    What a resume took back (later steps than the one it went on from) is left out, so that a run that was interrupted
+    reads as one that was not. A torn last line, as a kill leaves it, is left out too.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: for anything else, with file and line.
+    """
+    with open(path, "rb") as file:
+        lines = file.read().split(b"\n")
+    torn = lines.pop()  # what stands behind the last line's end: nothing, or a line that was not finished
+    header: dict[str, Any] | None = None
+    records: list[Record] = []
+    orders: list[OrderRecord] = []
+    for number, line in enumerate(lines, 1):
+        where = f"{os.fspath(path)}, line {number}"
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{where}: {line!r:.80} is not JSON") from None
+        if header is None:
+            header = _checked(entry, HEADER, f"{where}: no header of a GreedyLR history of version {VERSION}")
+        elif not isinstance(entry, dict):
+            raise ValueError(f"{where}: {entry!r:.80} is not an object")
+        elif "resumed" in entry:
+            step = _checked(entry, RESUMED, f"{where}: no resume")["resumed"]
+            for done in (records, orders):
+                while done and done[-1].step > step:  # type: ignore[attr-defined]
+                    done.pop()  # type: ignore[attr-defined]
+        elif "order" in entry:
+            orders.append(OrderRecord(**_checked(entry, ORDER, f"{where}: no order")))
+        else:
+            records.append(_to_record(_checked(entry, RECORD, f"{where}: no decision")))
+    if header is None:
+        what = f"no more than {torn!r:.80}" if torn else "nothing"
+        raise ValueError(f"{os.fspath(path)}, line 1: {what} where the header of a GreedyLR history should be")
+    return header, records, orders
+
+
+def _checked(entry: Any, schema: Mapping[str, Any], complaint: str) -> dict[str, Any]:
+    faults = faults_of(entry, schema) if isinstance(entry, dict) else f"{entry!r:.80} is not an object"
+    if faults:
+        raise ValueError(f"{complaint}: {faults}")
+    return entry

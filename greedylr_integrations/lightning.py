@@ -22,7 +22,6 @@ import torch
 from greedylr_integrations.callbacks import SharedCallback
 from greedylr_integrations.checks import check, check_number
 from greedylr_integrations.core import Controller, ControllerConfig
-from greedylr_integrations.loss import agree
 from greedylr_integrations.schedulers import mode_of
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
@@ -57,6 +56,11 @@ class GreedyLRCallback(SharedCallback, Callback):
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
         process_group: data-parallel ranks, over which to average the loss. Default None: all ranks.
+        history_file (path): where rank 0 appends every decision and order as JSON lines; `history.read` reads it. A run
+            that starts at step 0 refuses one that has a history already, a resumed one goes on in it. Default None.
+        control_file (path): a file by which to steer the run from outside; see `control.ControlFile`. Default None.
+        decay_on_resume (int): after a resume, begin the final decay at once, over so many optimizer steps: a finished
+            model from any checkpoint. Let the run end there (`max_steps`). Default None.
         prog_bar (bool): show the scale in the progress bar. Default False.
         **fields: fields of the config, in place of its own.
 
@@ -64,7 +68,8 @@ class GreedyLRCallback(SharedCallback, Callback):
         scheduler (GreedyLR): the scheduler of the current or last `fit`.
         history (deque of Record): its last 100,000 decisions.
 
-    `greedylr/scale` and `greedylr/lr` go to the module's loggers. The state is part of each checkpoint.
+    `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1 lower, 0 hold) go to the module's loggers, with
+    the index of an optimizer that is not the first behind them. The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -83,6 +88,9 @@ class GreedyLRCallback(SharedCallback, Callback):
         shadow: bool = False,
         loss_lag: int | None = None,
         process_group: Any = None,
+        history_file: str | None = None,
+        control_file: str | None = None,
+        decay_on_resume: int | None = None,
         prog_bar: bool = False,
         **fields: Any,
     ) -> None:
@@ -99,10 +107,13 @@ class GreedyLRCallback(SharedCallback, Callback):
             shadow=shadow,
             loss_lag=loss_lag,
             process_group=process_group,
+            history_file=history_file,
+            control_file=control_file,
+            decay_on_resume=decay_on_resume,
+            prog_bar=prog_bar,
         )
         self.linear_warmup_steps = linear_warmup_steps
         self.optimizer_index = optimizer_index
-        self.prog_bar = prog_bar
         self._saved: dict[str, Any] | None = None  # from a checkpoint, until the optimizer is there
         self._stepped = False
 
@@ -118,25 +129,24 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._optimizer = trainer.optimizers[self.optimizer_index]
         self._refuse(trainer)
         self._build(trainer)
-        self.history.clear()
         self._resume(self._saved, trainer.global_step)
         self._saved = None
-        self._scheduler.apply()
+        self._scheduler.take_over()
         self._handle = self._optimizer.register_step_post_hook(self._on_step)
 
     def _on_step(self, *args: Any) -> None:
         self._stepped = True
-        self._scheduler.release()
+        self._scheduler.hand_over()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.monitor == "loss":
             self._meter_loss(trainer, pl_module, outputs)
         if self._stepped:
             self._stepped = False
-            self._record(self._scheduler.step(), self._scheduler.last_epoch)
+            self._scheduler.step()
         elif pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
             self._scheduler.meter.discard_step()  # the scaler skipped it
-        self._scheduler.apply()
+        self._scheduler.take_over()
         if self.prog_bar or (trainer.loggers and self._scheduler.last_epoch % trainer.log_every_n_steps == 0):
             self._log(pl_module)
 
@@ -150,6 +160,7 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._handle.remove()
+        self._scheduler.finish()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self.scheduler is not None:
@@ -232,8 +243,12 @@ class GreedyLRCallback(SharedCallback, Callback):
             raise ValueError(
                 f"monitor={self.monitor!r} is not logged: there are {', '.join(sorted(metrics)) or 'no metrics'}"
             )
-        self._record(self._scheduler.observe(agree(metrics[self.monitor])), self._scheduler.last_epoch)
+        self._scheduler.observe(metrics[self.monitor])
 
     def _log(self, pl_module: Any) -> None:
-        values = {"greedylr/scale": self._scheduler.scale, "greedylr/lr": self._scheduler.get_last_lr()[0]}
-        pl_module.log_dict(values, on_step=True, on_epoch=False, prog_bar=self.prog_bar, rank_zero_only=True)
+        values = self._scheduler.metrics()
+        if self.optimizer_index:
+            values = {f"{name}/{self.optimizer_index}": value for name, value in values.items()}
+        for name, value in values.items():
+            shown = self.prog_bar and name.startswith("greedylr/scale")
+            pl_module.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, rank_zero_only=True)

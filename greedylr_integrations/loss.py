@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from greedylr_integrations.checks import as_loss, check
+from greedylr_integrations.checks import as_json, as_loss, check
+from greedylr_integrations.control import ControlFile, Order
 
 
 class LossMeter:
@@ -27,6 +27,11 @@ class LossMeter:
         process_group: the data-parallel ranks, over which to average. Default None: all ranks. A rank outside of it
             (another pipeline stage, say) needs no loss.
         source (int): with a process group, the global rank in it whose mean all ranks take. Default 0.
+
+    Attributes:
+        control (ControlFile): where orders come from; rank `source` reads it, and two more numbers in the all-reduce
+            take them to all ranks. Default None: none.
+        order (Order): what came with the last `compute`, until `take_order`.
     """
 
     def __init__(
@@ -37,6 +42,8 @@ class LossMeter:
         self.lag = lag
         self._group = process_group
         self._source = source
+        self.control: ControlFile | None = None
+        self.order: Order | None = None
         self._micro: torch.Tensor | None = None  # sum over the micro-batches of the step under way
         self._micro_count = 0
         self._total: torch.Tensor | None = None  # sum over the steps that ended
@@ -87,43 +94,68 @@ class LossMeter:
 
     def compute(self) -> float | None:
         """Mean over the steps of all ranks, and start over; NaN where there is none, None at first with a lag."""
-        mean = self._mean()
+        mean = self._mean(self.control)
         self._total, self._weight, self.steps = None, 0, 0
         lag = mean.is_cuda if self.lag is None else self.lag
         if not lag:
-            return float(mean)
+            return self._hand_over(_numbers(mean))
         before, self._waiting = self._waiting, _Reading(mean)
-        return before.wait() if isinstance(before, _Reading) else before
+        return self._hand_over(before.wait()) if isinstance(before, _Reading) else before
+
+    def _hand_over(self, numbers: list[float]) -> float:
+        if self.control is not None and len(numbers) > 1:
+            self.order = self.control.receive(*numbers[1:])
+        return numbers[0]
+
+    def take_order(self) -> Order | None:
+        order, self.order = self.order, None
+        return order
+
+    def agree(self, value: torch.Tensor | float) -> float:
+        """The mean of a number over all ranks, at once and apart from the losses; every rank must call it."""
+        meter = LossMeter(lag=0)
+        meter.control = self.control
+        meter.update(value)
+        meter.end_step()
+        mean, self.order = meter.compute(), meter.order
+        assert mean is not None
+        return mean
 
     def synchronize(self) -> None:
         """Make what waits for its decision the mean over ranks, so that what one rank saves is right for all."""
         if self.steps:
             self._total = self._mean() * self._weight
 
-    def _mean(self) -> torch.Tensor:
+    def _mean(self, control: ControlFile | None = None) -> torch.Tensor:
+        """Mean over ranks; with a control file, and ranks, the two numbers of an order behind it."""
         total = torch.zeros((), dtype=torch.float64) if self._total is None else self._total
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            if control is not None:
+                self.order = control.receive(*control.poll())
             return total if self._weight == 1 else total / self._weight
         if total.device.type == "cpu" and dist.get_backend() == "nccl":
             total = total.cuda()
-        payload = torch.stack([total, total.new_tensor(self._weight)])
-        if self._group is None:
-            dist.all_reduce(payload)
-            return payload[0] / payload[1]
-        if dist.get_rank(self._group) >= 0:
+        order: list[float] = []
+        if control is not None:
+            order += control.poll() if dist.get_rank() == self._source else (0.0, 0.0)
+        payload = torch.cat([total.reshape(1), total.new_tensor([self._weight, *order])])
+        if self._group is None or dist.get_rank(self._group) >= 0:
             dist.all_reduce(payload, group=self._group)
         mean = payload[0] / payload[1]
-        dist.broadcast(mean, src=self._source)
+        if order:
+            mean = torch.cat([mean.reshape(1), payload[2:]])
+        if self._group is not None:
+            dist.broadcast(mean, src=self._source)
         return mean
 
     def state_dict(self) -> dict[str, Any]:
         """Steps and readings that wait for their decision; reads the host."""
-        waiting = self._waiting.wait() if isinstance(self._waiting, _Reading) else self._waiting
+        waiting = self._waiting.wait()[0] if isinstance(self._waiting, _Reading) else self._waiting
         return {
-            "total": 0.0 if self._total is None else _json(float(self._total)),
+            "total": 0.0 if self._total is None else as_json(float(self._total)),
             "weight": self._weight,
             "steps": self.steps,
-            "waiting": None if waiting is None else _json(waiting),
+            "waiting": None if waiting is None else as_json(waiting),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -134,32 +166,22 @@ class LossMeter:
 
 
 class _Reading:
-    """A number on its way from the device to the host."""
+    """Numbers on their way from the device to the host."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self._copied = None
         self._value = value
         if value.is_cuda:
-            self._value = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
             self._value.copy_(value, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record()
 
-    def wait(self) -> float:
+    def wait(self) -> list[float]:
         if self._copied is not None:
             self._copied.synchronize()
-        return float(self._value)
+        return _numbers(self._value)
 
 
-def _json(number: float) -> float | str:
-    return number if math.isfinite(number) else str(number)  # JSON has no NaN
-
-
-def agree(value: torch.Tensor | float) -> float:
-    """The mean of a number over all ranks, so that they decide alike; every rank must call it."""
-    meter = LossMeter(lag=0)
-    meter.update(value)
-    meter.end_step()
-    mean = meter.compute()
-    assert mean is not None
-    return mean
+def _numbers(value: torch.Tensor) -> list[float]:
+    return value.tolist() if value.ndim else [float(value)]

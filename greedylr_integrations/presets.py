@@ -151,6 +151,21 @@ class _PresetRule:
     def scales(self) -> tuple[float, ...]:
         return tuple(lr / base if base else 1.0 for lr, base in zip(self._lrs, self._base_lrs, strict=True))
 
+    @property
+    def position(self) -> list[float]:
+        return list(self._lrs)
+
+    @position.setter
+    def position(self, lrs: list[float]) -> None:
+        self._lrs = list(lrs)
+
+    def clamp(self, low: float, high: float) -> None:
+        for i, (lr, base) in enumerate(zip(self._lrs, self._base_lrs, strict=True)):
+            if lr < low * base:
+                self._lrs[i] = max(lr, min(low * base, self._max_lrs[i]))
+            elif lr > high * base:
+                self._lrs[i] = min(lr, max(high * base, self._min_lrs[i]))
+
     def _better(self, current: float, best: float | None) -> bool:
         c = self._config
         if best is None:

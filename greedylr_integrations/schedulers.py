@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as fields_of
 from dataclasses import replace
@@ -13,17 +15,32 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from greedylr_integrations.checks import check, check_number, check_state, is_integer, is_numbers, is_pending
+from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_numbers, is_pending
+from greedylr_integrations.control import ControlFile, Order, Steered, make_order
 from greedylr_integrations.core import (
+    HOLD,
+    LOWER,
+    RAISE,
     STATE_VERSION,
     Controller,
     ControllerConfig,
     Decision,
     GreedyController,
+    environment_rank,
+    logger,
+    new_decision,
 )
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.greedy import GreedyConfig
-from greedylr_integrations.history import Record
+from greedylr_integrations.history import (
+    HISTORY_SIZE,
+    VERSION,
+    HistoryFile,
+    OrderRecord,
+    Record,
+    shadow_summary,
+    suggested_lr,
+)
 from greedylr_integrations.loss import LossMeter
 
 
@@ -58,6 +75,11 @@ def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = Non
 def _same(optimizer: Any, other: Any) -> bool:
     """Whether two are one optimizer, in a wrapper or not."""
     return optimizer.param_groups is other.param_groups
+
+
+def _world_size() -> int | None:
+    """None where torch.distributed is not in use."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else None
 
 
 def _write_lr(group: dict[str, Any], lr: float) -> None:
@@ -98,7 +120,14 @@ class GreedyLR(LRScheduler):
         process_group: data-parallel ranks, over which to average the loss; all others take their number. Default None:
             all ranks. See `LossMeter` for the rank that tells them.
         meter (LossMeter): in place of the two, what averages the losses over micro-batches, steps and ranks.
+        history_file (path): where rank 0 appends every decision and order; see `history.read`. Default None: nowhere.
+        control_file (path): where orders may come from while it runs; see `control.ControlFile`. Default None.
+        monitor (str): what the losses are, for the history. Default "loss".
         **fields: fields of the config, in place of its own.
+
+    Attributes:
+        history (deque of Record): the last 100,000 decisions.
+        orders (deque of OrderRecord): the orders so far: `hold`, `cap`, `pin`, `release`, `start_decay`.
 
     Raises:
         TypeError, ValueError: for what does not fit, with the field, the value and what is allowed.
@@ -121,6 +150,9 @@ class GreedyLR(LRScheduler):
         loss_lag: int | None = None,
         process_group: Any = None,
         meter: LossMeter | None = None,
+        history_file: str | os.PathLike[str] | HistoryFile | None = None,
+        control_file: str | os.PathLike[str] | None = None,
+        monitor: str = "loss",
         **fields: Any,
     ) -> None:
         if controller is not None and (config is not None or fields):
@@ -141,20 +173,28 @@ class GreedyLR(LRScheduler):
         self.base_schedule = base_schedule
         self._schedule_lrs: list[float] | None = None  # the base schedule's LRs now
         self._decides_from: float = linear_warmup_steps if base_schedule is None else inf
-        self._released = False
+        self._handed_over = False
+        self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint gone on from
         self._metered = True  # whether a float must go through the meter
         self._scales: Sequence[float] = (1.0,)
+        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
+        self.orders: deque[OrderRecord] = deque(maxlen=HISTORY_SIZE)
+        self.history_file = history_file if isinstance(history_file, HistoryFile | None) else HistoryFile(history_file)
+        self.monitor = monitor
         self._set_envelope(envelope if base_schedule is None else Envelope())
         self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter
+        self.meter.control = None if control_file is None else ControlFile(control_file)
         super().__init__(optimizer)  # sets base_lrs from the groups' initial_lr, last_epoch, and calls _initial_step
+        self._total_steps = total_steps
         self._steps_to_decide = None if total_steps is None or horizon else max(1, total_steps - linear_warmup_steps)
         self._own_controller = controller is None
         if controller is None:
             horizon = horizon or self._decisions(config.every_n_steps)
             controller = GreedyController(config, self.base_lrs, horizon)
         self.controller = controller
+        self._obey(None)
+        self._scales = self._decider_scales()
         self._every = controller.config.every_n_steps if isinstance(controller, GreedyController) else 1
-        self._scales = getattr(controller, "scales", (1.0,))
         self._apply()
 
     def _decisions(self, every: int) -> int | None:
@@ -178,12 +218,13 @@ class GreedyLR(LRScheduler):
         if moved:
             self._add_groups()
         if step < self._decides_from:
+            self.begin_history()
             self.meter.discard_step()
         elif loss is not None or self.meter.fed:
             if type(loss) is not float or self._metered:
                 loss = self._measure(loss)
             if loss is not None:
-                decision = self.controller.observe(loss)
+                decision = self._decider.observe(loss)
                 scales = decision.scales
                 if scales is not self._scales:
                     self._scales = scales
@@ -193,15 +234,21 @@ class GreedyLR(LRScheduler):
             if self.base_schedule is not None:
                 self._step_base_schedule()
             self._apply()
+        if decision is not None:
+            self._keep(decision)
         return decision
 
-    def observe(self, loss: float) -> Decision | None:
-        """Decide on a loss that is the same on all ranks already (say, a validation loss), without a step."""
+    def observe(self, loss: float | torch.Tensor) -> Decision | None:
+        """Decide without a step, on a validation loss, say. It is averaged over all ranks; each must call it."""
         if self.ramping:
             return None
-        decision = self.controller.observe(loss)
+        self.begin_history()
+        loss = self.meter.agree(loss)
+        self._follow(self.last_epoch)
+        decision = self._decider.observe(loss)
         self._scales = decision.scales
         self._apply()
+        self._keep(decision)
         return decision
 
     def step_without_data(self) -> Decision | None:
@@ -212,11 +259,18 @@ class GreedyLR(LRScheduler):
     def _measure(self, loss: float | torch.Tensor | None) -> float | None:
         """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
         # asked here, not in the constructor: the process group may come later, though not after the first loss
-        self._metered = self._every > 1 or self.meter.lag == 1 or (dist.is_available() and dist.is_initialized())
+        self._metered = (
+            self._every > 1 or self.meter.lag == 1 or self.meter.control is not None or _world_size() is not None
+        )
+        self.begin_history()
         if loss is not None:
             self.meter.update(loss)
         self.meter.end_step()
-        return self.meter.compute() if self.meter.steps >= self._every else None
+        if self.meter.steps < self._every:
+            return None
+        mean = self.meter.compute()
+        self._follow(self.last_epoch + 1)
+        return mean
 
     @property
     def scale(self) -> float:
@@ -228,21 +282,70 @@ class GreedyLR(LRScheduler):
         """What the envelope makes of the LR now, from 0 to 1."""
         return self.envelope(self.last_epoch)
 
-    def record(self, decision: Decision, step: int) -> Record:
-        """A decision made now, in its place: after `step` optimizer steps."""
-        return Record(step, tuple(self.get_lr()), self.factor, decision)
-
     @property
     def ramping(self) -> bool:
         """Whether the LR is still on its way up to the base LR, where no decision is made."""
         return self.last_epoch < self._decides_from
 
+    # ---- steering: on every rank, at the same step; or by the control file ----
+
+    def hold(self) -> None:
+        """Keep the scale where it is until another order, while the rule goes on observing."""
+        self._order(make_order("hold"))
+
+    def cap(self, scale: float) -> None:
+        """Keep the scale from rising above `scale`, within the configured bounds, until another order."""
+        self._order(make_order("cap", scale))
+
+    def pin(self, scale: float) -> None:
+        """Set the scale to `scale`, within the configured bounds, and keep it there until another order."""
+        self._order(make_order("pin", scale))
+
+    def release(self) -> None:
+        """End hold, cap or pin: the scale goes on from where it stands."""
+        self._order(make_order("release"))
+
     def start_decay(self, steps: int) -> None:
         """Begin the final decay now: linear, from where the LR stands to 0 in `steps` optimizer steps."""
-        check_number("steps", steps, int)
-        check(steps >= 1, "steps", steps, "at least 1")
-        self._set_envelope(self.envelope.decaying(self.last_epoch, steps))
-        self._apply()
+        self._order(make_order("decay", steps))
+
+    @property
+    def decaying(self) -> bool:
+        """Whether a final decay was begun by `start_decay`."""
+        return self.envelope.decay_start is not None
+
+    def _order(self, order: Order) -> None:
+        self.begin_history()
+        self._carry_out(order, self.last_epoch)
+        self._scales = self._decider_scales()
+        if not self._handed_over:
+            self._apply()
+
+    def _follow(self, step: int) -> None:
+        """Carry out the order that came with a loss, if one did; the decision that follows brings the LR."""
+        if self.meter.order is not None:
+            self._carry_out(self.meter.take_order(), step)  # type: ignore[arg-type]
+
+    def _carry_out(self, order: Order, step: int) -> None:
+        logger.info("GreedyLR follows the order %s at step %d", order, step)
+        if order.name == "decay":
+            loaded, factor = self._loaded
+            # after a resume for another number of steps, from where the LR stood and not where it would stand now
+            factor = factor if loaded == step else None
+            self._set_envelope(self.envelope.decaying(step, order.value, factor))  # type: ignore[arg-type]
+        else:
+            self._obey(None if order.name == "release" else order)
+        self.orders.append(record := OrderRecord(step, *order))
+        if self.history_file is not None:
+            self.history_file.write(record)
+
+    def _obey(self, order: Order | None) -> None:
+        """Put the controller under an order, or under none."""
+        self._in_force = order
+        self._decider = self.controller if order is None else Steered(self.controller, order, self._scales)
+
+    def _decider_scales(self) -> Sequence[float]:
+        return getattr(self._decider, "scales", self._scales)
 
     def _set_envelope(self, envelope: Envelope) -> None:
         self.envelope = envelope
@@ -252,24 +355,24 @@ class GreedyLR(LRScheduler):
 
     # ---- composing with another schedule ----
 
-    def release(self) -> None:
+    def hand_over(self) -> None:
         """Give the optimizer the base schedule's own LRs back, so that whoever owns the schedule can step it.
 
-        The next `step` or `apply` then takes up what the schedule made of them.
+        The next `step` or `take_over` then takes up what the schedule made of them.
         """
-        if self._schedule_lrs is not None and not self._released:
-            self._released = True
+        if self._schedule_lrs is not None and not self._handed_over:
+            self._handed_over = True
             if not self.shadow:
                 for group, lr in zip(self.optimizer.param_groups, self._schedule_lrs, strict=True):
                     _write_lr(group, lr)
 
     def _step_base_schedule(self) -> None:
         before = self._schedule_lrs
-        if not self._released:
-            self.release()
+        if not self._handed_over:
+            self.hand_over()
             self.base_schedule.step()  # type: ignore[union-attr]
         self._schedule_lrs = self._read()
-        self._released = False
+        self._handed_over = False
         if self._decides_from == inf and (before is None or self._schedule_lrs[0] <= before[0]):
             self._decides_from = self.last_epoch  # its first rise is over
 
@@ -288,26 +391,28 @@ class GreedyLR(LRScheduler):
         """LR of each group now: a list of floats. With `shadow`, what it would be."""
         return self.get_lr()
 
-    def apply(self) -> None:
+    def take_over(self) -> None:
         """Write the LRs into the optimizer: after a step that it skipped, or where something else writes them too."""
-        if self._released:
+        if self._handed_over:
             self._schedule_lrs = self._read()
-            self._released = False
+            self._handed_over = False
         self._apply()
 
     def _apply(self) -> None:
-        if self.shadow:
-            return
         groups, scales = self.optimizer.param_groups, self._scales
         if len(groups) != len(scales):
             scales = self._scale_of_each(len(groups))
         step = self.last_epoch
-        factor = 1.0 if self._constant_from <= step < self._constant_until else self.envelope(step)
-        for group, lr, scale in zip(groups, self._schedule_lrs or self.base_lrs, scales):  # noqa: B905 (has a price)
+        self._factor = factor = 1.0 if self._constant_from <= step < self._constant_until else self.envelope(step)
+        bases = self._schedule_lrs or self.base_lrs
+        self._lrs = lrs = tuple([lr * (scale * factor) for lr, scale in zip(bases, scales)])  # noqa: B905 (has a price)
+        if self.shadow:
+            return
+        for group, lr in zip(groups, lrs):  # noqa: B905
             if type(group["lr"]) is float:
-                group["lr"] = lr * (scale * factor)
+                group["lr"] = lr
             else:
-                _write_lr(group, lr * (scale * factor))
+                _write_lr(group, lr)
 
     def _scale_of_each(self, groups: int) -> Sequence[float]:
         scales = self._scales
@@ -335,7 +440,77 @@ class GreedyLR(LRScheduler):
                 self._schedule_lrs.append(float(group["lr"]))
             if isinstance(self.controller, GreedyController):
                 self.controller.add_group(self.base_lrs[-1])
-        self._scales = getattr(self.controller, "scales", self._scales)
+        self._scales = self._decider_scales()
+
+    # ---- history ----
+
+    def begin_history(self) -> None:
+        """Once a run, on every rank: refuse a history file of another run before anything is written to it.
+
+        Raises:
+            ValueError: on all ranks, if this run is at step 0 and the file on rank 0 has a history already.
+        """
+        file = self.history_file
+        if file is None or file.begun:
+            return
+        rank = environment_rank() if _world_size() is None else dist.get_rank()
+        refused = float(rank == 0 and file.is_anothers(self.last_epoch))
+        if LossMeter(lag=0).agree(refused) > 0:
+            raise ValueError(
+                f"history_file={file.path!r} has the history of another run already: name another file, delete this"
+                " one, or resume that run from its checkpoint"
+            )
+        controller = self.controller
+        header = {
+            "greedylr_history": VERSION,
+            "config": controller.config.to_dict() if isinstance(controller, GreedyController) else None,
+            "base_lrs": list(self.base_lrs),
+            "total_steps": self._total_steps,
+            "monitor": self.monitor,
+            "world_size": _world_size() or 1,
+        }
+        file.begin(self.last_epoch, header, writes=rank == 0)
+
+    def _keep(self, decision: Decision) -> None:
+        nonfinite = getattr(self.controller, "nonfinite", 0)
+        record = new_decision(Record, (self.last_epoch, self._lrs, self._factor, decision, nonfinite))
+        self.history.append(record)
+        if self.history_file is not None:
+            self.history_file.write(record)
+
+    def metrics(self) -> dict[str, float]:
+        """For a logger: scale and LR of the first group now, and the last decision (1 raise, -1 lower, 0 hold)."""
+        action = self.history[-1].decision.action if self.history else HOLD
+        return {
+            "greedylr/scale": self.scale,
+            "greedylr/lr": self.get_last_lr()[0],
+            "greedylr/action": {RAISE: 1.0, LOWER: -1.0, HOLD: 0.0}[action],
+        }
+
+    def suggested_lr(self) -> float | None:
+        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        return suggested_lr(list(self.history), self.base_lrs[0])
+
+    def finish(self) -> None:
+        """At the end of a run: say at INFO what it suggests for the next, or what `shadow` saw, and close the history.
+
+        The two Trainers' callbacks call it; a loop of your own may.
+        """
+        if self.history_file is not None:
+            self.history_file.close()
+            self.history_file = None
+        if self.shadow:
+            if self.history:
+                logger.info("GreedyLR in shadow: %s", shadow_summary(self.history, self.base_lrs[0]))
+            return
+        lr = self.suggested_lr()
+        if lr is not None:
+            logger.info(
+                "next time start at %.2g: the LR settled on %.2g x the base LR, the median scale over the later half of"
+                " the decisions between ramp and final decay",
+                lr,
+                lr / self.base_lrs[0] if self.base_lrs[0] else self.scale,
+            )
 
     # ---- state ----
 
@@ -347,7 +522,10 @@ class GreedyLR(LRScheduler):
             "last_epoch": self.last_epoch,
             "base_lrs": list(self.base_lrs),
             "scales": list(self._scales),
+            "envelope": self.factor,
             "decay": None if decay[0] is None else decay,
+            "order": None if self._in_force is None else list(self._in_force),
+            "last_order": 0 if self.meter.control is None else self.meter.control.last,
             "schedule_lrs": self._schedule_lrs,
             "schedule_ramps": self._decides_from == inf,
             "pending": self.meter.state_dict(),
@@ -384,8 +562,18 @@ class GreedyLR(LRScheduler):
         if isinstance(self.controller, GreedyController):
             self._every = self.controller.config.every_n_steps
             self._metered = True
-        self._scales = getattr(self.controller, "scales", tuple(state_dict["scales"]))
+        self._scales = tuple(state_dict["scales"])
+        self._obey(None if state_dict["order"] is None else make_order(*state_dict["order"]))
+        self._scales = self._decider_scales()
         self.last_epoch = state_dict["last_epoch"]
+        self._loaded = self.last_epoch, state_dict["envelope"]
+        for done in (self.history, self.orders):
+            while done and done[-1].step > self.last_epoch:
+                done.pop()
+        if self.history_file is not None:
+            self.history_file.begun = False
+        if self.meter.control is not None:
+            self.meter.control.load(state_dict["last_order"])
         start, steps, factor = state_dict["decay"] or (None, None, 1.0)
         self._set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
         if state_dict["schedule_lrs"] is not None:
@@ -395,14 +583,24 @@ class GreedyLR(LRScheduler):
         self._apply()
 
 
+def is_order(value: object) -> bool:
+    try:
+        return value is None or make_order(*value).name in ("hold", "cap", "pin")  # type: ignore[misc]
+    except (TypeError, ValueError):
+        return False
+
+
 SCHEDULER_STATE = {
     "version": lambda value: value == STATE_VERSION and is_integer(value),
     "last_epoch": is_integer,
     "base_lrs": is_numbers,
     "scales": is_numbers,
+    "envelope": is_finite,
     "decay": lambda value: (
         value is None or (is_numbers(value) and len(value) == 3 and is_integer(value[0]) and is_integer(value[1]))
     ),
+    "order": is_order,
+    "last_order": is_integer,
     "schedule_lrs": lambda value: value is None or is_numbers(value),
     "schedule_ramps": lambda value: isinstance(value, bool),
     "pending": is_pending,

@@ -25,7 +25,6 @@ except ImportError as error:
 
 from greedylr_integrations.callbacks import SharedCallback
 from greedylr_integrations.core import Controller, ControllerConfig, logger
-from greedylr_integrations.loss import agree
 from greedylr_integrations.schedulers import mode_of
 
 
@@ -49,13 +48,21 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
         process_group: data-parallel ranks, over which to average the loss. Default None: all ranks.
+        history_file (path): where rank 0 appends every decision and order as JSON lines; `history.read` reads it. A run
+            that starts at step 0 refuses one that has a history already, a resumed one goes on in it. Default None.
+        control_file (path): a file by which to steer the run from outside; see `control.ControlFile`. Default None.
+        decay_on_resume (int): after a resume, begin the final decay at once, over so many optimizer steps: a finished
+            model from any checkpoint. Let the run end there (`max_steps`). Default None.
+        prog_bar (bool): show the scale in the progress bar. Default False.
         **fields: fields of the config, in place of its own.
 
     Attributes:
         scheduler (GreedyLR): the scheduler of the current or last `train()`.
         history (deque of Record): its last 100,000 decisions.
 
-    The state is part of each checkpoint (`trainer_state.json`) and continues with `resume_from_checkpoint`.
+    `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1 lower, 0 hold) stand in the Trainer's training
+    logs, so in `log_history` and in whatever `report_to` names. The state is part of each checkpoint
+    (`trainer_state.json`) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
@@ -73,6 +80,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         shadow: bool = False,
         loss_lag: int | None = None,
         process_group: Any = None,
+        history_file: str | None = None,
+        control_file: str | None = None,
+        decay_on_resume: int | None = None,
+        prog_bar: bool = False,
         **fields: Any,
     ) -> None:
         self._configure(
@@ -86,6 +97,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             shadow=shadow,
             loss_lag=loss_lag,
             process_group=process_group,
+            history_file=history_file,
+            control_file=control_file,
+            decay_on_resume=decay_on_resume,
+            prog_bar=prog_bar,
         )
         self.linear_warmup_steps = linear_warmup_steps
         self._training = self._skipped = False
@@ -111,7 +126,6 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         self._logged = self._evaluated = self._epoch_ended = False
         self._from_logs = False
         self._build(args, state, optimizer, lr_scheduler)
-        self.history.clear()
         self._restore(state)
         # the Trainer's save expects an entry, which a checkpoint from before this callback does not have
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
@@ -121,6 +135,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             )
         if self.monitor == "loss":
             self._watch(trainer)
+        self._log_first(trainer)
         self._publish(lr_scheduler)
         self._training = True
 
@@ -130,7 +145,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._skipped = getattr(optimizer, "step_was_skipped", False)
-        self._scheduler.release()
+        self._scheduler.hand_over()
 
     def on_step_end(
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
@@ -140,8 +155,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self._skipped:
             self._scheduler.meter.discard_step()
         else:
-            self._record(self._scheduler.step(), state.global_step)
+            self._scheduler.step()
         self._publish(lr_scheduler)
+        if self.prog_bar and state.is_world_process_zero:
+            self._show()
         self._prepare_save(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -181,7 +198,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._training = False
         self._unwatch()
-        self._scheduler.release()
+        if self._handler is not None:
+            self._handler.callbacks = [cb for cb in self._handler.callbacks if not isinstance(cb, _AddMetrics)]
+        self._scheduler.hand_over()
+        self._scheduler.finish()
         if (self.monitor != "loss" or self._from_logs) and not self._metric_found:
             logger.warning("GreedyLR saw no value of %r in this run: the LR did not follow it", self.monitor)
 
@@ -189,7 +209,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in `trainer_state.json`."""
-        names = ("monitor", "base_schedule", "total_steps", "linear_warmup_steps", "decay_ratio", "shadow", "loss_lag")
+        names = [
+            *("monitor", "base_schedule", "total_steps", "linear_warmup_steps", "decay_ratio", "shadow", "loss_lag"),
+            *("history_file", "control_file", "decay_on_resume", "prog_bar"),
+        ]
         args = {name: getattr(self, name) for name in names}
         if self.controller is None:
             args["config"] = self.config.to_dict()
@@ -198,9 +221,8 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     def _restore(self, state: Any) -> None:
         """Continue from the checkpoint, whether or not the Trainer was told to restore callbacks."""
-        if self._start_step > 0:
-            saved = state.stateful_callbacks.get(type(self).__name__) or {}
-            self._resume(saved.get("attributes", {}).get("saved"), self._start_step)
+        saved = (state.stateful_callbacks.get(type(self).__name__) or {}) if self._start_step > 0 else {}
+        self._resume(saved.get("attributes", {}).get("saved"), self._start_step)
 
     # ---- pieces ----
 
@@ -314,12 +336,12 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     def _observe(self, value: float, state: Any, lr_scheduler: Any) -> None:
         self._metric_found = True
-        self._record(self._scheduler.observe(agree(value)), state.global_step)
+        self._scheduler.observe(value)
         self._publish(lr_scheduler)
 
     def _publish(self, lr_scheduler: Any) -> None:
         """Write over what the Trainer's own schedule wrote, and let the Trainer log the LR that will be used."""
-        self._scheduler.apply()
+        self._scheduler.take_over()
         if not self.shadow:
             lr_scheduler._last_lr = list(self._scheduler.get_last_lr())
 
@@ -353,6 +375,21 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         else:
             trainer.training_step = own
 
+    def _log_first(self, trainer: Any) -> None:
+        """Have a callback of our own before those that report, to add to what they report."""
+        self._handler = handler = None if trainer is None else trainer.callback_handler
+        self._bars = []
+        if handler is not None:
+            others = [callback for callback in handler.callbacks if not isinstance(callback, _AddMetrics)]
+            handler.callbacks = [_AddMetrics(self), *others]  # a new list: the handler is going through the old one
+            self._bars = [callback for callback in others if hasattr(callback, "training_bar")]
+
+    def _show(self) -> None:
+        for callback in self._bars:
+            set_postfix = getattr(callback.training_bar, "set_postfix", None)  # a notebook's bar has none
+            if set_postfix is not None:
+                set_postfix({"scale": f"{self._scheduler.scale:.3g}"}, refresh=False)
+
     def _fall_back(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
         logger.warning(
             "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead"
@@ -363,6 +400,21 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         self._from_logs = True
         self._build(args, state, optimizer, lr_scheduler)
         self._restore(state)
+
+
+class _AddMetrics(TrainerCallback):
+    """Adds scale, LR and decision to the training logs before any callback reports them."""
+
+    def __init__(self, owner: GreedyLRCallback) -> None:
+        self._owner = owner
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs is None or "learning_rate" not in logs or not self._owner._training:
+            return
+        metrics = self._owner._scheduler.metrics()
+        logs.update(metrics)
+        if state.log_history:
+            state.log_history[-1].update(metrics)
 
 
 def _find_trainer(callback: TrainerCallback) -> Any:

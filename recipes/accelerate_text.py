@@ -51,7 +51,6 @@ def train(schedule: str, args, accelerator, data) -> Run:
     from transformers import DataCollatorWithPadding, get_scheduler, set_seed
 
     from greedylr_integrations.accelerate import GreedyLR
-    from greedylr_integrations.history import suggested_lr
 
     set_seed(args.seed)
     model, tokenizer = load_model(args)
@@ -97,13 +96,11 @@ def train(schedule: str, args, accelerator, data) -> Run:
             loss = model(**batch).loss
             accelerator.backward(loss)
             optimizer.step()
-            decision = scheduler.step(loss) if schedule == "greedy" else scheduler.step()
+            scheduler.step(loss) if schedule == "greedy" else scheduler.step()
             optimizer.zero_grad()
             step += 1
             result.train_loss.append((step, loss.item()))
             result.learning_rate.append((step, lr))
-            if decision is not None:
-                result.decisions.append(scheduler.record(decision, step))
             progress.update()
             progress.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.1e}")
             if step % max(1, args.max_steps // 4) == 0:
@@ -115,7 +112,8 @@ def train(schedule: str, args, accelerator, data) -> Run:
     accelerator.print(f"{schedule}: validation accuracy {accuracy:.4f}")
     result.seconds, result.peak_memory_gib = time.perf_counter() - start, peak_memory_gib()
     if schedule == "greedy":
-        result.next_learning_rate = suggested_lr(result.decisions, args.learning_rate)
+        result.decisions = list(scheduler.history)
+        result.next_learning_rate = scheduler.suggested_lr()
     return result
 
 

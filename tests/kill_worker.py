@@ -58,7 +58,7 @@ def with_accelerate(out, steps, resume):
     model = own = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     loader = torch.utils.data.DataLoader(tiny.regression_data(steps * 4), batch_size=2)
-    scheduler = GreedyLR(optimizer, total_steps=steps, **FAST)
+    scheduler = GreedyLR(optimizer, total_steps=steps, **FAST, history_file=out / "history.jsonl")
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     trace, done = Trace(out), 0
     if resume:
@@ -97,7 +97,7 @@ def with_transformers(out, steps, resume):
             if RANK == 0:
                 (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "whole").touch()
 
-    callback = GreedyLRCallback(**FAST)
+    callback = GreedyLRCallback(**FAST, history_file=str(out / "history.jsonl"))
     trainer = tiny.trainer(
         out,
         [callback, spy, Write()],
@@ -142,7 +142,7 @@ def with_lightning(out, steps, resume):
                 (out / f"state-{step}" / "whole").touch()
                 shutil.rmtree(out / f"state-{step - 3}", ignore_errors=True)
 
-    callback = GreedyLRCallback(**FAST)
+    callback = GreedyLRCallback(**FAST, history_file=str(out / "history.jsonl"))
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",

@@ -11,6 +11,7 @@ from accelerate.utils import DataLoaderConfiguration
 from processes import run
 
 import greedylr_integrations
+from greedylr_integrations import history
 from greedylr_integrations.accelerate import GreedyLR
 from greedylr_integrations.core import Reason
 
@@ -178,6 +179,53 @@ def test_fp16_on_a_gpu():
         scheduler.step(loss)
         optimizer.zero_grad()
     assert scheduler.last_epoch == 12 - skipped
+
+
+def test_shadow_changes_nothing():
+    def train(**kwargs):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        accelerator = Accelerator(cpu=True)
+        model = tiny.Regressor()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        loader = torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4)
+        scheduler = GreedyLR(optimizer, **FAST, **kwargs) if kwargs else None
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        scheduler = accelerator.prepare(scheduler) if scheduler is not None else None
+        losses, lrs = [], []
+        for batch in loader:
+            lrs.append(optimizer.param_groups[0]["lr"])
+            loss = model(**batch)["loss"]
+            losses.append(loss.item())
+            accelerator.backward(loss)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step(loss)
+            optimizer.zero_grad()
+        return losses, lrs, list(model.parameters()), scheduler
+
+    losses, lrs, weights, _ = train()
+    with_us = train(shadow=True)
+    assert with_us[:2] == (losses, lrs)
+    assert all(torch.equal(a, b) for a, b in zip(with_us[2], weights, strict=True))
+    assert len({record.decision.scales for record in with_us[3].history}) > 3
+
+
+def test_the_history_file_goes_on_after_load_state(tmp_path):
+    def start(name):
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+        return Run(accumulate=2, history_file=tmp_path / name)
+
+    whole = start("whole").train()
+    first = start("cut").train(stop=6)
+    first.accelerator.save_state(str(tmp_path / "state"))
+    first.train(start=6, stop=10)
+    second = start("cut")
+    second.accelerator.load_state(str(tmp_path / "state"))
+    second.train(start=6)
+    assert history.read(tmp_path / "cut") == history.read(tmp_path / "whole")
+    assert history.read(tmp_path / "whole")[1] == list(whole.scheduler.history)
 
 
 def test_a_nan_lowers_once():

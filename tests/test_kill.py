@@ -10,6 +10,8 @@ from importlib.metadata import version
 import pytest
 from processes import ON_CPU, TESTS, kill_tree, torchrun, wait
 
+from greedylr_integrations import history
+
 WORKER = str(TESTS / "kill_worker.py")
 FRAMEWORKS = ("transformers", "lightning", "accelerate")
 STEPS = 24
@@ -62,11 +64,11 @@ def whole(request, tmp_path_factory):
     first, second = trace(out)
     assert [entry["lr"] for entry in first] == [entry["lr"] for entry in second]
     assert len({entry["lr"] for entry in first}) > 5
-    return request.param, first, second
+    return request.param, first, second, history.read(out / "history.jsonl")
 
 
 def kill_and_resume(whole, out, step):
-    framework, first, second = whole
+    framework, first, second, uninterrupted = whole
     process = launch(framework, out)
     file, deadline = out / "trace-0.jsonl", time.time() + 120
     while not file.exists() or file.read_text().count("\n") <= step:
@@ -76,8 +78,11 @@ def kill_and_resume(whole, out, step):
     kill_tree(process.pid)
     process.wait()
     assert len(file.read_text().splitlines()) < STEPS
+    assert 0 < len(history.read(out / "history.jsonl")[1]) < STEPS
     finish(launch(framework, out, "resume"), out)
     assert trace(out) == [first, second]  # LRs, losses seen and own losses, bit for bit
+    assert '"resumed"' in (out / "history.jsonl").read_text()
+    assert history.read(out / "history.jsonl") == uninterrupted
 
 
 def test_kill_9_and_resume(whole, tmp_path):
@@ -91,9 +96,10 @@ def test_kill_9_at_a_random_step(whole, tmp_path, step):
 
 
 def test_an_exception_on_one_rank_ends_both_and_the_last_checkpoint_resumes(whole, tmp_path):
-    framework, first, second = whole
+    framework, first, second, uninterrupted = whole
     process = launch(framework, tmp_path, fail=True)
     assert wait(process, 120, (tmp_path / "errors").read_text) != 0
     assert "rank 1 has had enough" in (tmp_path / "errors").read_text()
     finish(launch(framework, tmp_path, "resume"), tmp_path)
     assert trace(tmp_path) == [first, second]
+    assert history.read(tmp_path / "history.jsonl") == uninterrupted

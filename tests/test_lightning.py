@@ -1,6 +1,7 @@
 import inspect
 import logging
 import math
+import shutil
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control, history
 from greedylr_integrations.core import Action, Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
@@ -186,7 +187,8 @@ def test_manual_optimization(tmp_path):
 def test_two_optimizers_and_two_instances(tmp_path):
     first, second = GreedyLRCallback(**FAST), GreedyLRCallback(**FAST, optimizer_index=1)
     module = Manual(optimizers=2)
-    trainer = fit(tmp_path, module, first, second, max_epochs=2)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = fit(tmp_path, module, first, second, max_epochs=2, logger=logger, log_every_n_steps=1)
     assert len(first.history) == 24
     assert len(second.history) == 12  # the second optimizer steps on every other batch
     pairs = [(module.losses[i] + module.losses[i + 1]) / 2 for i in range(0, 24, 2)]
@@ -194,6 +196,7 @@ def test_two_optimizers_and_two_instances(tmp_path):
     assert module.other_used[0] == 0.01
     assert len(set(module.other_used)) > 2
     assert first.state_key != second.state_key
+    assert {"greedylr/scale", "greedylr/scale/1"} <= trainer.logged_metrics.keys()
     assert trainer.optimizers[0].param_groups[0]["lr"] != trainer.optimizers[1].param_groups[0]["lr"]
 
 
@@ -253,6 +256,57 @@ def test_shadow_changes_nothing(tmp_path):
     assert (module.used, module.losses) == (alone.used, alone.losses)
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), alone.parameters(), strict=True))
     assert len(set(scales(callback))) > 3
+
+
+# ---- steering ----
+
+
+class At(pl.Callback):
+    """Does something at the end of a step; Lightning calls its callbacks in order."""
+
+    def __init__(self, **steps):
+        self.steps = {int(name[1:]): act for name, act in steps.items()}
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.global_step in self.steps:
+            self.steps[trainer.global_step]()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("schedule", [None, "exponential"])
+def test_steering(tmp_path, first, schedule):
+    alone = Module(SCHEDULES.get(schedule))
+    fit(tmp_path, alone)
+    callback, module = GreedyLRCallback(**FAST, decay_ratio=0), Module(SCHEDULES.get(schedule))
+    at = At(_4=lambda: callback.pin(0.5), _7=callback.hold, _9=lambda: callback.cap(0.25), _11=callback.release)
+    fit(tmp_path, module, *([at, callback] if first else [callback, at]))
+    used = [lr / base for lr, base in zip(module.used, alone.used, strict=True)]
+    assert used[4:9] == pytest.approx([0.5] * 5)
+    assert max(used[9:11]) <= 0.25 + 1e-9
+    assert [order.order for order in callback.scheduler.orders] == ["pin", "hold", "cap", "release"]
+
+
+@pytest.mark.parametrize("monitor", ["loss", "val_loss"])
+def test_orders_by_file(tmp_path, monitor, monkeypatch):
+    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    path = tmp_path / "control.json"
+    order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
+    callback, module = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), Module()
+    fit(tmp_path, module, callback, order, val=True, val_check_interval=4)
+    step = 6 if monitor == "loss" else 8  # the next decision
+    assert list(callback.scheduler.orders) == [(step, "pin", 0.5)]
+    assert module.used[step:] == pytest.approx([0.025] * (12 - step))
+
+
+def test_a_branch_decays_from_a_checkpoint(tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    save = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(tmp_path, Module(), GreedyLRCallback(window_size=1000), save, max_epochs=8, enable_checkpointing=True)
+    module = Module()
+    callback = GreedyLRCallback(window_size=1000, decay_on_resume=5)
+    fit(tmp_path, module, callback, ckpt_path=str(tmp_path / "epoch=3.ckpt"), max_steps=53, max_epochs=-1)
+    assert module.used == pytest.approx([0.05, 0.04, 0.03, 0.02, 0.01])
 
 
 # ---- other metrics ----
@@ -408,7 +462,11 @@ def test_resume_continues_exactly(tmp_path, schedule, fields):
 
     def run(out, resume=None, epochs=4):
         module = Module(SCHEDULES.get(schedule))
-        callback = GreedyLRCallback(**FAST, **fields, linear_warmup_steps=0 if schedule else 5)
+        out.mkdir()
+        if resume is not None:
+            shutil.copy(tmp_path / "a" / "history.jsonl", out)  # in which steps after the checkpoint stand too
+        ramp = 0 if schedule else 5
+        callback = GreedyLRCallback(**FAST, **fields, linear_warmup_steps=ramp, history_file=out / "history.jsonl")
         save = ModelCheckpoint(dirpath=out, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
         fit(out, module, callback, save, ckpt_path=resume, max_epochs=epochs, enable_checkpointing=True)
         return module, callback
@@ -418,6 +476,7 @@ def test_resume_continues_exactly(tmp_path, schedule, fields):
         module, _ = run(tmp_path / f"b{epoch}", str(tmp_path / "a" / f"epoch={epoch}.ckpt"))
         assert module.used == whole.used[12 * (epoch + 1) :]
         assert module.losses == whole.losses[12 * (epoch + 1) :]
+        assert history.read(tmp_path / f"b{epoch}" / "history.jsonl") == history.read(tmp_path / "a" / "history.jsonl")
 
 
 def test_a_checkpoint_without_the_callback_starts_at_scale_1(tmp_path, warnings_of):
@@ -462,7 +521,10 @@ def test_lightnings_trainer_is_told_the_right_import(tmp_path):
         fit(tmp_path, Module(), HuggingFaceCallback())
 
 
-def test_logging_is_quiet(tmp_path, caplog):
+def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO, "greedylr_integrations")
-    fit(tmp_path, Module(), GreedyLRCallback())
-    assert [r for r in caplog.records if r.name == "greedylr_integrations"] == []
+    for kwargs, says in (({}, "next time start at "), ({"shadow": True}, "GreedyLR in shadow: would have taken")):
+        caplog.clear()
+        fit(tmp_path, Module(), GreedyLRCallback(**kwargs), max_epochs=3)
+        (message,) = [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
+        assert message.startswith(says)

@@ -1,6 +1,8 @@
+import copy
 import io
 import json
 import math
+import statistics
 
 import pytest
 import torch
@@ -134,6 +136,77 @@ def test_start_decay():
         seen.append(lrs_of(optimizer)[0])
         scheduler.step()
     assert seen == pytest.approx([0.2, 0.15, 0.1, 0.05, 0.0])
+
+
+def test_a_decay_after_a_resume_begins_where_the_lr_stood_whatever_the_new_length():
+    trunk = GreedyLR(optimizer_of(0.1), window_size=1000, total_steps=200)
+    for loss in losses(100):
+        trunk.step(loss)
+    branch = GreedyLR(optimizer_of(0.1), window_size=1000, total_steps=110)  # by that, the decay would be far on
+    branch.load_state_dict(through_json(trunk.state_dict()))
+    branch.start_decay(10)
+    seen = []
+    for loss in losses(10):
+        seen.append(lrs_of(branch.optimizer)[0])
+        branch.step(loss)
+    assert seen == pytest.approx([0.1 * left / 10 for left in range(10, 0, -1)])
+    assert lrs_of(branch.optimizer) == [0.0]
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # for small tensors on busy cores, many times faster
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_branch_from_the_middle_ends_as_a_run_that_was_planned_to_end_there():
+    """Loss on 597 unseen digits, 10 seeds, paired: within two standard errors; without the decay far outside."""
+    digits = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed").load_digits()
+    x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
+    planned, middle, decay, lr = 400, 200, 80, 0.2
+
+    def start(seed, **kwargs):
+        torch.manual_seed(seed)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+        return model, optimizer, GreedyLR(optimizer, **kwargs)
+
+    def train(run, seed, first, last):
+        model, optimizer, scheduler = run
+        for step in range(first, last):
+            rows = torch.randint(0, 1200, (16,), generator=torch.Generator().manual_seed(100_000 * seed + step))
+            loss = torch.nn.functional.cross_entropy(model(x[rows]), y[rows], label_smoothing=0.1)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step(loss.item())
+
+    def validation_loss(run):
+        with torch.no_grad():
+            return torch.nn.functional.cross_entropy(run[0](x[1200:]), y[1200:]).item()
+
+    branched, undecayed = [], []  # minus the loss of the planned run
+    for seed in range(10):
+        trunk, branch = start(seed, total_steps=planned), start(seed, total_steps=middle + decay)
+        train(trunk, seed, 0, middle)
+        for part, other in zip(trunk, branch, strict=True):
+            other.load_state_dict(copy.deepcopy(part.state_dict()))
+        branch[2].start_decay(decay)
+        whole = start(seed, total_steps=middle + decay, decay_ratio=decay / (middle + decay))
+        train(trunk, seed, middle, middle + decay)
+        train(branch, seed, middle, middle + decay)
+        train(whole, seed, 0, middle + decay)
+        branched.append(validation_loss(branch) - validation_loss(whole))
+        undecayed.append(validation_loss(trunk) - validation_loss(whole))
+
+    def in_standard_errors(differences):
+        return statistics.mean(differences) / (statistics.stdev(differences) / len(differences) ** 0.5)
+
+    assert abs(in_standard_errors(branched)) < 2
+    assert in_standard_errors(undecayed) > 3
 
 
 def test_shadow_leaves_the_optimizer_alone():
@@ -373,17 +446,17 @@ def test_no_decision_while_the_other_schedule_first_rises():
     assert made == [False] * 11 + [True] * 49
 
 
-def test_release_lets_the_owner_step_the_schedule_and_apply_takes_up_a_skipped_step():
+def test_handing_over_lets_the_owner_step_the_schedule_and_taking_over_takes_up_a_skipped_step():
     optimizer, alone = optimizer_of(0.1), optimizer_of(0.1)
     base, reference = ExponentialLR(optimizer, 0.9), ExponentialLR(alone, 0.9)
     scheduler = GreedyLR(optimizer, base_schedule=base, window_size=1, factor=0.5)
     scheduler._decides_from = 0
     for i, loss in enumerate([5.0, 4.0, 3.0, 2.0]):
         optimizer.step()
-        scheduler.release()
-        scheduler.release()
+        scheduler.hand_over()
+        scheduler.hand_over()
         if i == 2:
-            scheduler.apply()
+            scheduler.take_over()
             continue
         base.step()
         alone.step()

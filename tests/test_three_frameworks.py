@@ -6,6 +6,8 @@ import os
 import pytest
 from processes import ON_CPU, TESTS, run, torchrun
 
+from greedylr_integrations import history
+
 pytest.importorskip("lightning")
 
 FRAMEWORKS = ("accelerate", "transformers", "lightning")
@@ -36,12 +38,13 @@ def train_all(out, world, accumulate, steps, **env):
 @pytest.fixture(scope="module", params=CASES)
 def results(request, tmp_path_factory):
     world, accumulate = request.param
-    return world, accumulate, train_all(tmp_path_factory.mktemp("three"), world, accumulate, STEPS)
+    out = tmp_path_factory.mktemp("three")
+    return world, accumulate, train_all(out, world, accumulate, STEPS), out
 
 
 @pytest.mark.parametrize("name", FRAMEWORKS)
 def test_the_loss_is_the_mean_of_all_ranks_and_the_lr_is_one(results, name):
-    world, accumulate, ranks = results
+    world, accumulate, ranks, _ = results
     ranks = ranks[name]
     for result in ranks:
         assert len(result["seen"]) == len(result["used"]) == STEPS
@@ -57,7 +60,7 @@ def test_the_loss_is_the_mean_of_all_ranks_and_the_lr_is_one(results, name):
 
 
 def test_the_three_decide_the_same(results):
-    _, _, ranks = results
+    _, _, ranks, _ = results
     first = ranks["accelerate"][0]
     for name in FRAMEWORKS[1:]:
         other = ranks[name][0]
@@ -65,6 +68,45 @@ def test_the_three_decide_the_same(results):
         assert other["used"] == first["used"]
         assert other["seen"] == pytest.approx(first["seen"], rel=1e-9)
         assert other["parameters"] == pytest.approx(first["parameters"], rel=1e-9)
+
+
+def test_the_three_write_the_same_history(results):
+    world, _, ranks, out = results
+    histories = {name: history.read(out / f"{name}.jsonl") for name in FRAMEWORKS}
+    header, records, orders = histories["accelerate"]
+    assert (header["world_size"], header["total_steps"], header["monitor"]) == (world, STEPS, "loss")
+    assert [record.decision.loss for record in records] == ranks["accelerate"][0]["seen"]
+    assert [record.lrs[0] for record in records[:-1]] == ranks["accelerate"][0]["used"][1:]
+    assert orders == []
+    for name in FRAMEWORKS[1:]:
+        other_header, other, _ = histories[name]
+        assert other_header["config"].pop("mode") == "min"  # the callbacks fill it in
+        assert other_header == {**header, "config": {k: v for k, v in header["config"].items() if k != "mode"}}
+        assert [
+            (r.step, r.lrs, r.envelope, r.decision.scales, r.decision.action, r.decision.reason) for r in other
+        ] == [(r.step, r.lrs, r.envelope, r.decision.scales, r.decision.action, r.decision.reason) for r in records]
+        assert [r.decision.smoothed for r in other] == pytest.approx([r.decision.smoothed for r in records], rel=1e-9)
+
+
+def test_orders_by_control_file_reach_both_ranks_in_the_same_step(tmp_path):
+    ranks = train_all(tmp_path, 2, 1, 40, ORDERS="1")
+    for name, (first, second) in ranks.items():
+        assert first["used"] == second["used"], name
+        used, reasons = first["used"], first["reasons"]
+        # each is written during a forward pass and comes with the loss of that very step
+        assert [order[:3] for order in history.read(tmp_path / f"{name}.jsonl")[2]] == [
+            (11, "pin", 3.0),
+            (21, "release", None),
+            (26, "cap", 0.5),
+            (33, "decay", 4),
+        ]
+        assert used[10] != used[11] == pytest.approx(3 * 2e-4)
+        assert used[11:21] == [used[11]] * 10
+        assert reasons[11:20].count("ORDERED") > 3
+        assert max(used[26:]) <= 0.5 * 2e-4
+        envelopes = [record.envelope for record in history.read(tmp_path / f"{name}.jsonl")[1][32:37]]
+        assert envelopes == pytest.approx([envelopes[0] * left / 4 for left in (4, 3, 2, 1, 0)])
+        assert used[37:] == [0.0] * 3
 
 
 def test_a_nonfinite_loss_on_one_rank_is_the_same_decision_on_all(tmp_path):

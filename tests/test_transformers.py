@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control, history
 from greedylr_integrations.core import Action, Reason
 from greedylr_integrations.transformers import GreedyLRCallback
 
@@ -168,6 +168,101 @@ def test_start_decay(tmp_path):
     callback, spy = GreedyLRCallback(window_size=1000), tiny.LRSpy()
     tiny.trainer(tmp_path, [callback, Ask(), spy], max_steps=12).train()
     assert [lrs[0] for lrs in spy.used] == pytest.approx([0.01] * 6 + [0.008, 0.006, 0.004, 0.002, 0.0, 0.0])
+
+
+class At(TrainerCallback):
+    """Does something at the end of a step."""
+
+    def __init__(self, **steps):
+        self.steps = {int(name[1:]): act for name, act in steps.items()}
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in self.steps:
+            self.steps[state.global_step]()
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("passed", [True, False])
+def test_steering(tmp_path, first, passed):
+    """Whether the one who steers comes before us or after, and whatever owns the schedule."""
+    model = tiny.Regressor()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    schedule = ExponentialLR(optimizer, 0.9) if passed else None
+    callback, spy = GreedyLRCallback(**FAST, decay_ratio=0), tiny.LRSpy()
+    at = At(_4=lambda: callback.pin(0.5), _7=callback.hold, _9=lambda: callback.cap(0.25), _11=callback.release)
+    callbacks = [at, callback, spy] if first else [callback, at, spy]
+    tiny.trainer(
+        tmp_path, callbacks, model=model, max_steps=14, trainer_kwargs={"optimizers": (optimizer, schedule)}
+    ).train()
+    base = [0.01 * (0.9**i if passed else 1) for i in range(14)]
+    used = [lrs[0] / lr for lrs, lr in zip(spy.used, base, strict=True)]
+    assert used[4:9] == pytest.approx([0.5] * 5)
+    assert max(used[9:11]) <= 0.25 + 1e-9
+    ordered = [(order.order, order.value) for order in callback.scheduler.orders]
+    assert ordered == [("pin", 0.5), ("hold", None), ("cap", 0.25), ("release", None)]
+
+
+def test_steering_before_training():
+    with pytest.raises(RuntimeError, match="training has not begun"):
+        GreedyLRCallback().hold()
+
+
+@pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
+def test_orders_by_file(tmp_path, monitor, monkeypatch):
+    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    path = tmp_path / "control.json"
+    order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
+    callback, spy = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), tiny.LRSpy()
+    tiny.trainer(
+        tmp_path, [callback, order, spy], eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=4
+    ).train()
+    step = 6 if monitor == "loss" else 8  # the next decision
+    assert list(callback.scheduler.orders) == [(step, "pin", 0.5)]
+    assert [lrs[0] for lrs in spy.used[step:]] == pytest.approx([0.005] * (12 - step))
+
+
+def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "greedylr_integrations")
+
+    def said(**kwargs):
+        caplog.clear()
+        tiny.trainer(tmp_path, [GreedyLRCallback(**FAST, **kwargs)], max_steps=30).train()
+        return [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
+
+    replaced, end = said()
+    assert replaced.startswith("GreedyLR is the schedule")
+    assert end.startswith("next time start at ")
+    (shadow,) = said(shadow=True)
+    assert shadow.startswith("GreedyLR in shadow: would have taken the LR from 0.01 to ")
+
+
+def test_a_history_of_another_run_is_refused_before_training(tmp_path):
+    path = tmp_path / "history.jsonl"
+    for trained in (12, 0):
+        callback = GreedyLRCallback(**FAST, history_file=path)
+        trainer = tiny.trainer(tmp_path, [callback])
+        if trained:
+            trainer.train()
+        else:
+            with pytest.raises(ValueError, match="has the history of another run already"):
+                trainer.train()
+        assert trainer.state.global_step == trained
+    assert len(history.read(path)[1]) == 12
+
+
+def test_a_history_of_a_run_that_failed_and_was_started_again(tmp_path):
+    def fail():
+        at.steps = {}
+        raise KeyboardInterrupt
+
+    at, path = At(_7=fail), tmp_path / "history.jsonl"
+    callback = GreedyLRCallback(**FAST, history_file=path)
+    trainer = tiny.trainer(tmp_path, [callback, at])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train()
+    assert history.read(path)[1] == list(callback.history)
+    assert len(callback.history) == 12
 
 
 def test_any_controller(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from processes import wait
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from greedylr_integrations import history
 from greedylr_integrations.transformers import GreedyLRCallback
 
 STEPS = 21  # so that a run can be interrupted at each of 20
@@ -106,6 +107,35 @@ def test_a_longer_run_is_adopted(tmp_path):
     assert spy.used[-1][0] == pytest.approx(
         callback.scheduler.base_lrs[0] * callback.history[-2].decision.scales[0] / 12
     )
+
+
+def test_a_branch_decays_from_a_checkpoint_while_the_trunk_goes_on(tmp_path):
+    def branch(resume):
+        callback = GreedyLRCallback(window_size=1000, decay_on_resume=4, history_file=tmp_path / "branch.jsonl")
+        return run(tmp_path / "branch", resume=str(resume), callback=callback, max_steps=14, save_steps=2)[2]
+
+    run(tmp_path / "trunk", callback=GreedyLRCallback(window_size=1000), save_steps=2)
+    spy = branch(tmp_path / "trunk" / "checkpoint-10")
+    assert [lrs[0] for lrs in spy.used] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
+    # interrupted itself, it goes on with its decay and does not begin another
+    assert branch(tmp_path / "branch" / "checkpoint-12").used == spy.used[2:]
+    _, records, orders = history.read(tmp_path / "branch.jsonl")
+    assert [record.step for record in records] == [11, 12, 13, 14]
+    assert orders == [(10, "decay", 4)]
+    with pytest.raises(ValueError, match="^decay_on_resume=0 is not allowed: it must be at least 1"):
+        GreedyLRCallback(decay_on_resume=0)
+
+
+def test_the_history_file_goes_on(tmp_path):
+    def once(name, out, resume=None, **kwargs):
+        callback = GreedyLRCallback(window_size=2, factor=0.8, history_file=tmp_path / name)
+        return run(out, resume=resume, callback=callback, save_steps=6, **kwargs)
+
+    once("whole", tmp_path / "a")
+    once("cut", tmp_path / "b")
+    once("cut", tmp_path / "b", resume=str(tmp_path / "b" / "checkpoint-12"))
+    assert history.read(tmp_path / "cut") == history.read(tmp_path / "whole")
+    assert len(history.read(tmp_path / "whole")[1]) == STEPS - 5
 
 
 def test_other_hyperparameters(tmp_path, warnings_of):

@@ -1,8 +1,8 @@
 """The same training with Accelerate, Hugging Face's Trainer and Lightning: three_worker.py OUT ACCUMULATE STEPS.
 
 Each rank has batches of one row, so that all three give row i to rank i % world. The last rank's losses are 100 times
-the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. Writes what
-each rank saw and did.
+the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. With ORDERS
+set, rank 0 writes orders into the control file while it trains. Writes what each rank saw and did, and the history.
 """
 
 import json
@@ -13,10 +13,18 @@ import warnings
 import torch
 import torch.distributed as dist
 
+from greedylr_integrations import control
+
 warnings.simplefilter("ignore")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 FAULTS = {(1, 10): float("nan"), (0, 20): float("inf")} if os.environ.get("FAULTS") else {}
+ORDERS = (
+    {10: ("pin", 3.0), 20: ("release", None), 25: ("cap", 0.5), 32: ("decay", 4)} if os.environ.get("ORDERS") else {}
+)
 LR, FAST = 2e-4, {"window_size": 4, "factor": 0.9}
+
+
+steering = {}  # files of the framework under way
 
 
 class Model(torch.nn.Module):
@@ -31,6 +39,11 @@ class Model(torch.nn.Module):
         fault = FAULTS.get((RANK, len(self.seen)))
         if fault:
             loss = loss + fault  # the gradient stays finite, so that the model survives
+        if RANK == 0 and len(self.seen) in ORDERS:
+            name, value = ORDERS[len(self.seen)]
+            written = json.dumps({"order": name, "value": value, "id": len(self.seen)})
+            with open(steering["control_file"], "w") as file:
+                file.write(written)
         self.seen.append(loss.item())
         return {"loss": loss}
 
@@ -62,7 +75,7 @@ def with_accelerate(accumulate, steps, used, out):
     optimizer = optimizer_of(model, used)
     loader = torch.utils.data.DataLoader(rows(steps * accumulate * WORLD), batch_size=1)
     decisions, own = [], model
-    scheduler = GreedyLR(optimizer, total_steps=steps, **FAST)
+    scheduler = GreedyLR(optimizer, total_steps=steps, **FAST, **steering)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     for batch in loader:
         with accelerator.accumulate(model):
@@ -84,7 +97,7 @@ def with_transformers(accumulate, steps, used, out):
         def _get_train_sampler(self, *args):
             return SequentialSampler(self.train_dataset)
 
-    callback = GreedyLRCallback(**FAST)
+    callback = GreedyLRCallback(**FAST, **steering)
     args = TrainingArguments(
         out,
         max_steps=steps,
@@ -119,7 +132,7 @@ def with_lightning(accumulate, steps, used, out):
         def configure_optimizers(self):
             return optimizer_of(self.model, used)
 
-    callback, module = GreedyLRCallback(**FAST), Module()
+    callback, module = GreedyLRCallback(**FAST, **steering), Module()
     trainer = pl.Trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate,
@@ -148,6 +161,10 @@ def main(out, accumulate, steps):
         ("lightning", with_lightning),
     ):
         used = []
+        steering["history_file"] = os.path.join(out, f"{name}.jsonl")
+        if ORDERS:
+            control.LOOK_EVERY = 0.0
+            steering["control_file"] = os.path.join(out, f"{name}-control.json")
         model, decisions = train(accumulate, steps, used, out)
         result = {
             "own": model.seen,

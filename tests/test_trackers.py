@@ -1,0 +1,251 @@
+"""Scale, LR and decisions where people look already: written by each framework's own loggers, read back by theirs."""
+
+import csv
+import io
+import json
+import struct
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from greedylr_integrations.core import Action
+
+FAST = {"window_size": 2, "factor": 0.8}
+NAMES = ("greedylr/scale", "greedylr/lr", "greedylr/action")
+
+# the trackers' own, and those of what they import
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+
+def needs(*modules):
+    missing = [module for module in modules if find_spec(module) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
+
+
+def expected(history, every=1):
+    """What a logger should hold: name -> (step, value) pairs."""
+    number = {Action.RAISE: 1, Action.LOWER: -1, Action.HOLD: 0}
+    rows = [record for record in history if record.step % every == 0]
+    return {
+        "greedylr/scale": [(record.step, record.decision.scales[0]) for record in rows],
+        "greedylr/lr": [(record.step, record.lrs[0]) for record in rows],
+        "greedylr/action": [(record.step, number[record.decision.action]) for record in rows],
+    }
+
+
+def check(read, history, prefix="", every=1, rel=1e-6):
+    """`read(name)` gives (step, value) pairs."""
+    wanted = expected(history, every)
+    assert len({value for _, value in wanted["greedylr/scale"]}) > 2
+    assert len({value for _, value in wanted["greedylr/action"]}) > 1
+    for name in NAMES:
+        steps, values = zip(*read(prefix + name), strict=True)
+        assert list(steps) == [step for step, _ in wanted[name]]
+        assert list(values) == pytest.approx([value for _, value in wanted[name]], rel=rel)
+
+
+def tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return lambda name: [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def wandb_offline(folder):
+    """From the file that `wandb sync` would send: a log of protobufs, in LevelDB's format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (path,) = Path(folder).glob("wandb/offline-run-*/*.wandb")
+    data, records, parts, at = path.read_bytes(), [], b"", 7  # behind the file's own head
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768  # a head does not cross blocks
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            records.append(Record.FromString(parts))
+            parts = b""
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
+    return lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]
+
+
+def mlflow_sqlite(uri):
+    import mlflow
+
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("greedylr").experiment_id])
+    return lambda name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+
+
+# ---- Hugging Face's Trainer ----
+
+
+def train(out, every=1, **kwargs):
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    callback = GreedyLRCallback(**FAST)
+    trainer = tiny.trainer(out, [callback], logging_steps=every, **kwargs)
+    trainer.train()
+    return trainer, callback
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_log_history(tmp_path, every):
+    trainer, callback = train(tmp_path, every)
+    entries = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
+    check(lambda name: [(entry["step"], entry[name]) for entry in entries], callback.history, every=every)
+    assert "greedylr/scale" not in trainer.state.log_history[-1]  # the summary of the run is no training log
+    # and nothing of it is left on the trainer
+    assert [type(cb).__name__ for cb in trainer.callback_handler.callbacks].count("_AddMetrics") == 0
+
+
+def test_an_evaluation_is_not_a_training_log(tmp_path):
+    trainer, _ = train(tmp_path, eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=3)
+    evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(evaluations) == 4
+    assert not any(name in entry for entry in evaluations for name in NAMES)
+
+
+@needs("tensorboard")
+def test_the_trainer_and_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    _, callback = train(tmp_path, report_to=["tensorboard"])
+    check(tensorboard(tmp_path / "tb"), callback.history, prefix="train/")
+
+
+@needs("wandb")
+def test_the_trainer_and_wandb_offline(tmp_path, monkeypatch):
+    import wandb
+
+    for name, value in {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "DISABLE_GIT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    _, callback = train(tmp_path, report_to=["wandb"])
+    wandb.finish()
+    wandb.teardown()  # its service has written all when it has ended
+    check(wandb_offline(tmp_path), callback.history, prefix="train/")
+
+
+@needs("mlflow", "sqlalchemy", "alembic")
+def test_the_trainer_and_mlflow_with_sqlite(tmp_path, monkeypatch):
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "greedylr")
+    _, callback = train(tmp_path, report_to=["mlflow"])
+    mlflow.end_run()
+    check(mlflow_sqlite(uri), callback.history)
+
+
+def test_the_trainers_progress_bar(tmp_path, monkeypatch):
+    from transformers import trainer_callback
+
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    terminal = io.StringIO()
+    real = trainer_callback.tqdm
+    monkeypatch.setattr(
+        trainer_callback, "tqdm", lambda *args, **kwargs: real(*args, **{**kwargs, "file": terminal, "mininterval": 0})
+    )
+    for prog_bar in (False, True):
+        callback = GreedyLRCallback(**FAST, prog_bar=prog_bar)
+        tiny.trainer(tmp_path, [callback], disable_tqdm=False).train()
+        assert ("scale=" in terminal.getvalue()) is prog_bar
+    for record in list(callback.history)[:-1]:
+        assert f"scale={record.decision.scales[0]:.3g}" in terminal.getvalue()
+
+
+# ---- Lightning ----
+
+
+def fit(callbacks, **kwargs):
+    import lightning.pytorch as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = tiny.Regressor()
+
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.05)
+
+    off = {"enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **off, **kwargs)
+    trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4))
+    return trainer
+
+
+@needs("tensorboard", "lightning")
+def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
+    callback = GreedyLRCallback(**FAST, prog_bar=True)
+    trainer = fit([callback], logger=loggers, log_every_n_steps=1, enable_progress_bar=False)
+
+    def from_one(read):
+        # Lightning counts steps from 0
+        return lambda name: [(step + 1, value) for step, value in read(name)]
+
+    check(from_one(tensorboard(loggers[0].log_dir)), callback.history)
+    rows = list(csv.DictReader(Path(loggers[1].log_dir, "metrics.csv").read_text().splitlines()))
+    check(from_one(lambda name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]), callback.history)
+    assert [name for name in trainer.progress_bar_metrics if name.startswith("greedylr")] == ["greedylr/scale"]
+
+
+@needs("lightning")
+@pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
+def test_lightnings_progress_bars(bar, capsys):
+    import lightning.pytorch as pl
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    bar = getattr(pl.callbacks, bar)(refresh_rate=1)
+    fit([GreedyLRCallback(prog_bar=True), bar], logger=False)
+    assert "greedylr/scale" in capsys.readouterr().out
+
+
+# ---- Accelerate ----
+
+
+@needs("tensorboard")
+def test_accelerate_and_its_trackers_by_one_line(tmp_path):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    from greedylr_integrations.accelerate import GreedyLR
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
+    accelerator.init_trackers("run")
+    model = tiny.Regressor()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    loader = torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4)
+    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, GreedyLR(optimizer, **FAST))
+    for batch in loader:
+        loss = model(**batch)["loss"]
+        accelerator.backward(loss)
+        optimizer.step()
+        scheduler.step(loss)
+        optimizer.zero_grad()
+        accelerator.log(scheduler.metrics(), step=scheduler.last_epoch)
+    accelerator.end_training()
+    check(tensorboard(tmp_path / "run"), scheduler.history)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
