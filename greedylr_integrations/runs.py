@@ -167,6 +167,11 @@ def make_run(
     )
 
 
+def sentence(reason: str) -> str:
+    """What a reason's name means."""
+    return Reason[reason].value if reason in Reason.__members__ else reason
+
+
 # ---- finding and telling apart ----
 
 
