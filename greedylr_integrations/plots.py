@@ -407,7 +407,7 @@ def _figure(height: int, **more: Any) -> Any:
     plot = figure(
         height=height,
         sizing_mode="stretch_width",
-        tools="xbox_zoom,xwheel_zoom,pan,reset,save",
+        tools="xbox_zoom,xwheel_zoom,xpan,reset,save",
         active_drag="xbox_zoom",
         active_scroll="xwheel_zoom",
         **more,
@@ -427,11 +427,21 @@ def _stacked(plots: Sequence[Any]) -> Any:
     )
 
 
-def _lr_axis(plot: Any) -> None:
-    from bokeh.models import LogTicker, PrintfTickFormatter
+def _lr_ticks(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis, the fewer a decade the longer it is."""
+    ratio = high / low
+    digits: Sequence[float] = (1,) if ratio > 1000 else (1, 2, 5) if ratio > 4 else np.arange(1, 10, 0.5).tolist()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    return [tick for decade in decades for digit in digits if low <= (tick := digit * 10.0**decade) <= high]
 
-    plot.yaxis.ticker = LogTicker(mantissas=[1, 2, 5], desired_num_ticks=8, num_minor_ticks=0)
-    plot.yaxis.formatter = PrintfTickFormatter(format="%.0e")
+
+def _lr_axis(plot: Any, lrs: np.ndarray) -> None:
+    from bokeh.models import FixedTicker, PrintfTickFormatter
+
+    bounds = _lr_bounds(lrs)
+    if bounds:
+        plot.yaxis.ticker = FixedTicker(ticks=_lr_ticks(*bounds))
+        plot.yaxis.formatter = PrintfTickFormatter(format="%.1e" if bounds[1] <= 4 * bounds[0] else "%.0e")
 
 
 def _lr_range(lrs: np.ndarray) -> dict[str, Any]:
@@ -468,7 +478,7 @@ def _interactive(run: Run) -> Any:
     )
     tips = [("step", "@step"), (run.monitor, "@losses{0.00000}")]
     tips += [("smoothed", "@smoothed{0.00000}"), ("recent best", "@best{0.00000}")] if "best" in source.data else []
-    tips += [("LR", "@lrs{0.000e+0}")] if "lrs" in source.data else []
+    tips += [("LR", "@lrs{%.3e}")] if "lrs" in source.data else []
     tips += [("scale", "@scales{0.0000}")] if "scales" in source.data else []
     tips += [("decision", "@decision")] if run.has_decisions else []
     span = Range1d(start=int(run.steps[0]), end=max(int(run.steps[-1]), int(run.steps[0]) + 1))
@@ -486,10 +496,14 @@ def _interactive(run: Run) -> Any:
         line = below.line("step", "lrs", source=source, color=LR, line_width=1.2, legend_label="learning rate")
         watched.append((below, line))
         _marks(below, run, rows)
-        _lr_axis(below)
+        _lr_axis(below, run.lrs)
         plots.append(below)
     for plot, line in watched:
-        plot.add_tools(HoverTool(renderers=[line], mode="vline", line_policy="nearest", tooltips=tips))
+        plot.add_tools(
+            HoverTool(
+                renderers=[line], mode="vline", line_policy="nearest", tooltips=tips, formatters={"@lrs": "printf"}
+            )
+        )
     for order in run.orders:
         for plot in plots:
             plot.add_layout(Span(location=order.step, dimension="height", line_color="#882255", line_dash="dotted"))
@@ -564,10 +578,10 @@ def _overview(runs: Sequence[Run]) -> Any:
                 line_width=1.6,
                 legend_label=run.name,
             )
-            shown = "@value{0.00000}" if plot is above else "@value{0.000e+0}"
+            shown = "@value{%.5f}" if plot is above else "@value{%.3e}"
             tips = [("run", html.escape(run.name)), ("step", "@step"), ("value", shown)]
-            plot.add_tools(HoverTool(renderers=[line], tooltips=tips))
+            plot.add_tools(HoverTool(renderers=[line], tooltips=tips, formatters={"@value": "printf"}))
     for plot in (above, below):
         plot.legend.click_policy = "hide"
-    _lr_axis(below)
+    _lr_axis(below, np.concatenate([run.lrs for run in runs]))
     return _stacked([above, below])
