@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,17 +75,21 @@ def _load(paths: Sequence[str], column: str | None) -> list[Run]:
     from greedylr_integrations import runs
 
     loaded: list[Run] = []
+    origins: list[Path] = []
     for path in paths:
         try:
             found = runs.read(path, column)
         except runs.RunError as error:
             raise click.ClickException(str(error)) from None
-        for run in found:
-            if any(run.name == other.name for other in loaded):
-                run.name = f"{path}: {run.name}" if len(found) > 1 else path
-            for note in run.notes:
-                click.echo(f"note: {note}", err=True)
         loaded += found
+        origins += [Path(path)] * len(found)
+    names = Counter(run.name for run in loaded)
+    for run, origin in zip(loaded, origins, strict=True):
+        for note in run.notes:
+            click.echo(f"note: {note}", err=True)
+        if names[run.name] > 1:
+            folder = origin.resolve().parent.name
+            run.name = f"{folder}/{origin.name}" + (f": {run.name}" if run.name != origin.name else "")
     return loaded
 
 

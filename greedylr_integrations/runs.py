@@ -257,6 +257,7 @@ def _read_file(file: Path, name: str, column: str | None) -> list[Run]:
     first = head.lstrip().split(b"\n", 1)[0]
     start = _json_or_none(first)
     if isinstance(start, dict) and "greedylr_history" in start:
+        _no_choice(file, column, "a GreedyLR history")
         return [_read_history(file, name)]
     if isinstance(start, dict) and not {"log_history", "runs"} & start.keys():
         return [_read_json_lines(file, name, column, first)]
@@ -269,11 +270,17 @@ def _read_file(file: Path, name: str, column: str | None) -> list[Run]:
     if isinstance(content.get("log_history"), list):
         return [_read_trainer_state(file, name, content, column)]
     if isinstance(content.get("runs"), list):
+        _no_choice(file, column, "a recipe's metrics.json")
         return _read_metrics(file, name, content)
     raise RunError(
         f"{file}: this JSON is no log that is known here; there are trainer_state.json (log_history) and a recipe's"
         f" metrics.json (runs), this one has {', '.join(list(content)[:8])}"
     )
+
+
+def _no_choice(file: Path, column: str | None, what: str) -> None:
+    if column is not None:
+        raise RunError(f"{file}: {what} has one loss only: leave --column out")
 
 
 def _json_or_none(line: bytes) -> Any:
