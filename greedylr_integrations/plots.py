@@ -36,6 +36,7 @@ RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
 RAW, SMOOTH, BEST, LR = "#9aa5b1", "#0072b2", "#444444", "#333333"
 RAISE, LOWER, HOLD = (ACTIONS.index(action.value) for action in (Action.RAISE, Action.LOWER, Action.HOLD))
 ARROWS = {RAISE: ("^", "raised"), LOWER: ("v", "lowered")}
+MOST_TURNS = 40_000
 PIXELS = 1600  # ticks a row of decisions can show
 
 
@@ -46,8 +47,8 @@ def colour_of(reason: str) -> str:
 def thinned(run: Run, buckets: int = 1500) -> Integers:
     """Rows to draw: all of a short run, else the smallest and largest loss, smoothed loss and LR of each bucket.
 
-    Rows with a loss that is not finite, decisions that turn the LR round, and decisions for a reason that comes up no
-    more often than there are buckets are kept too.
+    Rows with a loss that is not finite, decisions that turn the LR round (of more than `MOST_TURNS` an even choice),
+    and decisions for a reason that comes up no more often than there are buckets are kept too.
     """
     count = len(run)
     if count <= 6 * buckets:
@@ -65,7 +66,8 @@ def thinned(run: Run, buckets: int = 1500) -> Integers:
             kept.append(rows[finite[rows]])
     moves = np.flatnonzero((run.actions == RAISE) | (run.actions == LOWER))
     kept.append(moves[:1])
-    kept.append(moves[1:][np.diff(run.actions[moves]) != 0])
+    turns = moves[1:][np.diff(run.actions[moves]) != 0]
+    kept.append(turns[:: math.ceil(len(turns) / MOST_TURNS) or 1])
     for code in range(len(run.reason_names)):
         rows = np.flatnonzero(run.reasons == code)
         if len(rows) <= buckets:

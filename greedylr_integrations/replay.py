@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,19 +71,18 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
     except (TypeError, ValueError) as error:
         raise RunError(str(error)) from None
     observe = controller.observe
-    scales: list[float] = []
+    scales, smoothed, best = array("d"), array("d"), array("d")
     actions: list[Action] = []
     reasons: list[Reason] = []
-    smoothed: list[float | None] = []
-    best: list[float | None] = []
+    nan = math.nan
     try:
         for loss in run.losses.tolist():
             action, reason, (scale,), _, mean, reference = observe(loss)
             scales.append(scale)
             actions.append(action)
             reasons.append(reason)
-            smoothed.append(mean)
-            best.append(reference)
+            smoothed.append(nan if mean is None else mean)
+            best.append(nan if reference is None else reference)
     except FloatingPointError as error:
         raise RunError(f"{run.name}: at step {run.steps[len(scales)]} {error}") from None
     action_of = {id(action): i for i, action in enumerate(Action)}  # hashing an Enum's member is slow
@@ -94,8 +94,8 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
         run.losses,
         scales=scales,
         lrs=base_lr * np.asarray(scales),
-        smoothed=np.array(smoothed, dtype=np.float64),
-        best=np.array(best, dtype=np.float64),
+        smoothed=smoothed,
+        best=best,
         actions=[action_of[id(action)] for action in actions],
         reasons=[name_of[id(reason)] for reason in reasons],
         config=config.to_dict(),
