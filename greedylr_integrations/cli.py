@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 try:
     import click
 except ImportError:
-    sys.exit("greedylr: the command line needs more packages: pip install 'greedylr_integrations[cli]'")
+    print("greedylr: the command line needs more packages: pip install 'greedylr_integrations[cli]'", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from greedylr_integrations.runs import Run

@@ -200,6 +200,7 @@ def picture(run: Run, path: Path) -> None:
         each.grid(alpha=0.25)
         each.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.005, 1), borderaxespad=0, frameon=False)
     axes[-1].set_xlabel("optimizer step")
+    axes[-1].xaxis.set_major_formatter("{x:,.0f}")
     _save(figure, path)
 
 
@@ -222,8 +223,8 @@ def _draw_lr(axes: Any, run: Run, rows: Integers) -> None:
                     color=colour_of(name),
                     linewidth=0,
                     zorder=3,
-                    label=f"{what}: {name}",
                 )
+                axes.scatter([], [], marker=marker, s=26, color=colour_of(name), label=f"{what}: {name}")
     groups = "" if run.group_lrs is None else " (first group)"
     _log_lr_axis(axes, run.lrs, "learning rate" + groups)
 
@@ -249,7 +250,7 @@ def comparison(runs: Sequence[Run], path: Path, title: str = "") -> None:
     for i, run in enumerate(runs):
         rows = thinned(run)
         look = {"color": RUN_COLOURS[i % len(RUN_COLOURS)], "linestyle": styles[i // len(RUN_COLOURS) % len(styles)]}
-        smoothed = np.isfinite(run.smoothed).any()
+        smoothed = bool((np.isfinite(run.smoothed) & (run.smoothed != run.losses)).any())
         if i == 0 or not shared:
             faint = {"color": RAW} if shared else look
             alpha = 0.3 if smoothed else 0.9
@@ -264,6 +265,7 @@ def comparison(runs: Sequence[Run], path: Path, title: str = "") -> None:
     above.set_title(title, fontsize=10, loc="left")
     _log_lr_axis(below, np.concatenate([run.lrs for run in runs]))
     below.set_xlabel("optimizer step")
+    below.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8)
@@ -393,7 +395,7 @@ def _about(run: Run) -> str:
         facts["orders"] = ", ".join(f"{order} at step {order.step}" for order in run.orders)
     if run.config is None:
         facts["configuration"] = "not recorded"
-    facts |= {key: json.dumps(value) for key, value in (run.config or {}).items()}
+    facts |= {key: json.dumps(value) for key, value in (run.config or {}).items() if value is not None}
     facts |= {f"note {i}": note for i, note in enumerate(run.notes, 1)}
     reasons = "".join(
         f"<dt>{name}</dt><dd>{int((run.reasons == code).sum()):,} x {html.escape(sentence(name))}</dd>"
@@ -585,5 +587,7 @@ def _overview(runs: Sequence[Run]) -> Any:
             plot.add_tools(HoverTool(renderers=[line], tooltips=tips, formatters={"@value": "printf"}))
     for plot in (above, below):
         plot.legend.click_policy = "hide"
+        plot.legend.label_text_font_size = "8pt"
+        plot.add_layout(plot.legend[0], "right")
     _lr_axis(below, np.concatenate([run.lrs for run in runs]))
     return _stacked([above, below])

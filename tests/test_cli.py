@@ -162,6 +162,17 @@ def test_the_entry_point_in_a_process(tmp_path):
         assert f"greedylr {command} " in help_text.stdout  # an example
 
 
+def test_what_an_import_costs_and_needs():
+    light = "import sys; from greedylr_integrations import cli, plots, replay, runs; print(*sys.modules)"
+    done = processes.run([sys.executable, "-c", light], cwd=ROOT)
+    assert not {"torch", "matplotlib", "bokeh", "pyarrow", "plotext", "rich"} & set(done.stdout.split())
+    without = "import sys; sys.modules['click'] = None; import greedylr_integrations.cli"
+    done = processes.run([sys.executable, "-c", without], cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pip install 'greedylr_integrations[cli]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # ---- control ----
 
 
