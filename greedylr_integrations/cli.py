@@ -255,7 +255,7 @@ def replay(
     """Run recorded LOSSES through the controller and show the LR that it would have given.
 
     Without an option the default configuration is shown; each --preset and --config adds one. Ramp and final decay are
-    left out.
+    left out. The presets have their sources' bounds, LRs from 1e-3 to 1, unless a --config sets min_lr and max_lr.
 
     \b
     greedylr replay log.csv --factor .9 --patience 5

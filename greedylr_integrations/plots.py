@@ -355,11 +355,6 @@ def page(runs: Sequence[Run], headings: Sequence[str], table: Sequence[Sequence[
         from bokeh.resources import Resources
     except ImportError:
         raise RunError("a page needs bokeh: pip install 'greedylr_integrations[cli]'") from None
-    from bokeh.core.validation.check import silence
-    from bokeh.core.validation.warnings import FIXED_SIZING_MODE, MISSING_RENDERERS
-
-    for warning in (FIXED_SIZING_MODE, MISSING_RENDERERS):
-        silence(warning)
     layouts = [_overview(runs)] if len(runs) > 1 else []
     layouts += [_interactive(run) for run in runs]
     script, divs = components(layouts)

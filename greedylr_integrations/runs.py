@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -427,7 +428,7 @@ def _read_csv(file: Path, name: str, column: str | None) -> Run:
 
 def _read_json_lines(file: Path, name: str, column: str | None, first: bytes) -> Run:
     arrow, reader = _arrow("lib"), _arrow("json")
-    names = _Names.of(file, _titles(file, column), column)
+    names = _Names.of(file, _titles(file), column)
     schema = arrow.schema([(title, arrow.float64()) for title in names.given()])
     options = reader.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     try:
@@ -437,14 +438,9 @@ def _read_json_lines(file: Path, name: str, column: str | None, first: bytes) ->
     return _from_columns(file, name, "JSON lines", columns, names)
 
 
-def _titles(file: Path, column: str | None) -> list[str]:
-    """Fields of the first lines, until one is the loss."""
-    titles: dict[str, None] = {}
-    for number, (_, entry) in enumerate(_json_lines(file)):
-        titles.update(dict.fromkeys(entry))
-        if number >= 1000 or (_first_of(LOSSES, titles) if column is None else column in titles):
-            break
-    return list(titles)
+def _titles(file: Path) -> list[str]:
+    """Fields of the first thousand lines."""
+    return list(dict.fromkeys(title for _, entry in islice(_json_lines(file), 1000) for title in entry))
 
 
 def _json_columns(file: Path, names: _Names) -> dict[str, Floats]:

@@ -1,9 +1,11 @@
 """History files from the records of real runs, as text that the tests can break."""
 
+import contextlib
 import functools
 import json
 import math
 import tempfile
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -68,6 +70,14 @@ class Trained(NamedTuple):
     lrs: list[float]
 
 
+@contextlib.contextmanager
+def _quiet():
+    """The frameworks' own warnings are tested elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 @functools.cache
 def with_trainer():
     """Hugging Face's Trainer with a checkpoint every 30 steps; GreedyLR with a patience."""
@@ -78,7 +88,8 @@ def with_trainer():
     trainer = tiny.trainer(
         folder, [callback], max_steps=STEPS, save_strategy="steps", save_steps=30, learning_rate=1e-3
     )
-    trainer.train()
+    with _quiet():
+        trainer.train()
     rows = [entry for entry in trainer.state.log_history if "loss" in entry]
     return Trained(
         folder,
@@ -93,7 +104,8 @@ def with_trainer():
 @functools.cache
 def with_lightning():
     """Lightning with its CSV log, two parameter groups."""
-    import lightning.pytorch as pl
+    with _quiet():
+        import lightning.pytorch as pl
 
     from greedylr_integrations.lightning import GreedyLRCallback
 
@@ -114,17 +126,18 @@ def with_lightning():
 
     folder = Path(_FOLDER.name) / "lightning"
     callback, module = GreedyLRCallback(), Module()
-    trainer = pl.Trainer(
-        max_epochs=2,
-        callbacks=[callback],
-        logger=pl.loggers.CSVLogger(folder),
-        log_every_n_steps=1,
-        accelerator="cpu",
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(tiny.regression_data(), batch_size=2))
+    with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=2,
+            callbacks=[callback],
+            logger=pl.loggers.CSVLogger(folder),
+            log_every_n_steps=1,
+            accelerator="cpu",
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(tiny.regression_data(), batch_size=2))
     history = of(callback, Path(_FOLDER.name) / "lightning.jsonl")
     return Trained(folder, history, callback, module.losses, list(range(len(module.losses))), [])
 

@@ -16,7 +16,6 @@ from greedylr_integrations import cli
 from greedylr_integrations.core import Action
 from greedylr_integrations.runs import read
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks that train here
 ROOT = Path(__file__).parents[1]
 
 

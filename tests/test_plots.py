@@ -13,7 +13,6 @@ from greedylr_integrations.greedy import GreedyConfig
 from greedylr_integrations.replay import replay
 from greedylr_integrations.runs import ACTIONS, RunError, make_run, read
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks that train here
 CHROMIUM = "/usr/bin/chromium"
 
 

@@ -11,8 +11,6 @@ from greedylr_integrations.presets import PaperConfig, TransformersConfig
 from greedylr_integrations.replay import explain, make_config, parse_config, replay
 from greedylr_integrations.runs import RunError, make_run, read
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks that train here
-
 
 @pytest.mark.parametrize("train", [histories.with_trainer, histories.with_torch])
 def test_a_replay_of_a_run_with_its_own_configuration_is_that_run(train):

@@ -12,7 +12,6 @@ from greedylr_integrations.core import Action
 from greedylr_integrations.runs import RunError, read
 from recipes.common import report
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of the frameworks that train here
 TRAINED = [histories.with_trainer, histories.with_lightning, histories.with_torch]
 
 
@@ -220,6 +219,18 @@ def test_json_lines_fast_and_slow_agree(tmp_path):
     np.testing.assert_array_equal(one.losses, two.losses[:4999])
     np.testing.assert_array_equal(one.steps, two.steps[:4999])
     np.testing.assert_array_equal(two.losses[4999:], [math.nan, math.inf])
+
+
+def test_json_lines_in_which_the_lr_begins_later(tmp_path):
+    rows = [
+        {"loss": 3, "step": 1},
+        {"loss": 2, "step": 2, "lr": 1},
+        {"step": 2, "eval_loss": 9},
+        {"loss": 1, "step": 3},
+    ]
+    (run,) = read(histories.write(tmp_path / "a.jsonl", rows))
+    assert (run.steps.tolist(), run.losses.tolist()) == ([1, 2, 3], [3, 2, 1])
+    np.testing.assert_array_equal(run.lrs, [math.nan, 1, 1])
 
 
 BROKEN = {
