@@ -126,7 +126,7 @@ def explain(run: Run, step: int) -> list[str]:
         lines.append(_without_decision(run))
         return lines
     reason = run.reason(row)
-    lines.append(f"Reason {reason}: {sentence(reason)}.")
+    lines.append(f"Reason {reason}: {sentence(reason)}." if sentence(reason) != reason else f"Reason {reason}.")
     lines += _numbers(run, row)
     lines += _context(run, row)
     return lines
@@ -242,9 +242,12 @@ def _context(run: Run, row: int) -> list[str]:
         lines.append("The record does not say whether ramp or final decay had a part in the LR.")
     elif envelope < 1:
         lines.append(f"Ramp or final decay multiplied the LR by {_number(envelope)} on top of the scale.")
-    orders = [order for order in run.orders if order.step <= run.steps[row]]
-    if orders and orders[-1].order != "release":
-        lines.append(f"The last order before it was {orders[-1]} at step {orders[-1].step}.")
+    now = [str(order) for order in run.orders if order.step == run.steps[row]]
+    earlier = [order for order in run.orders if order.step < run.steps[row]]
+    if now:
+        lines.append(f"This order was followed at this step, before the decision: {', '.join(now)}.")
+    elif earlier and earlier[-1].order != "release":
+        lines.append(f"The last order before it was {earlier[-1]} at step {earlier[-1].step}.")
     if run.group_lrs is not None:
         every = ", ".join(_number(float(lr)) for lr in run.group_lrs[:, row] if math.isfinite(lr))
         lines.append(f"The LRs of all parameter groups after it: {every}. Above is the first.")

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -27,6 +28,7 @@ STEPS = ("step", "global_step", "train/global_step", "iteration", "iter", "_step
 LRS = ("lr", "learning_rate", "train/learning_rate", "train/lr", "greedylr/lr")
 ACTIONS = [action.value for action in Action]  # a code in `Run.actions` is an index here
 NO_DECISION = -1
+MISSING = -sys.float_info.max  # stands for an empty cell while columns are read
 BY_SENTENCE = {reason.value: reason.name for reason in Reason}
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -352,7 +354,7 @@ def _arrow(module: str) -> Any:
 
 
 def _from_columns(file: Path, name: str, source: str, table: Mapping[str, Floats], names: _Names) -> Run:
-    """A run from columns in which NaN may be a value and a missing value is None in the mask that comes with it."""
+    """A run from columns in which NaN is a value and `MISSING` an empty cell."""
     losses = table[names.loss]
     steps = table[names.step] if names.step else np.arange(1.0, len(losses) + 1)
     lrs = table[names.lr] if names.lr else np.full(len(losses), np.inf)
@@ -362,9 +364,6 @@ def _from_columns(file: Path, name: str, source: str, table: Mapping[str, Floats
     numbers = steps.astype(np.int64)
     has_loss, has_lr = losses != MISSING, np.isfinite(lrs) & (lrs != MISSING)
     return _from_log(file, name, source, numbers[has_loss], losses[has_loss], numbers[has_lr], lrs[has_lr])
-
-
-MISSING = -1.7976931348623157e308  # an empty cell; NaN is a value
 
 
 class _Names(NamedTuple):

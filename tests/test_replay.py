@@ -97,6 +97,7 @@ def test_ramp_decay_nan_order_and_groups_are_told():
     assert "The loss was nan: it took no part in the mean." in numbers_of(run, 61)
     assert "Reason NONFINITE" in numbers_of(run, 61)
     assert "cap 2 at step 150" in numbers_of(run, 151)
+    assert "followed at this step, before the decision: cap 2." in numbers_of(run, 150)
     assert "cap" not in numbers_of(run, 149)
     (lightning,) = read(histories.with_lightning().history)
     last = lightning.steps[-2]
