@@ -35,6 +35,8 @@ def parse_config(text: str) -> ControllerConfig:
         if not equals:
             raise RunError(f"{word!r} is not of the form field=value, as in factor=0.9")
         fields[name.replace("-", "_")] = _value(value)
+    if "every_n_steps" in fields:
+        raise RunError("every_n_steps has no meaning here: a replay makes one decision for each recorded loss")
     return make_config(fields)
 
 

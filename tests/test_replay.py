@@ -48,6 +48,7 @@ def test_configurations_in_words():
         ("paper factor", "'factor' is not of the form"),
         ("fcator=.9", "'fcator' is not a field of GreedyConfig"),
         ("factor=2", "factor=2 is not allowed"),
+        ("every_n_steps=4", "one decision for each recorded loss"),
         ("patience=high", "patience='high' is not allowed"),
     ],
 )
