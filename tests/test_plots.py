@@ -1,0 +1,213 @@
+import itertools
+import os
+import re
+
+import histories
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("bokeh")
+from greedylr_integrations import plots
+from greedylr_integrations.greedy import GreedyConfig
+from greedylr_integrations.replay import replay
+from greedylr_integrations.runs import ACTIONS, RunError, make_run, read
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+def long_run(count=100_000, **fields):
+    """Losses with noise, spikes and a NaN, decided on by a real controller."""
+    rng = np.random.default_rng(0)
+    losses = 1 + 3 * np.exp(-np.arange(count) / count * 4) + rng.normal(0, 0.2, count)
+    losses[count // 3], losses[count // 2], losses[count // 5] = 50.0, -7.0, np.nan
+    run = make_run("long", "CSV log", np.arange(count), losses)
+    return replay(run, GreedyConfig(**fields), 1e-3, None, "long")
+
+
+def test_thinning_keeps_extremes_turns_and_rare_reasons():
+    run = long_run(factor=0.999)
+    rows = plots.thinned(run, buckets=500)
+    assert len(rows) < len(run) / 4
+    assert (np.diff(rows) > 0).all()
+    assert {0, len(run) - 1, len(run) // 2, len(run) // 3, len(run) // 5} <= set(rows.tolist())
+    width = -(-len(run) // 500)
+    for values in (run.losses, run.smoothed, run.lrs):
+        for start in range(0, len(run), width):
+            inside = rows[(rows >= start) & (rows < start + width)]
+            assert np.nanmax(values[inside]) == np.nanmax(values[start : start + width])
+            assert np.nanmin(values[inside]) == np.nanmin(values[start : start + width])
+    moves = [i for i in range(len(run)) if ACTIONS[run.actions[i]] != "hold"]
+    turns = [b for a, b in itertools.pairwise(moves) if run.actions[a] != run.actions[b]]
+    assert len(turns) > 100
+    assert set(turns) <= set(rows.tolist())
+    rare = [i for i in range(len(run)) if run.reason(i) in ("FILLING", "NONFINITE")]
+    assert set(rare) <= set(rows.tolist())
+
+
+def test_a_short_run_is_drawn_whole():
+    (run,) = read(histories.with_torch().history)
+    assert plots.thinned(run).tolist() == list(range(len(run)))
+
+
+def test_a_picture_names_curves_reasons_and_orders(tmp_path):
+    (run,) = read(histories.with_torch().history)
+    plots.picture(run, tmp_path / "run.svg")
+    plots.picture(run, tmp_path / "run.png")
+    assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []
+    svg = (tmp_path / "run.svg").read_text()
+    wanted = ["smoothed", "recent best", "raised: IMPROVED", "lowered: WORSENED", "cap 2", "NaN or infinite"]
+    wanted += [f"{name} {int((run.reasons == code).sum())}" for code, name in enumerate(run.reason_names)]
+    for words in wanted:
+        assert f"<!-- {words} -->" in svg
+    with pytest.raises(RunError, match="No such file or directory"):
+        plots.picture(run, tmp_path / "no" / "such" / "run.png")
+
+
+def test_a_comparison_names_each_run(tmp_path):
+    (one,), (two,) = read(histories.with_torch().history), read(histories.with_trainer().history)
+    plots.comparison([one, two], tmp_path / "both.svg")
+    svg = (tmp_path / "both.svg").read_text()
+    assert f"<!-- {one.name}: smoothed -->" in svg
+    assert f"<!-- {two.name}: smoothed -->" in svg
+
+
+def test_text_for_the_terminal():
+    pytest.importorskip("plotext")
+    (run,) = read(histories.with_torch().history)
+    drawn = plots.text([run], width=90, colour=False)
+    assert "smoothed loss" in drawn
+    assert "learning rate" in drawn
+    assert "\x1b" not in drawn
+    assert max(map(len, drawn.splitlines())) <= 90
+    assert "\x1b" in plots.text([run], width=90, colour=True)
+    bare = make_run("log", "CSV log", [1, 2, 3], [3.0, 2.0, 1.0])  # no LR
+    assert "loss" in plots.text([bare], width=60, colour=False)
+
+
+def test_a_page_of_100_000_steps_is_small_even_if_the_lr_turns_all_the_time(tmp_path):
+    run = long_run(window_size=1, threshold=0.0)
+    assert len(plots.thinned(run)) > 35_000
+    plots.page([run], ["run"], [["long"]], tmp_path / "a.html")
+    assert (tmp_path / "a.html").stat().st_size < 6e6
+
+
+def test_names_are_escaped(tmp_path):
+    (run,) = read(histories.with_torch().history)
+    run.name = "<script>alert(1)</script>"
+    plots.page([run, run], ["run"], [[run.name]], tmp_path / "a.html")
+    assert "<script>alert(1)" not in (tmp_path / "a.html").read_text()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if not os.path.exists(CHROMIUM):
+        pytest.skip("no chromium: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=60_000)
+        yield opened
+        opened.close()
+
+
+FIGURES = """() => {
+    const found = {};
+    const visit = view => {
+        if (view.model.type === "Figure") {
+            const box = view.el.getBoundingClientRect();
+            found[view.model.name] = {
+                x: box.x, y: box.y, width: box.width, height: box.height,
+                start: view.model.x_range.start, end: view.model.x_range.end,
+                glyphs: view.model.renderers.length,
+            };
+        }
+        for (const child of view.child_views || []) visit(child);
+    };
+    for (const view of Bokeh.index.roots) visit(view);
+    return found;
+}"""
+INK = """() => {
+    const canvases = [];
+    const visit = node => {
+        if (node.tagName === "CANVAS") canvases.push(node);
+        for (const child of [...(node.shadowRoot ? node.shadowRoot.children : []), ...node.children]) visit(child);
+    };
+    visit(document.body);
+    return canvases.map(canvas => {
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const seen = new Set();
+        for (let i = 0; i < pixels.length; i += 4) seen.add((pixels[i] << 16) | (pixels[i + 1] << 8) | pixels[i + 2]);
+        return [...seen];
+    });
+}"""
+TOLD = """() => {
+    const words = [];
+    const visit = node => {
+        if (node.nodeType === Node.TEXT_NODE) words.push(node.textContent);
+        for (const child of [...(node.shadowRoot ? node.shadowRoot.childNodes : []), ...node.childNodes])
+            if (child.tagName !== "STYLE") visit(child);
+    };
+    const find = node => {
+        if (node.classList && node.classList.contains("bk-Tooltip")) visit(node);
+        else for (const child of [...(node.shadowRoot ? node.shadowRoot.children : []), ...node.children]) find(child);
+    };
+    find(document.body);
+    return words.join(" ");
+}"""
+
+
+def test_the_page_in_a_browser(browser, tmp_path):
+    (run,) = read(histories.with_torch().history)
+    plots.page([run], ["run", "loss"], [["torch", "1"]], tmp_path / "a.html")
+    page = browser.new_page(viewport={"width": 1200, "height": 1100})
+    page.set_default_timeout(30_000)
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+
+    def route(route):
+        if route.request.url.startswith(("file:", "data:", "blob:")):
+            route.continue_()
+        else:
+            asked.append(route.request.url)
+            route.abort()
+
+    page.route("**/*", route)
+    page.goto((tmp_path / "a.html").as_uri())
+    page.wait_for_function("() => window.Bokeh && Bokeh.index.roots.length")
+    page.wait_for_timeout(500)
+
+    figures = page.evaluate(FIGURES)
+    assert set(figures) == {"loss", "lr", "reasons"}
+    assert figures["loss"]["glyphs"] == 3
+    drawn = {colour for canvas in page.evaluate(INK) for colour in canvas}
+    for colour in (plots.SMOOTH, plots.colour_of("IMPROVED"), plots.colour_of("WORSENED"), plots.LR):
+        assert int(colour[1:], 16) in drawn, colour
+
+    lr = figures["lr"]
+    page.mouse.move(lr["x"] + lr["width"] * 0.4, lr["y"] + lr["height"] * 0.5)
+    page.wait_for_function(f"() => ({TOLD})().includes('decision')")
+    told = page.evaluate(TOLD)
+    step = int(re.search(r"step\D+(\d+)", told)[1])
+    row = run.steps.tolist().index(step)
+    assert f"{ACTIONS[run.actions[row]]}: {run.reason(row)}" in told
+
+    page.mouse.wheel(0, -600)
+    page.wait_for_timeout(300)
+    zoomed = page.evaluate(FIGURES)
+    for name in figures:  # all three follow
+        before, after = figures[name], zoomed[name]
+        assert after["end"] - after["start"] < 0.8 * (before["end"] - before["start"])
+    page.mouse.move(lr["x"] + 200, lr["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(lr["x"] + 400, lr["y"] + 150, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(300)
+    boxed = page.evaluate(FIGURES)["lr"]
+    assert boxed["end"] - boxed["start"] < 0.5 * (zoomed["lr"]["end"] - zoomed["lr"]["start"])
+    assert said == []
+    assert asked == []
+    page.close()

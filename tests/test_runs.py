@@ -1,0 +1,280 @@
+import json
+import math
+import random
+
+import histories
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow")
+from greedylr_integrations import runs
+from greedylr_integrations.core import Action
+from greedylr_integrations.runs import RunError, read
+from recipes.common import report
+
+TRAINED = [histories.with_trainer, histories.with_lightning, histories.with_torch]
+
+
+def csv_file(path, header, rows, end="\n"):
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + end)
+    return path
+
+
+@pytest.mark.parametrize("train", TRAINED)
+def test_a_history_has_what_the_callback_recorded(train):
+    trained = train()
+    (run,) = read(trained.history)
+    records = list(trained.callback.history)
+    decisions = [record.decision for record in records]
+    assert run.steps.tolist() == [record.step for record in records]
+    assert len({run.reason(i) for i in range(len(run))}) >= 3
+    assert [run.reason(i) for i in range(len(run))] == [decision.reason.name for decision in decisions]
+    assert run.count(Action.RAISE) == sum(decision.action is Action.RAISE for decision in decisions) > 0
+    for column, values in (
+        (run.losses, [decision.loss for decision in decisions]),
+        (run.smoothed, [decision.smoothed for decision in decisions]),
+        (run.best, [decision.best for decision in decisions]),
+        (run.scales, [decision.scales[0] for decision in decisions]),
+        (run.lrs, [record.lrs[0] for record in records]),
+        (run.envelope, [record.envelope for record in records]),
+    ):
+        np.testing.assert_array_equal(column, np.array(values, dtype=float))
+    groups = len(records[0].lrs)
+    assert (run.group_lrs is not None) == (groups > 1)
+    if run.group_lrs is not None:
+        np.testing.assert_array_equal(run.group_lrs.T, [record.lrs for record in records])
+
+
+def test_the_suggested_lr_is_the_callbacks():
+    trained = histories.with_trainer()
+    (run,) = read(trained.history)
+    assert run.suggested_lr() == trained.callback.suggested_lr() is not None
+
+
+def test_orders_stand_beside_the_decisions():
+    (run,) = read(histories.with_torch().history)
+    assert [(order.step, str(order)) for order in run.orders] == [(150, "cap 2")]
+    assert 150 in run.steps
+    assert len(run) == len(histories.with_torch().callback.history)
+
+
+def test_a_resume_takes_back_what_came_after_it(tmp_path):
+    trained = histories.with_trainer()
+    head, lines = histories.header(trained.callback), [histories.line(r) for r in trained.callback.history]
+    wrong = [{**line, "loss": 99.0} for line in lines[50:60]]
+    order = {"step": lines[55]["step"], "order": "hold", "value": None}
+    resumed = {**head, "resumed": lines[49]["step"]}
+    path = histories.write(tmp_path / "h.jsonl", [head, *lines[:50], *wrong, order, resumed, *lines[50:]])
+    (whole,), (run,) = read(trained.history), read(path)
+    np.testing.assert_array_equal(run.steps, whole.steps)
+    np.testing.assert_array_equal(run.losses, whole.losses)
+    assert run.orders == []
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    text = histories.with_trainer().history.read_text()
+    (tmp_path / "h.jsonl").write_text(text[:-25])
+    assert len(read(tmp_path / "h.jsonl")[0]) == len(read(histories.with_trainer().history)[0]) - 1
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "complaint"),
+    [
+        (1, '{"greedylr_history": 2}', "version 2"),
+        (1, '{"greedylr_history": 1, "config": 3}', "line 1: config"),
+        (5, "{torn", "line 5: .* is not JSON"),
+        (5, "[1]", "line 5: .* not an object"),
+        (5, '{"step": 3}', "line 5: .*neither a decision nor an order"),
+        (5, '{"resumed": "x"}', "line 5"),
+        (6, None, "'maybe'"),
+    ],
+)
+def test_a_broken_history_is_an_error_with_its_line(tmp_path, number, line, complaint):
+    lines = histories.with_trainer().history.read_text().splitlines()
+    lines[number - 1] = line or lines[number - 1].replace('"hold"', '"maybe"')
+    (tmp_path / "h.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(RunError, match=complaint):
+        read(tmp_path / "h.jsonl")
+
+
+# ---- logs of others ----
+
+
+def test_trainer_state_checkpoint_and_output_folder():
+    trained = histories.with_trainer()
+    last = trained.folder / f"checkpoint-{histories.STEPS}"
+    for path in (last / "trainer_state.json", last, trained.folder):
+        (run,) = read(path)
+        assert run.steps.tolist() == trained.steps
+        assert run.losses.tolist() == trained.losses
+        assert run.lrs.tolist() == trained.lrs
+        assert run.config["patience"] == 1
+        assert run.base_lrs == [1e-3, 1e-3]
+        assert not run.has_decisions
+    (earlier,) = read(trained.folder / "checkpoint-30")
+    assert earlier.losses.tolist() == trained.losses[:30]
+
+
+def test_lightning_csv_and_its_folders():
+    trained = histories.with_lightning()
+    version = trained.folder / "lightning_logs" / "version_0"
+    for path in (version / "metrics.csv", version, trained.folder):
+        (run,) = read(path)
+        np.testing.assert_allclose(run.losses, trained.losses, rtol=1e-6)
+        assert run.steps.tolist() == trained.steps
+        assert len(set(run.lrs.tolist())) > 3  # greedylr/lr
+
+
+def test_tensorboard_with_all_its_points(tmp_path):
+    pytest.importorskip("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    losses = [2 + math.sin(i / 50) for i in range(12_000)]
+    with SummaryWriter(tmp_path / "tb") as writer:
+        for step, loss in enumerate(losses):
+            writer.add_scalar("train/loss", loss, step)
+            writer.add_scalar("eval/loss", 1.0, step)
+            if step % 2 == 0:
+                writer.add_scalar("train/learning_rate", 1e-3 / (1 + step), step)
+    (run,) = read(tmp_path)
+    np.testing.assert_allclose(run.losses, losses, rtol=1e-6)
+    np.testing.assert_allclose(run.lrs[[0, 1, 11_999]], [1e-3, 1e-3, 1e-3 / 11_999], rtol=1e-6)
+    assert read(tmp_path / "tb", "eval/loss")[0].losses.tolist() == [1.0] * 12_000
+
+
+def test_metrics_of_a_recipe(tmp_path):
+    trained = histories.with_torch()
+    greedy = report.Run(
+        "greedy",
+        list(zip(trained.steps, trained.losses, strict=True)),
+        [],
+        list(zip(trained.steps, trained.lrs, strict=True)),
+        1.0,
+        0.1,
+        0.02,
+        trained.callback.history,
+    )
+    cosine = report.Run("cosine", [(1, 2.0), (2, 1.0)], [], [(1, 1e-3), (2, 5e-4)], 1.0, 0.1)
+    report.save_metrics([greedy, cosine], tmp_path / "metrics.json")
+    one, two = read(tmp_path)
+    (history,) = read(trained.history)
+    assert (one.name, two.name) == ("greedy", "cosine")
+    assert two.losses.tolist() == [2.0, 1.0]
+    assert two.lrs.tolist() == [1e-3, 5e-4]
+    assert not two.has_decisions
+    decided = one.actions != runs.NO_DECISION
+    assert (~decided).sum() == 12  # the ramp
+    np.testing.assert_array_equal(one.scales[decided], history.scales)
+    np.testing.assert_array_equal(one.smoothed[decided], history.smoothed)
+    assert [one.reason(i) for i in np.flatnonzero(decided)] == [history.reason(i) for i in range(len(history))]
+    assert one.suggested_lr() == 0.02
+
+
+# ---- CSV and JSON lines ----
+
+
+def test_csv_with_empty_cells_nan_and_a_separate_lr(tmp_path):
+    path = csv_file(
+        tmp_path / "a.csv",
+        "lr-SGD,step,val,Train_Loss",
+        [(0.1, 0, "", ""), ("", 0, "", 2.0), ("", 1, "", "nan"), ("", 1, 9, ""), (0.05, 2, "", ""), ("", 2, "", 1.5)],
+    )
+    (run,) = read(path)
+    assert run.steps.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(run.losses, [2.0, math.nan, 1.5])
+    assert run.lrs.tolist() == [0.1, 0.1, 0.05]
+    assert read(path, "val")[0].losses.tolist() == [9.0]
+
+
+def test_csv_with_semicolons_a_byte_order_mark_and_no_steps(tmp_path):
+    (tmp_path / "a.csv").write_text("a;loss\nx;3\ny;2\n", encoding="utf-8-sig")
+    (run,) = read(tmp_path / "a.csv")
+    assert (run.steps.tolist(), run.losses.tolist()) == ([1, 2], [3.0, 2.0])
+
+
+def test_a_restart_takes_back_later_rows_and_says_so(tmp_path):
+    path = csv_file(tmp_path / "a.csv", "step,loss", [(1, 5), (2, 4), (3, 9), (4, 9), (3, 3), (4, 2)])
+    (run,) = read(path)
+    assert run.losses.tolist() == [5, 4, 9, 3, 2]  # the two of step 3 are no contradiction
+    assert "1 rows before a restart" in run.notes[0]
+
+
+def test_a_torn_csv_row_is_left_out_only_at_the_end(tmp_path):
+    path = csv_file(tmp_path / "a.csv", "step,loss,lr", [(1, 5, 1), (2, 4, 1), (3, 2)], end="")
+    assert read(path)[0].losses.tolist() == [5, 4]
+    path = csv_file(tmp_path / "b.csv", "step,loss,lr", [(1, 5, 1), (3, 2), (2, 4, 1)])
+    with pytest.raises(RunError, match="line 3: '3,2' does not have 3 values"):
+        read(path)
+
+
+def test_json_lines_fast_and_slow_agree(tmp_path):
+    rng = random.Random(0)
+    rows = [{"step": i, "loss": rng.random(), "note": "x" * (i % 5), "lr": 1e-3} for i in range(5000)]
+    rows[17] = {"step": 17, "eval_loss": 1}
+    fast = histories.write(tmp_path / "fast.jsonl", rows)
+    slow = tmp_path / "slow.jsonl"
+    slow.write_text(fast.read_text() + '{"step": 5000, "loss": NaN}\n{"step": 5001, "loss": "inf"}\n{"step": 50')
+    (one,), (two,) = read(fast), read(slow)
+    assert len(one) == 4999
+    np.testing.assert_array_equal(one.losses, two.losses[:4999])
+    np.testing.assert_array_equal(one.steps, two.steps[:4999])
+    np.testing.assert_array_equal(two.losses[4999:], [math.nan, math.inf])
+
+
+def test_json_lines_in_which_the_lr_begins_later(tmp_path):
+    rows = [
+        {"loss": 3, "step": 1},
+        {"loss": 2, "step": 2, "lr": 1},
+        {"step": 2, "eval_loss": 9},
+        {"loss": 1, "step": 3},
+    ]
+    (run,) = read(histories.write(tmp_path / "a.jsonl", rows))
+    assert (run.steps.tolist(), run.losses.tolist()) == ([1, 2, 3], [3, 2, 1])
+    np.testing.assert_array_equal(run.lrs, [math.nan, 1, 1])
+
+
+BROKEN = {
+    "empty.csv": (b"", "the file is empty"),
+    "blank.jsonl": (b" \n\n", "the file is empty"),
+    "no_loss.csv": (b"step,accuracy\n1,2\n", "--column: 'step', 'accuracy'"),
+    "no_loss.jsonl": (b'{"step": 1, "acc": 2}\n{"step": 2, "acc": 2}\n', "--column: 'step', 'acc'"),
+    "all_nan.csv": (b"loss\nnan\nnan\n", "none of the 2 losses is a finite number"),
+    "no_rows.csv": (b"step,loss\n", "there are no losses"),
+    "words.csv": (b"step,loss\n1,2\n2,high\n", "'high'"),
+    "words.jsonl": (b'{"loss": 1}\n{"loss": "high"}\n', "line 2: loss is 'high', not a number"),
+    "binary.csv": (bytes(range(256)), "binary"),
+    "utf16.csv": ("step,loss\n1,2\n".encode("utf-16"), "UTF-16"),
+    "latin.csv": ("step,loss,größe\n1,2,3\n".encode("latin-1"), "not UTF-8"),
+    "latin.jsonl": ('{"größe": 1, "loss": 2}\n'.encode("latin-1"), "the text is not UTF-8"),
+    "twice.csv": (b"loss,loss\n1,2\n", "same name"),
+    "other.json": (b'{\n"a": 1\n}', "known"),
+    "torn.json": (b'{\n"log_history": [{"loss": 1,', "neither JSON"),
+    "bare.jsonl": (
+        b'{"greedylr_history": 1, "config": null, "base_lrs": [1], "total_steps": 1, "monitor": "loss"}\n',
+        "no decision yet",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_input_is_one_sentence_with_the_file(tmp_path, name):
+    content, complaint = BROKEN[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunError, match=complaint) as error:
+        read(tmp_path / name)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(RunError, match="no such file"):
+        read(tmp_path / "missing.csv")
+    with pytest.raises(RunError, match="no log of a run in this folder"):
+        read(tmp_path)
+    csv_file(tmp_path / "a.csv", "step,loss", [(1, 2)])
+    with pytest.raises(RunError, match="no column 'nll'; there are 'step', 'loss'"):
+        read(tmp_path / "a.csv", "nll")
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text(json.dumps(histories.header(histories.with_trainer().callback)) + "\n")
+    with pytest.raises(RunError, match="several histories, name one: a.jsonl, b.jsonl"):
+        read(tmp_path)
