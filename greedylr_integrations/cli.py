@@ -406,20 +406,14 @@ def control(run: str, order: str, value: str | None) -> None:
 
 
 def _order_value(order: str, value: str | None) -> float | int | None:
-    if order in ("hold", "release"):
-        if value is not None:
-            raise click.ClickException(f"{order} takes no value, and {value!r} was given")
-        return None
-    wanted = "a whole number of steps, at least 1" if order == "decay" else "a finite number above 0"
-    if value is None:
-        raise click.ClickException(f"{order} needs a value: {wanted}")
+    from greedylr_integrations.control import make_order
+
     try:
-        number = int(value) if order == "decay" else float(value)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number) or number <= 0:
-        raise click.ClickException(f"{order} {value} is not allowed: it must be {wanted}")
-    return number
+        number = None if value is None else int(value) if order == "decay" else float(value)
+        return make_order(order, number).value
+    except (TypeError, ValueError) as error:
+        wanted = {"decay": " a whole number of steps", "cap": " a number", "pin": " a number"}.get(order, " no value")
+        raise click.ClickException(f"{order} takes{wanted}: {error}") from None
 
 
 def _write_whole(path: Path, content: str) -> None:

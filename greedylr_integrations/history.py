@@ -139,9 +139,9 @@ class HistoryFile:
         if os.write(self._descriptor, line) < len(line):  # type: ignore[arg-type]
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def close(self) -> None:
+    def close(self, close: Any = os.close) -> None:  # bound here: when Python exits, `os` may be gone first
         if self._descriptor is not None:
-            os.close(self._descriptor)
+            close(self._descriptor)
             self._descriptor = None
 
     __del__ = close
