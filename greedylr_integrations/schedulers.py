@@ -583,7 +583,7 @@ class GreedyLR(LRScheduler):
         self._apply()
 
 
-def is_order(value: object) -> bool:
+def _is_order(value: object) -> bool:
     try:
         return value is None or make_order(*value).name in ("hold", "cap", "pin")  # type: ignore[misc]
     except (TypeError, ValueError):
@@ -599,7 +599,7 @@ SCHEDULER_STATE = {
     "decay": lambda value: (
         value is None or (is_numbers(value) and len(value) == 3 and is_integer(value[0]) and is_integer(value[1]))
     ),
-    "order": is_order,
+    "order": _is_order,
     "last_order": is_integer,
     "schedule_lrs": lambda value: value is None or is_numbers(value),
     "schedule_ramps": lambda value: isinstance(value, bool),

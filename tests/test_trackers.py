@@ -209,7 +209,7 @@ def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
 
 
 @needs("lightning")
-@pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
+@pytest.mark.parametrize("bar", ["TQDMProgressBar", pytest.param("RichProgressBar", marks=needs("rich"))])
 def test_lightnings_progress_bars(bar, capsys):
     import lightning.pytorch as pl
 
