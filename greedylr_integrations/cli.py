@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -408,12 +409,13 @@ def control(run: str, order: str, value: str | None) -> None:
 def _order_value(order: str, value: str | None) -> float | int | None:
     from greedylr_integrations.control import make_order
 
+    number: Any = value
+    with contextlib.suppress(TypeError, ValueError):  # what is no number is told by its name below
+        number = int(value) if order == "decay" else float(value)  # type: ignore[arg-type]
     try:
-        number = None if value is None else int(value) if order == "decay" else float(value)
         return make_order(order, number).value
     except (TypeError, ValueError) as error:
-        wanted = {"decay": " a whole number of steps", "cap": " a number", "pin": " a number"}.get(order, " no value")
-        raise click.ClickException(f"{order} takes{wanted}: {error}") from None
+        raise click.ClickException(f"{order}: {error}") from None
 
 
 def _write_whole(path: Path, content: str) -> None:

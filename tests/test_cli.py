@@ -199,14 +199,14 @@ def test_control_writes_the_order(greedylr, tmp_path, words, order, value):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["cap"], "cap needs a value"),
-        (["cap", "0"], "cap 0 is not allowed"),
-        (["cap", "-1"], "cap -1 is not allowed"),
-        (["pin", "nan"], "pin nan is not allowed"),
-        (["pin", "inf"], "pin inf is not allowed"),
-        (["decay", "1.5"], "decay 1.5 is not allowed: it must be a whole number"),
-        (["decay", "0"], "decay 0 is not allowed"),
-        (["hold", "3"], "hold takes no value"),
+        (["cap"], "cap: scale=None is not allowed: it must be a number"),
+        (["cap", "0"], "cap: scale=0.0 is not allowed: it must be above 0"),
+        (["cap", "two"], "cap: scale='two' is not allowed: it must be a number"),
+        (["pin", "nan"], "pin: scale=nan is not allowed"),
+        (["pin", "inf"], "pin: scale=inf is not allowed"),
+        (["decay", "1.5"], "decay: steps='1.5' is not allowed"),
+        (["decay", "0"], "decay: steps=0 is not allowed"),
+        (["hold", "3"], "hold: value=3.0 is not allowed"),
         (["stop"], "'stop' is not one of"),
     ],
 )
