@@ -57,11 +57,12 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, parameters, lr: float) -> None:
         parameters = list(parameters)
         super().__init__(parameters, {"lr": lr})
-        matrices = [p for p in parameters if p.ndim == 2]
-        self.parts = [
-            torch.optim.Muon(matrices, lr=lr, weight_decay=0.0),
-            torch.optim.AdamW([p for p in parameters if p.ndim != 2], lr=lr, weight_decay=0.0),
-        ]
+        matrices, rest = ([p for p in parameters if (p.ndim == 2) == matrix] for matrix in (True, False))
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.0))
+        if rest:
+            self.parts.append(torch.optim.AdamW(rest, lr=lr, weight_decay=0.0))
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure=None):

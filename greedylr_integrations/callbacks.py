@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from greedylr_integrations.checks import check, check_choice, check_number
 from greedylr_integrations.core import Controller, ControllerConfig, logger
 from greedylr_integrations.greedy import config_from_dict
-from greedylr_integrations.history import Record
+from greedylr_integrations.history import History
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.schedulers import GreedyLR, make_config
 
@@ -100,9 +99,9 @@ class SharedCallback:
             self._scheduler.start_decay(self.decay_on_resume)
 
     @property
-    def history(self) -> deque[Record]:
+    def history(self) -> History:
         """The last 100,000 decisions of the current or last run."""
-        return deque() if self.scheduler is None else self.scheduler.history
+        return History() if self.scheduler is None else self.scheduler.history
 
     @property
     def _scheduler(self) -> GreedyLR:

@@ -45,10 +45,11 @@ class Envelope:
         factor = step / self.linear_warmup_steps if step < self.linear_warmup_steps else 1.0
         if self.total_steps is not None:
             left, length = self.total_steps - step, self.decay_ratio * self.total_steps
-            if left < length:
-                return min(factor, left / length if left > 0 else 0.0)
             if left <= 0:
                 return 0.0
+            if left < length:
+                decayed = left / length
+                return decayed if decayed < factor else factor
         return factor
 
     def constant(self) -> tuple[float, float]:

@@ -225,7 +225,9 @@ class GreedyRule:
             else:
                 action, reason = RAISE, IMPROVED
                 self._streak, self._stage = 0, self._config.warmup
-        elif smoothed > best + self._margin(best):
+        elif smoothed > best + (
+            self._threshold * self._window.standard_error() if self._standard_errors else self._margin(best)
+        ):
             self._streak = self._streak - 1 if self._streak < 0 else -1
             if self._streak >= -self._patience:
                 action, reason = HOLD, PATIENCE
@@ -271,8 +273,7 @@ class GreedyRule:
         return LOWER, COOLDOWN
 
     def _margin(self, best: float) -> float:
-        if self._standard_errors:
-            return self._threshold * self._window.standard_error()
+        """For the two units other than standard errors."""
         return self._threshold * abs(best) if self._config.threshold_mode == "rel" else self._threshold
 
     def lower(self) -> None:
@@ -292,7 +293,10 @@ class GreedyRule:
                 scale = self._floor
         if scale == self._scale:
             return False
-        self._set_scale(scale)
+        if self._alike:  # as `_set_scale` does; this is the hot path
+            self._scale, self.scales = scale, (scale,) * len(self._lows)
+        else:
+            self._set_scale(scale)
         return True
 
     def _set_scale(self, scale: float) -> None:

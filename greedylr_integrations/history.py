@@ -10,7 +10,8 @@ import errno
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -46,6 +47,40 @@ class OrderRecord(NamedTuple):
     step: int
     order: str
     value: float | None
+
+
+class History(Sequence[Record]):
+    """The last decisions of a run, 100,000 by default: a sequence of `Record`.
+
+    A step leaves a tuple here; the record of it is made when somebody looks.
+    """
+
+    def __init__(self, size: int = HISTORY_SIZE) -> None:
+        # step, LRs before scale and envelope, envelope, decision, non-finite losses in a row
+        self.entries: deque[tuple[int, Sequence[float], float, Decision, int]] = deque(maxlen=size)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(_made, self.entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        return [_made(entry) for entry in list(self.entries)[index]] if isinstance(index, slice) else self._at(index)
+
+    def _at(self, index: int) -> Record:
+        return _made(self.entries[index])
+
+    def pop(self) -> Record:
+        """Take the last one back."""
+        return _made(self.entries.pop())
+
+
+def _made(entry: tuple[int, Sequence[float], float, Decision, int]) -> Record:
+    step, bases, envelope, decision, nonfinite = entry
+    scales = decision.scales if len(decision.scales) == len(bases) else decision.scales[:1] * len(bases)  # one for all
+    lrs = tuple([lr * (scale * envelope) for lr, scale in zip(bases, scales, strict=True)])
+    return Record(step, lrs, envelope, decision, nonfinite)
 
 
 def suggested_lr(records: Sequence[Record], base_lr: float) -> float | None:

@@ -66,7 +66,7 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     Attributes:
         scheduler (GreedyLR): the scheduler of the current or last `fit`.
-        history (deque of Record): its last 100,000 decisions.
+        history (History): its last 100,000 decisions, a sequence of `history.Record`.
 
     `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1 lower, 0 hold) go to the module's loggers, with
     the index of an optimizer that is not the first behind them. The state is part of each checkpoint.

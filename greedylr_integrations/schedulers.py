@@ -28,16 +28,15 @@ from greedylr_integrations.core import (
     GreedyController,
     environment_rank,
     logger,
-    new_decision,
 )
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.greedy import GreedyConfig
 from greedylr_integrations.history import (
     HISTORY_SIZE,
     VERSION,
+    History,
     HistoryFile,
     OrderRecord,
-    Record,
     shadow_summary,
     suggested_lr,
 )
@@ -126,7 +125,7 @@ class GreedyLR(LRScheduler):
         **fields: fields of the config, in place of its own.
 
     Attributes:
-        history (deque of Record): the last 100,000 decisions.
+        history (History): the last 100,000 decisions, a sequence of `history.Record`.
         orders (deque of OrderRecord): the orders so far: `hold`, `cap`, `pin`, `release`, `start_decay`.
 
     Raises:
@@ -177,7 +176,8 @@ class GreedyLR(LRScheduler):
         self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint gone on from
         self._metered = True  # whether a float must go through the meter
         self._scales: Sequence[float] = (1.0,)
-        self.history: deque[Record] = deque(maxlen=HISTORY_SIZE)
+        self.history = History(HISTORY_SIZE)
+        self._entries = self.history.entries
         self.orders: deque[OrderRecord] = deque(maxlen=HISTORY_SIZE)
         self.history_file = history_file if isinstance(history_file, HistoryFile | None) else HistoryFile(history_file)
         self.monitor = monitor
@@ -212,8 +212,7 @@ class GreedyLR(LRScheduler):
         Returns:
             The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
         """
-        step = self.last_epoch
-        decision = None
+        step, decision = self.last_epoch, None
         moved = len(self.optimizer.param_groups) != len(self.base_lrs)
         if moved:
             self._add_groups()
@@ -225,7 +224,7 @@ class GreedyLR(LRScheduler):
                 loss = self._measure(loss)
             if loss is not None:
                 decision = self._decider.observe(loss)
-                scales = decision.scales
+                scales = decision[2]
                 if scales is not self._scales:
                     self._scales = scales
                     moved = True
@@ -235,7 +234,11 @@ class GreedyLR(LRScheduler):
                 self._step_base_schedule()
             self._apply()
         if decision is not None:
-            self._keep(decision)
+            # `_keep`, written out: this is the hot path
+            nonfinite = 0 if decision[4] is not None else getattr(self.controller, "nonfinite", 0)
+            self._entries.append((step, self._schedule_lrs or self.base_lrs, self._factor, decision, nonfinite))
+            if self.history_file is not None:
+                self.history_file.write(self.history[-1])
         return decision
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
@@ -404,15 +407,13 @@ class GreedyLR(LRScheduler):
             scales = self._scale_of_each(len(groups))
         step = self.last_epoch
         self._factor = factor = 1.0 if self._constant_from <= step < self._constant_until else self.envelope(step)
-        bases = self._schedule_lrs or self.base_lrs
-        self._lrs = lrs = tuple([lr * (scale * factor) for lr, scale in zip(bases, scales)])  # noqa: B905 (has a price)
         if self.shadow:
             return
-        for group, lr in zip(groups, lrs):  # noqa: B905
+        for group, lr, scale in zip(groups, self._schedule_lrs or self.base_lrs, scales):  # noqa: B905 (has a price)
             if type(group["lr"]) is float:
-                group["lr"] = lr
+                group["lr"] = lr * (scale * factor)
             else:
-                _write_lr(group, lr)
+                _write_lr(group, lr * (scale * factor))
 
     def _scale_of_each(self, groups: int) -> Sequence[float]:
         scales = self._scales
@@ -435,9 +436,10 @@ class GreedyLR(LRScheduler):
 
     def _add_groups(self) -> None:
         for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            self.base_lrs.append(float(group.setdefault("initial_lr", group["lr"])))
+            # new lists: the history holds the old ones
+            self.base_lrs = [*self.base_lrs, float(group.setdefault("initial_lr", group["lr"]))]
             if self._schedule_lrs is not None:
-                self._schedule_lrs.append(float(group["lr"]))
+                self._schedule_lrs = [*self._schedule_lrs, float(group["lr"])]
             if isinstance(self.controller, GreedyController):
                 self.controller.add_group(self.base_lrs[-1])
         self._scales = self._decider_scales()
@@ -472,11 +474,11 @@ class GreedyLR(LRScheduler):
         file.begin(self.last_epoch, header, writes=rank == 0)
 
     def _keep(self, decision: Decision) -> None:
-        nonfinite = getattr(self.controller, "nonfinite", 0)
-        record = new_decision(Record, (self.last_epoch, self._lrs, self._factor, decision, nonfinite))
-        self.history.append(record)
+        nonfinite = 0 if decision[4] is not None else getattr(self.controller, "nonfinite", 0)
+        bases = self._schedule_lrs or self.base_lrs
+        self._entries.append((self.last_epoch, bases, self._factor, decision, nonfinite))
         if self.history_file is not None:
-            self.history_file.write(record)
+            self.history_file.write(self.history[-1])
 
     def metrics(self) -> dict[str, float]:
         """For a logger: scale and LR of the first group now, and the last decision (1 raise, -1 lower, 0 hold)."""

@@ -58,7 +58,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     Attributes:
         scheduler (GreedyLR): the scheduler of the current or last `train()`.
-        history (deque of Record): its last 100,000 decisions.
+        history (History): its last 100,000 decisions, a sequence of `history.Record`.
 
     `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1 lower, 0 hold) stand in the Trainer's training
     logs, so in `log_history` and in whatever `report_to` names. The state is part of each checkpoint
