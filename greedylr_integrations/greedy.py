@@ -199,6 +199,7 @@ class GreedyRule:
         self._settle_at = settle_at  # decisions after which the scale does not exceed what it is then
         self._settled: float | None = None
         self._base_lrs: list[float] = list(base_lrs)
+        self._scale = 1.0
         self._set_bounds()
         self._set_scale(min(max(1.0, self._floor), self._ceiling))
 
