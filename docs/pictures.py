@@ -1,7 +1,9 @@
-"""The pictures of `how-it-works.md`, from real trainings: python docs/pictures.py (about 10 seconds)."""
+"""The pictures of the pages, from real trainings: python docs/pictures.py (the last one needs Chromium)."""
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import matplotlib
@@ -11,20 +13,20 @@ import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 
-from greedylr_integrations import GreedyLR
+from greedylr_integrations import GreedyLR, cli
 
 HERE = Path(__file__).parent / "img"
 COLOURS = {"raise": "#009e73", "lower": "#d55e00", "hold": "#bbbbbb"}
 
 
-def train(steps: int, lr: float, jump_at: int | None = None) -> tuple[list, list[float]]:
+def train(steps: int, lr: float, jump_at: int | None = None, **kwargs) -> tuple[list, list[float]]:
     """Digits in batches of 16 with a tenth of the labels wrong; from `jump_at` on, every label is another one."""
     torch.manual_seed(0)
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    scheduler, decisions, lrs = GreedyLR(optimizer, total_steps=steps), [], []
+    scheduler, decisions, lrs = GreedyLR(optimizer, total_steps=steps, **kwargs), [], []
     for step in range(steps):
         rows = torch.randint(len(x), (16,))
         labels = torch.where(torch.rand(16) < 0.1, torch.randint(10, (16,)), y[rows])
@@ -36,6 +38,7 @@ def train(steps: int, lr: float, jump_at: int | None = None) -> tuple[list, list
         optimizer.zero_grad()
         decisions.append(scheduler.step(loss))
         lrs.append(scheduler.get_last_lr()[0])
+    scheduler.finish()
     return decisions, lrs
 
 
@@ -53,11 +56,33 @@ def draw(name: str, decisions: list, lrs: list[float]) -> None:
     above.legend(loc="upper right")
     below.legend(loc="lower left", ncols=3)
     figure.tight_layout()
-    HERE.mkdir(exist_ok=True)
     figure.savefig(HERE / name, dpi=90)
     plt.close(figure)
 
 
+def screenshot(page: Path, picture: Path) -> None:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
+        tab.goto(page.as_uri())
+        tab.wait_for_timeout(1500)
+        tab.mouse.move(420, 420)
+        tab.wait_for_timeout(500)
+        tab.screenshot(path=picture)
+        browser.close()
+
+
 if __name__ == "__main__":
+    torch.set_num_threads(1)
+    HERE.mkdir(exist_ok=True)
     draw("decisions.png", *train(600, 0.005))
-    draw("jump.png", *train(900, 0.02, jump_at=350))
+    draw("jump.png", *train(1500, 0.005, jump_at=300))
+    with tempfile.TemporaryDirectory() as folder:
+        history, page = Path(folder) / "digits.jsonl", Path(folder) / "report.html"
+        train(800, 0.003, history_file=history)
+        cli.cli(["plot", str(history), "-o", str(HERE / "plot.png")], standalone_mode=False)
+        cli.cli(["report", str(history), "-o", str(page)], standalone_mode=False)
+        if shutil.which("chromium"):
+            screenshot(page, HERE / "report.png")

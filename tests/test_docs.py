@@ -1,12 +1,14 @@
 """Every Python block of the docs and the README runs, page by page, on small models in place of the reader's."""
 
 import re
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from processes import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -74,3 +76,19 @@ def test_the_pages_are_in_the_navigation_and_their_pictures_there():
         assert f" {page.name}" in nav
         for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text()):
             assert (page.parent / picture).is_file(), f"{page.name}: {picture}"
+
+
+def test_the_site_builds_without_warnings_and_its_links_lead_somewhere(tmp_path):
+    pytest.importorskip("mkdocs", reason="the docs extra is not installed")
+    done = run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path], cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pages = {page.name: page.read_text() for page in tmp_path.glob("*.html") if page.name != "404.html"}
+    assert len(pages) == len(list((ROOT / "docs").glob("*.md")))
+    for name, text in pages.items():
+        for link, anchor in re.findall(r'(?:href|src)="([^"#]*)(?:#([^"]*))?"', text):
+            if link.startswith(("http", "data:")):
+                continue
+            assert not link or (tmp_path / link).exists(), f"{name} links to {link}"
+            target = pages.get(link or name)
+            if anchor and target is not None:
+                assert f'id="{anchor}"' in target, f"{name} links to {link}#{anchor}"
