@@ -28,7 +28,7 @@ test-slow: setup  ## what `make test` leaves out: the whole matrix
 	$(RUN) -m pytest -n 2 -m "slow and not gpu"
 
 test-oldest: $(VENV)-oldest/.installed  ## the adapters with the oldest frameworks
-	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" --ignore tests/test_recipes.py
+	HF_HUB_OFFLINE=1 $(VENV)-oldest/bin/python -m pytest -n 2 -m "not slow and not gpu" --ignore tests/test_recipes.py --ignore tests/test_docs.py
 
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest

@@ -388,6 +388,12 @@ def ablations_table(e: Evidence) -> str:
     )
 
 
+def complete(e: Evidence, workload: str) -> bool:
+    """Whether every ablation of a workload has been run."""
+    settings = [("greedy", knob) for knob in ABLATIONS.values()] + [("greedy, no horizon", {})]
+    return all(e.finals(workload, arm, multiple, knob) for arm, knob in settings for multiple in MULTIPLES)
+
+
 def _ablation_row(e: Evidence, label: str, arm: str, knob: Mapping) -> list[str]:
     ratios: dict[str, list[float]] = defaultdict(list)
     for workload in e.workloads:
@@ -554,7 +560,11 @@ def main(argv: list[str] | None = None) -> None:
         text += ["### An end that was not known", unknown[0]]
     if (args.results / "ablate.jsonl").exists():
         a = Evidence(Results(args.results / "ablate.jsonl"), tuned, {}, "ablate")
-        text += ["### Ablations, on the tuning half", ablations_table(a)]
+        a.workloads = [name for name in a.workloads if complete(a, name)]
+    if (args.results / "ablate.jsonl").exists() and a.workloads:
+        names = ", ".join(a.workloads)
+        text += [f"### Ablations, on {len(a.workloads)} workloads of the tuning half ({names})"]
+        text += [ablations_table(a)]
     if (args.results / "large.jsonl").exists():
         text += ["### Larger models, as illustration", large_table(Results(args.results / "large.jsonl"))]
     rows = [[name, f"{each['lr']:g}", each["arm"], f"{each.get('loss', math.nan):.4f}"] for name, each in tuned.items()]

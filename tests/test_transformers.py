@@ -366,7 +366,9 @@ def accuracy(prediction):
     "settings", [{"mode": "max"}, {"metric_for_best_model": "accuracy", "greater_is_better": True}]
 )
 def test_a_metric_with_or_without_eval_and_which_way_is_better(tmp_path, name, settings):
-    callback = GreedyLRCallback(monitor=name, window_size=1, **({"mode": "max"} if "mode" in settings else {}))
+    callback = GreedyLRCallback(
+        monitor=name, window_size=1, best_window=99, **({"mode": "max"} if "mode" in settings else {})
+    )
     settings = {} if "mode" in settings else settings
     tiny.trainer(
         tmp_path,
@@ -379,7 +381,7 @@ def test_a_metric_with_or_without_eval_and_which_way_is_better(tmp_path, name, s
         **settings,
     ).train()
     values = [record.decision.loss for record in callback.history]
-    raised = [record.decision.reason in (Reason.IMPROVED, Reason.CEILING) for record in callback.history]
+    raised = [record.decision.reason in (Reason.IMPROVED, Reason.SETTLED) for record in callback.history]
     assert len(values) == 10
     assert raised[1:] == [b > max(values[: i + 1]) for i, b in enumerate(values[1:])]
     assert any(raised)
