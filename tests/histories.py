@@ -150,7 +150,7 @@ def with_torch():
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
     scheduler = GreedyLR(torch.optim.SGD(model.parameters(), lr=0.01), total_steps=240, linear_warmup_steps=12)
-    records, losses, lrs = [], [], []
+    losses, lrs = [], []
     for step in range(240):
         x = torch.randn(8, 4)
         target = x.sum(1, keepdim=True) * (-1 if step > 110 else 1)
@@ -160,10 +160,8 @@ def with_torch():
         scheduler.optimizer.step()
         scheduler.optimizer.zero_grad()
         losses.append(math.nan if step == 60 else loss.item())
-        decision = scheduler.step(losses[-1])
-        if decision is not None:
-            records.append(scheduler.record(decision, step + 1))
-    callback = SimpleNamespace(scheduler=scheduler, monitor="loss", history=records)
+        scheduler.step(losses[-1])
+    callback = SimpleNamespace(scheduler=scheduler, monitor="loss", history=list(scheduler.history))
     order = {"step": 150, "order": "cap", "value": 2.0}
     history = of(callback, Path(_FOLDER.name) / "torch.jsonl", order)
     return Trained(Path(_FOLDER.name), history, callback, losses, list(range(1, 241)), lrs)

@@ -89,7 +89,7 @@ def test_text_for_the_terminal():
 
 
 def test_a_page_of_100_000_steps_is_small_even_if_the_lr_turns_all_the_time(tmp_path):
-    run = long_run(window_size=1, threshold=0.0)
+    run = long_run(window_size=1, best_window=4, threshold=0.0)
     assert len(plots.thinned(run)) > 35_000
     plots.page([run], ["run"], [["long"]], tmp_path / "a.html")
     assert (tmp_path / "a.html").stat().st_size < 6e6

@@ -5,6 +5,7 @@ import random
 import histories
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("pyarrow")
 from greedylr_integrations import runs
@@ -278,3 +279,32 @@ def test_what_is_not_there(tmp_path):
         (tmp_path / name).write_text(json.dumps(histories.header(histories.with_trainer().callback)) + "\n")
     with pytest.raises(RunError, match="several histories, name one: a.jsonl, b.jsonl"):
         read(tmp_path)
+
+
+def test_a_history_file_reads_as_the_history_of_its_run(tmp_path):
+    """What the scheduler itself writes, after an order and a resume."""
+    from greedylr_integrations import GreedyLR, history
+
+    def scheduler():
+        optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in (0.1, 0.2)])
+        return GreedyLR(optimizer, total_steps=60, window_size=3, history_file=tmp_path / "run.jsonl")
+
+    losses = [3 - i / 30 + 0.2 * math.sin(i) for i in range(60)]
+    first = scheduler()
+    for loss in losses[:40]:
+        first.step(loss)
+    state = first.state_dict()
+    for loss in losses[40:50]:
+        first.step(loss)
+    second = scheduler()
+    second.load_state_dict(state)
+    second.cap(1.5)
+    for loss in losses[40:]:
+        second.step(loss)
+    second.finish()
+    (run,) = read(tmp_path / "run.jsonl")
+    _, records, orders = history.read(tmp_path / "run.jsonl")
+    assert list(run.steps) == [record.step for record in records] == list(range(1, 61))
+    assert list(run.lrs) == [record.lrs[0] for record in records]
+    assert [run.reason_names[i] for i in run.reasons] == [record.decision.reason.name for record in records]
+    assert [(order.step, order.order, order.value) for order in run.orders] == list(map(tuple, orders))
