@@ -346,7 +346,7 @@ def targets_table(e: Evidence) -> str:
         )
     ours = e.worth("greedy")
     for name, arm in ARMS.items():
-        if arm.kind != "free" and not name.startswith(("hypergradient", "line")):
+        if arm.kind != "free" and not name.startswith(("hypergradient", "line search")):
             continue
         theirs = e.worth(name)
         both = {workload: [math.log(ours[workload] / theirs[workload])] for workload in theirs if workload in ours}
