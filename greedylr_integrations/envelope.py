@@ -43,13 +43,13 @@ class Envelope:
         if self.decay_start is not None and self.decay_steps is not None:
             return self.decay_from * max(1.0 - (step - self.decay_start) / self.decay_steps, 0.0)
         factor = step / self.linear_warmup_steps if step < self.linear_warmup_steps else 1.0
-        if self.total_steps is not None:
-            left, length = self.total_steps - step, self.decay_ratio * self.total_steps
-            if left <= 0:
+        total = self.total_steps
+        if total is not None:
+            if step >= total:
                 return 0.0
-            if left < length:
-                decayed = left / length
-                return decayed if decayed < factor else factor
+            decayed = (total - step) / (self.decay_ratio * total or 1.0)
+            if decayed < factor:
+                return decayed
         return factor
 
     def constant(self) -> tuple[float, float]:

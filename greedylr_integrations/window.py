@@ -41,18 +41,19 @@ class RollingWindow:
         """Add a value, drop the oldest of a full window, return the mean."""
         if not self.full:
             return self._fill(value)
-        difference = value - self._values[-1]
-        older = self._older_sums
+        values, older = self._values, self._older_sums
+        difference = value - values[-1]
         if older:
             older.pop()
             self._older_squares.pop()
-            self._recent_sum += value
+            self._recent_sum = total = self._recent_sum + value
             self._recent_squares += difference * difference
         else:
             older = self._age(self.size - 1)
-            self._recent_sum, self._recent_squares, self._bridge = value, 0.0, difference * difference
-        self._values.append(value)
-        return (self._recent_sum + older[-1] if older else self._recent_sum) / self.size
+            self._recent_sum = total = value
+            self._recent_squares, self._bridge = 0.0, difference * difference
+        values.append(value)
+        return (total + older[-1] if older else total) / self.size
 
     def _fill(self, value: float) -> float:
         count = len(self._values)
