@@ -36,7 +36,6 @@ MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned base LR
 LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
 SEARCHED = ("linear", "cosine", "wsd")
 CURVE = 60  # points of a run's loss and scale that are kept
-DIVERGED = "diverged"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from greedylr_integrations.checks import as_json, faults_of, is_finite, is_integer, is_number, is_numbers
-from greedylr_integrations.control import ORDERS
+from greedylr_integrations.control import ORDERS, Order
 from greedylr_integrations.core import LOWER, RAISE, Action, Decision, Reason, logger
 
 VERSION = 1
@@ -48,6 +48,9 @@ class OrderRecord(NamedTuple):
     order: str
     value: float | None
 
+    def __str__(self) -> str:
+        return str(Order(self.order, self.value))
+
 
 class History(Sequence[Record]):
     """The last decisions of a run, 100,000 by default: a sequence of `Record`.
@@ -66,9 +69,8 @@ class History(Sequence[Record]):
         return map(_made, self.entries)
 
     def __getitem__(self, index: Any) -> Any:
-        return [_made(entry) for entry in list(self.entries)[index]] if isinstance(index, slice) else self._at(index)
-
-    def _at(self, index: int) -> Record:
+        if isinstance(index, slice):
+            return [_made(entry) for entry in list(self.entries)[index]]
         return _made(self.entries[index])
 
     def pop(self) -> Record:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from greedylr_integrations.core import HOLD, Action, Decision, Reason
-from greedylr_integrations.history import Record, suggested_lr
+from greedylr_integrations.history import OrderRecord, Record, suggested_lr
 
 LOSSES = ("loss", "train_loss", "train/loss", "training_loss", "train_loss_step", "train/loss_step", "loss/train")
 STEPS = ("step", "global_step", "train/global_step", "iteration", "iter", "_step")
@@ -37,17 +37,6 @@ Integers = np.ndarray[Any, np.dtype[np.int64]]
 
 class RunError(ValueError):
     """A run that cannot be read: one sentence that names the file and what is wrong."""
-
-
-class Order(NamedTuple):
-    """An order that a run was given while it went on; `value` is None for hold and release."""
-
-    step: int
-    order: str
-    value: float | None
-
-    def __str__(self) -> str:
-        return self.order if self.value is None else f"{self.order} {self.value:g}"
 
 
 @dataclass
@@ -87,7 +76,7 @@ class Run:
     reasons: Integers
     reason_names: list[str] = field(default_factory=list)
     group_lrs: Floats | None = None
-    orders: list[Order] = field(default_factory=list)
+    orders: list[OrderRecord] = field(default_factory=list)
     config: dict[str, Any] | None = None
     base_lrs: list[float] | None = None
     total_steps: int | None = None
@@ -502,7 +491,7 @@ def _read_history(file: Path, name: str) -> Run:
     reasons: list[str] = []
     scales: list[float] = []
     lrs: list[list[float]] = []
-    orders: list[Order] = []
+    orders: list[OrderRecord] = []
     code = {action: i for i, action in enumerate(ACTIONS)}
     nan = math.nan
     for number, entry in _json_lines(file):
@@ -527,7 +516,7 @@ def _read_history(file: Path, name: str) -> Run:
             continue
         try:
             if "order" in entry:
-                orders.append(Order(int(entry["step"]), str(entry["order"]), entry["value"]))
+                orders.append(OrderRecord(int(entry["step"]), str(entry["order"]), entry["value"]))
                 continue
             smoothed, best = entry["smoothed"], entry["best"]
             row = (
