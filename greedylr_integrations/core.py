@@ -59,7 +59,6 @@ class Reason(Enum):
     WARMUP = "warmup after a raise"
     COOLDOWN = "cooldown after a lowering"
     CEILING = "the scale is at its upper bound"
-    SETTLED = "late in the run the scale does not exceed what it had settled on"
     FLOOR = "the scale is at its lower bound"
     NONFINITE = "the loss is NaN or infinite"
     RESET = "reset to the start"
@@ -70,7 +69,7 @@ class Reason(Enum):
 new_decision = tuple.__new__
 RAISE, LOWER, HOLD = Action
 FILLING, IMPROVED, WORSENED, INSIGNIFICANT, PATIENCE, WARMUP, COOLDOWN, *more = Reason
-CEILING, SETTLED, FLOOR, NONFINITE, RESET, ORDERED = more
+CEILING, FLOOR, NONFINITE, RESET, ORDERED = more
 
 
 class Decision(NamedTuple):
