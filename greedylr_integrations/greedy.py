@@ -250,7 +250,7 @@ class GreedyRule:
             logger.warning(
                 "GreedyLR has raised the LR to its upper bound (scale %s) and would raise it further: the base LR is"
                 " probably far too low; raise it, or max_scale",
-                ", ".join(f"{scale:g}" for scale in self.scales),
+                ", ".join(f"{scale:g}" for scale in dict.fromkeys(self.scales)),
             )
         return CEILING
 
