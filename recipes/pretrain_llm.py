@@ -297,6 +297,7 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
     from tqdm.auto import tqdm
+    from transformers.utils.logging import disable_progress_bar
 
     from greedylr_integrations.accelerate import GreedyLR
     from greedylr_integrations.history import read, suggested_lr
@@ -308,6 +309,8 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
     folder, processes = args.output_dir / schedule, accelerator.num_processes
     history_file = folder / "history.jsonl"
     model = make_model(args, config, accelerator.device)
+    kind, count = type(next(model.parameters())).__name__, sum(parameter.numel() for parameter in model.parameters())
+    accelerator.print(f"{count / 1e6:.1f}M parameters, each a {kind}, on {processes} process(es)")
     optimizer = make_optimizer(args, model)
     ramp = args.max_steps // 20
     if args.fsdp:
@@ -414,6 +417,7 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
         result.decisions = read(history_file)[1]  # those before a resume too
         result.next_learning_rate = suggested_lr(result.decisions, args.learning_rate)
     if args.save_steps:
+        disable_progress_bar()  # of `save_pretrained`
         weights = get_model_state_dict(model, options=WHOLE)
         if accelerator.is_main_process:
             accelerator.unwrap_model(model).save_pretrained(folder / "model", state_dict=weights)
