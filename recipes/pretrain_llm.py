@@ -185,7 +185,8 @@ def pack(documents, args, tokenizer):
             stream += [*ids, tokenizer.eos_token_id]
         return {"input_ids": [stream[i : i + size] for i in range(0, len(stream) - size + 1, size)]}
 
-    return documents.map(cut, batched=True, remove_columns=documents.column_names).with_format("torch")
+    columns = documents.column_names or list(next(iter(documents), {}))  # a stream may not know them
+    return documents.map(cut, batched=True, remove_columns=columns).with_format("torch")
 
 
 def load_data(args, tokenizer):

@@ -98,6 +98,7 @@ def test_each_schedule_starts_alike(parts, tmp_path, main):
     assert lrs[3][20] == peak > lrs[1][20] > lrs[2][20]  # 20% of 24 steps is 5
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
 def test_other_parts_of_a_batch_are_the_same_step(parts, tmp_path, main):
     main([*words(parts, tmp_path / "one"), "--float64"])
     more = {"gradient-accumulation-steps": 4, "log-steps": 5, "compile": "eager"}
@@ -118,8 +119,8 @@ def test_streamed_bf16_and_text(parts, tmp_path, main, monkeypatch):
 
 def started(arguments, out, until):
     """A run that has just written `until`."""
-    log = (out.parent / "log").open("w")
-    process = subprocess.Popen(command(arguments), cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
+    with (out.parent / "log").open("w") as log:
+        process = subprocess.Popen(command(arguments), cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
     deadline = time.monotonic() + 120
     while not (out / until).exists():
         assert process.poll() is None, (out.parent / "log").read_text()
@@ -129,7 +130,7 @@ def started(arguments, out, until):
 
 
 def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
-    steps = {"max-steps": 300, "save-steps": 10}
+    steps = {"max-steps": 200, "save-steps": 10}
     whole, out = tmp_path / "whole", tmp_path / "killed"
     main(words(parts, whole, **steps))
     arguments = words(parts, out, **steps)
@@ -143,7 +144,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     assert again == [*arguments, "--resume"]
     (saved,) = pretrain_llm.checkpoints(out / "greedy")
     reached = int(saved.name.split("-")[1])
-    assert 20 <= reached < 300
+    assert 20 <= reached < 200
 
     process = started(again, out, f"greedy/checkpoint-{(reached // 10 + 3) * 10}")
     process.kill()
@@ -158,7 +159,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     (a,), (b,) = results(whole), results(out)
     for part in ("learning_rate", "train_loss", "validation_loss", "decisions", "next_learning_rate"):
         assert a[part] == b[part], part
-    assert [path.name for path in pretrain_llm.checkpoints(out / "greedy")] == ["checkpoint-300"]
+    assert [path.name for path in pretrain_llm.checkpoints(out / "greedy")] == ["checkpoint-200"]
 
 
 @pytest.mark.parametrize("more", [[], ["--fsdp"]])
@@ -238,24 +239,25 @@ def test_another_runs_folder_is_left_alone(parts, tmp_path, main):
     assert snapshot(tmp_path) == before
 
 
-def test_a_full_disk(parts, tmp_path, main, capfd):
+def test_a_full_disk(parts, tmp_path, main, capfd, monkeypatch):
     """A limit on the size of files, which Python reports as a full disk is reported."""
     arguments = words(parts, tmp_path / "out", **{"save-steps": 4})
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    make_loader, seen = pretrain_llm.save, []
+    whole_save, seen = pretrain_llm.save, []
 
     def save(accelerator, folder, step):
         if step == 8:
             seen.append(snapshot(folder))
             resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
-        make_loader(accelerator, folder, step)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(pretrain_llm, "save", save)
         try:
-            flags.run("pretrain_llm", lambda: main(arguments))
+            whole_save(accelerator, folder, step)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    monkeypatch.setattr(pretrain_llm, "save", save)
+    with pytest.raises(SystemExit) as end:
+        flags.run("pretrain_llm", lambda: main(arguments))
+    monkeypatch.setattr(pretrain_llm, "save", whole_save)
     assert end.value.code == 2
     assert "the disk is full" in capfd.readouterr().err.strip().splitlines()[-1]
     after = snapshot(tmp_path / "out/greedy")

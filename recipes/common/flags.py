@@ -220,12 +220,15 @@ def run(recipe: str, main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+FULL = ("No space left on device", "File too large", "PytorchStreamWriter", "inline_container")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a write failed for want of space, as Python, safetensors or torch.save say it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if any(says in str(error) for says in ("No space left on device", "File too large", "PytorchStreamWriter")):
+        if any(says in str(error) for says in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False
