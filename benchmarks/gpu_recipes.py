@@ -1,8 +1,8 @@
 """What GreedyLR costs and brings on one large GPU: decoders from scratch (125M, 1B, bf16, compiled) and LoRA.
 
     python -m benchmarks.gpu_recipes             all of it, to RESULTS.md; continues where it stopped
-    python -m benchmarks.gpu_recipes cost        host time and synchronizations a step, throughput with and without, MFU
-    python -m benchmarks.gpu_recipes losses      final losses of greedy, cosine and wsd at 0.1x, 1x and 3x of the base LR
+    python -m benchmarks.gpu_recipes cost        host time and synchronizations a step, throughput, MFU
+    python -m benchmarks.gpu_recipes losses      final losses of greedy, cosine and wsd at 0.1x, 1x, 3x of the base LR
     python -m benchmarks.gpu_recipes --tiny      the same code on CPU in a minute; it prints, and writes no results
 
 The cost is measured in a plain loop of `pretrain_llm`'s model and loss; LoRA likewise with peft's model, so not through
@@ -66,7 +66,7 @@ def decoder(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor]
 
 
 def lora(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor], Any, float, int]:
-    """LoRA of rank 8 on SmolLM2-135M; its FLOPs are 4 a parameter and token, since the frozen weights get no gradient."""
+    """LoRA of rank 8 on SmolLM2-135M: 4 FLOPs a parameter and token, since the frozen weights get no gradient."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -180,9 +180,7 @@ def losses(name: str, results: Results) -> None:
 def report(costs: list[dict[str, Any]], results: Results, where: str) -> str:
     lines = [f"{where}.", ""]
     if costs:
-        lines += [
-            "| model | host time a step | synchronizations added | event waits added | throughput with / without | MFU |"
-        ]
+        lines += ["| model | host time a step | synchronizations added | event waits added | throughput ratio | MFU |"]
         lines += ["|---|---|---|---|---|---|"]
     for row in costs:
         low, high = row["throughput_interval"]

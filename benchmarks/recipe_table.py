@@ -45,22 +45,28 @@ NAMES = {"greedy": "greedy", "linear": "linear", "cosine": "cosine", "wsd": "war
 # ---- runs ----
 
 
+def learn_tokens(texts: list[str], folder: Path) -> None:
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2TokenizerFast
+
+    end, bpe = "<|endoftext|>", ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[end], show_progress=False)
+    tokenizer = GPT2TokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end, unk_token=end)
+    tokenizer.save_pretrained(folder)
+
+
 @functools.cache
 def pretraining(flags: str):
     """Tokenizer, configuration and data: the same for all runs."""
     from recipes import pretrain_llm
     from recipes.common.offline import cache_dir, python_docs
 
+    words = flags.split()
     folder = cache_dir() / f"python-docs-bpe-{VOCABULARY}"
-    if not (folder / "tokenizer_config.json").exists():
-        from tokenizers import ByteLevelBPETokenizer
-        from transformers import GPT2TokenizerFast
-
-        end, bpe = "<|endoftext|>", ByteLevelBPETokenizer()
-        bpe.train_from_iterator(python_docs()["text"], vocab_size=VOCABULARY, special_tokens=[end], show_progress=False)
-        tokenizer = GPT2TokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end, unk_token=end)
-        tokenizer.save_pretrained(folder)
-    words = [*flags.split(), "--tokenizer", str(folder)]
+    if "--tokenizer" not in words:
+        words += ["--tokenizer", str(folder)]
+        if not (folder / "tokenizer_config.json").exists():
+            learn_tokens(python_docs()["text"], folder)
     args = pretrain_llm.parse_flags(words)
     tokenizer, config = pretrain_llm.load_config(args)
     return words, tokenizer, config, pretrain_llm.load_data(args, tokenizer)
