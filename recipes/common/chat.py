@@ -87,3 +87,22 @@ def load_tokens(args, tokenizer, max_length: int):
     data = rows.map(tokenize, fn_kwargs=more, remove_columns=rows.column_names)
     data = data.filter(lambda row: any(label != -100 for label in row["labels"]))
     return split_rows(data, args.validation_rows, args.seed, args.dataset)
+
+
+def pack(data, length: int):
+    """Rows end to end, cut into blocks of `length` tokens (what is left over is dropped).
+
+    Models of transformers see by `position_ids`, where there is no attention mask, which tokens were one row, and keep
+    the rows apart.
+    """
+
+    def blocks(rows: dict) -> dict:
+        stream = {
+            "input_ids": [token for ids in rows["input_ids"] for token in ids],
+            "labels": [label for labels in rows["labels"] for label in [-100, *labels[1:]]],  # none is predicted by
+            "position_ids": [i for ids in rows["input_ids"] for i in range(len(ids))],  # the row before
+        }
+        starts = range(0, len(stream["input_ids"]) - length + 1, length)
+        return {name: [values[start : start + length] for start in starts] for name, values in stream.items()}
+
+    return data.map(blocks, batched=True, batch_size=len(data), remove_columns=data.column_names)
