@@ -10,8 +10,11 @@ from recipes.common.offline import CHITCHAT, RecipeError, chitchat
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-def load_rows(dataset: str, split: str = "train", limit: int = 0):
-    """Rows with `messages` (a list of {role, content}) or `text`: of a hub id, a folder or a file, 0 for all."""
+def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
+    """Rows of a hub id, a folder or a file, with one of the columns; `limit` 0 for all.
+
+    `messages` is a list of {role, content}.
+    """
     from datasets import load_dataset, load_from_disk
 
     if dataset == CHITCHAT:
@@ -26,7 +29,7 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0):
         else:
             rows = load_dataset(dataset, split=split)
     if not len(rows):
-        raise RecipeError(f"dataset {dataset!r} is empty")
+        raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
     if not {"messages", "text"} & set(rows.column_names):
         raise RecipeError(
             f"dataset {dataset!r} has no column 'messages' or 'text', only: {', '.join(rows.column_names)}"
