@@ -1,14 +1,17 @@
-"""Fine-tune a language model on chats with LoRA, the learning rate following the loss.
+"""Fine-tune a language model on chats, the learning rate following the loss.
 
     python -m recipes.finetune_llm                                      # SmolLM2-135M on real chats, offline, two cores
     python -m recipes.finetune_llm --compare greedy cosine linear       # the same start and data under three schedules
-    python -m recipes.finetune_llm --model Qwen/Qwen3-0.6B --dataset HuggingFaceH4/ultrachat_200k --split train_sft \\
-        --max-length 1024 --max-steps 1000 --bf16
+    python -m recipes.finetune_llm --num-train-epochs 3 --packing       # whole epochs, rows packed into full blocks
+    python -m recipes.finetune_llm --full --learning-rate 2e-5          # every weight, no LoRA
+    python -m recipes.finetune_llm --qlora                              # LoRA on 4-bit weights (bitsandbytes)
+    python -m recipes.finetune_llm --output-dir runs/mine --resume      # go on after Ctrl-C, SIGTERM or a crash
+    python -m recipes.finetune_llm --config recipes/configs/finetune_llm/qwen3-0.6b.yaml
     torchrun --nproc-per-node 2 -m recipes.finetune_llm --model ... --dataset ...
 
 The loss counts the replies only. A dataset has a column `messages` (a list of {role, content}) or `text`; it is a hub
 id, a folder or a json, jsonl, csv, parquet or txt file. Every field of transformers' `TrainingArguments` is a flag.
-Writes metrics.json and loss_and_lr.png into --output-dir.
+Writes metrics.json, loss_and_lr.png and checkpoints into --output-dir.
 """
 
 from __future__ import annotations
@@ -17,43 +20,58 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_length, load_tokens
-from recipes.common.flags import finish, loading, run, run_all
+from recipes.common.chat import check_length, load_tokens, pack
+from recipes.common.flags import finish, run, run_all
+from recipes.common.offline import RecipeError
 from recipes.common.report import Run
 
 
 @dataclass
 class RecipeArguments(common.RecipeArguments):
     max_length: int = field(default=128, metadata={"help": "tokens of a row that are used"})
+    packing: bool = field(default=False, metadata={"help": "train on rows end to end, in blocks of --max-length"})
     lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
+    qlora: bool = field(default=False, metadata={"help": "LoRA on weights in 4 bits"})
+    full: bool = field(default=False, metadata={"help": "train every weight instead of LoRA's"})
 
 
 def parse_flags(argv: list[str] | None = None):
     from transformers import TrainingArguments
 
     kinds = (RecipeArguments, TrainingArguments)
-    return common.parse_trainer("finetune_llm", __doc__, kinds, argv, learning_rate=2e-4)
+    recipe, args = common.parse_trainer("finetune_llm", __doc__, kinds, argv, learning_rate=2e-4)
+    if recipe.full and recipe.qlora:
+        raise RecipeError("--full trains every weight and --qlora LoRA's: choose one")
+    return recipe, args
 
 
 def load_model(recipe: RecipeArguments, args):
     import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, set_seed
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
 
-    set_seed(args.seed)
-    dtype = torch.bfloat16 if args.bf16 else torch.float32
-    with loading("model", recipe.model):
-        model = AutoModelForCausalLM.from_pretrained(common.model_path(recipe), dtype=dtype)
+    if recipe.qlora:
+        if not is_bitsandbytes_available():
+            raise RecipeError("--qlora needs a package: pip install bitsandbytes")
+        compute = getattr(torch, recipe.dtype)
+        bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+        model = common.load_model(recipe, quantization_config=bits)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=args.gradient_checkpointing)
+    else:
+        model = common.load_model(recipe)
     check_length(recipe.max_length, model.config)
-    model.config.use_cache = False
+    if recipe.full:
+        return model
     lora = LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, lora)
 
 
 def train(schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
-    from transformers import DataCollatorForSeq2Seq, Trainer
+    from transformers import DataCollatorForSeq2Seq, Trainer, default_data_collator
 
+    padded = DataCollatorForSeq2Seq(tokenizer, padding="longest")
     folder = recipe.output_dir / schedule
     args = dataclasses.replace(args, output_dir=str(folder))
     trainer = Trainer(
@@ -61,7 +79,7 @@ def train(schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
         args,
         train_dataset=data["train"],
         eval_dataset=data["test"],
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding="longest"),
+        data_collator=lambda rows: (default_data_collator if "position_ids" in rows[0] else padded)(rows),
         callbacks=[common.greedy_callback(folder)] if schedule == "greedy" else None,
     )
     return common.train(trainer, schedule)
@@ -71,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe, args = parse_flags(argv)
     tokenizer = common.load_tokenizer(recipe)
     data = load_tokens(recipe, tokenizer, recipe.max_length)
+    if recipe.packing:
+        data["train"] = pack(data["train"], recipe.max_length)
     runs = run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data))
     finish(runs, recipe)
 

@@ -10,8 +10,11 @@ from recipes.common.offline import CHITCHAT, RecipeError, chitchat
 FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
-def load_rows(dataset: str, split: str = "train", limit: int = 0):
-    """Rows with `messages` (a list of {role, content}) or `text`: of a hub id, a folder or a file, 0 for all."""
+def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
+    """Rows of a hub id, a folder or a file, with one of the columns; `limit` 0 for all.
+
+    `messages` is a list of {role, content}.
+    """
     from datasets import load_dataset, load_from_disk
 
     if dataset == CHITCHAT:
@@ -26,7 +29,7 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0):
         else:
             rows = load_dataset(dataset, split=split)
     if not len(rows):
-        raise RecipeError(f"dataset {dataset!r} is empty")
+        raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
     if not {"messages", "text"} & set(rows.column_names):
         raise RecipeError(
             f"dataset {dataset!r} has no column 'messages' or 'text', only: {', '.join(rows.column_names)}"
@@ -87,3 +90,22 @@ def load_tokens(args, tokenizer, max_length: int):
     data = rows.map(tokenize, fn_kwargs=more, remove_columns=rows.column_names)
     data = data.filter(lambda row: any(label != -100 for label in row["labels"]))
     return split_rows(data, args.validation_rows, args.seed, args.dataset)
+
+
+def pack(data, length: int):
+    """Rows end to end, cut into blocks of `length` tokens (what is left over is dropped).
+
+    Models of transformers see by `position_ids`, where there is no attention mask, which tokens were one row, and keep
+    the rows apart.
+    """
+
+    def blocks(rows: dict) -> dict:
+        stream = {
+            "input_ids": [token for ids in rows["input_ids"] for token in ids],
+            "labels": [label for labels in rows["labels"] for label in [-100, *labels[1:]]],  # none is predicted by
+            "position_ids": [i for ids in rows["input_ids"] for i in range(len(ids))],  # the row before
+        }
+        starts = range(0, len(stream["input_ids"]) - length + 1, length)
+        return {name: [values[start : start + length] for start in starts] for name, values in stream.items()}
+
+    return data.map(blocks, batched=True, batch_size=len(data), remove_columns=data.column_names)

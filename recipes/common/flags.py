@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recipes.common.offline import RecipeError
-from recipes.common.report import Run, plot, print_table
+from recipes.common.report import Run, plot, print_table, save_metrics, write
 from recipes.common.schedules import SCHEDULES
 from recipes.common.stop import Stopped, resume_command
 
@@ -180,18 +180,11 @@ def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
     if not is_first_process():
         return
     more = {**args.settings, "base_lr": args.learning_rate, **more}
-    write(args.output_dir / "metrics.json", json.dumps({**more, "runs": [run.to_row() for run in runs]}, indent=1))
+    save_metrics(runs, args.output_dir / "metrics.json", **more)
     if args.plot:
         plot(runs, args.output_dir / "loss_and_lr.png")
     print_table(runs)
     print(f"written to {args.output_dir}")
-
-
-def write(path: Path, text: str) -> None:
-    """All of it or nothing: a kill leaves no half file."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
 
 
 def run(recipe: str, main: Callable[[], None]) -> None:

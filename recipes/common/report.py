@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -95,6 +96,17 @@ def print_table(runs: list[Run]) -> None:
         if run.next_learning_rate is not None:
             scale = run.decisions[-1].decision.scales[0]
             print(f"next time start at {run.next_learning_rate:.1e} (the run ended at {scale:.2g} times its base LR)")
+
+
+def save_metrics(runs: list[Run], path: Path, **more) -> None:
+    write(path, json.dumps({**more, "runs": [run.to_row() for run in runs]}, indent=1))
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing: a kill leaves no half file."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def plot(runs: list[Run], path: Path) -> None:
