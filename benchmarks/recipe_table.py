@@ -21,6 +21,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.report import replace_part
 from benchmarks.suite import RESULTS, Job, Results, environment
+from recipes.common.stop import Stopped
 
 FIXED = ("linear", "cosine", "wsd")
 SEARCHED = (3e-4, 1e-3, 3e-3, 1e-2)
@@ -226,4 +228,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Stopped as stopped:
+        sys.exit(128 + stopped.number)

@@ -130,7 +130,7 @@ def started(arguments, out, until):
 
 
 def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
-    steps = {"max-steps": 200, "save-steps": 10}
+    steps = {"max-steps": 120, "save-steps": 10}
     whole, out = tmp_path / "whole", tmp_path / "killed"
     main(words(parts, whole, **steps))
     arguments = words(parts, out, **steps)
@@ -144,7 +144,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     assert again == [*arguments, "--resume"]
     (saved,) = pretrain_llm.checkpoints(out / "greedy")
     reached = int(saved.name.split("-")[1])
-    assert 20 <= reached < 200
+    assert 20 <= reached < 120
 
     process = started(again, out, f"greedy/checkpoint-{(reached // 10 + 3) * 10}")
     process.kill()
@@ -159,7 +159,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     (a,), (b,) = results(whole), results(out)
     for part in ("learning_rate", "train_loss", "validation_loss", "decisions", "next_learning_rate"):
         assert a[part] == b[part], part
-    assert [path.name for path in pretrain_llm.checkpoints(out / "greedy")] == ["checkpoint-200"]
+    assert [path.name for path in pretrain_llm.checkpoints(out / "greedy")] == ["checkpoint-120"]
 
 
 @pytest.mark.parametrize("more", [[], ["--fsdp"]])
