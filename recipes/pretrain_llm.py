@@ -45,6 +45,7 @@ from recipes.common.stop import StopOnSignal, Stopped
 SIZES = {"2M": (40, 4), "5M": (96, 4), "30M": (384, 8), "125M": (768, 12), "350M": (1024, 24), "1B": (2048, 18)}
 LIMIT = 4096  # tokens, of a model made by size
 VALIDATION_SHARE = 0.05  # of the documents
+ON_CPU = not torch.accelerator.is_available()  # Accelerate has to be told, or torchrun's processes train apart
 BOOLEAN = argparse.BooleanOptionalAction
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STREAM_VALIDATION = 500  # documents, at the start of a stream
@@ -195,6 +196,7 @@ def load_data(args, tokenizer):
     if args.streaming:
         held_out, documents = documents.take(STREAM_VALIDATION), documents.skip(STREAM_VALIDATION)
         found = torch.stack([row["input_ids"] for row in pack(held_out, args, tokenizer)] or [torch.empty(0)])
+        some = next(iter(pack(documents, args, tokenizer)), None) is not None
         rows = pack(documents.shuffle(seed=args.seed, buffer_size=10_000), args, tokenizer)
     else:
         if len(documents) < 2:
@@ -204,9 +206,12 @@ def load_data(args, tokenizer):
         share = max(1, round(VALIDATION_SHARE * len(documents)))
         parts = documents.train_test_split(share, seed=0)  # whatever the seed of the run
         rows, held_out = (pack(part, args, tokenizer) for part in (parts["train"], parts["test"]))
-        found = held_out["input_ids"][:] if len(held_out) else torch.empty(0)
-        if not len(rows):
-            raise RecipeError(f"dataset {args.dataset!r} has less than one row of {args.max_length} tokens to train on")
+        found, some = held_out["input_ids"][:] if len(held_out) else torch.empty(0), len(rows) > 0
+    if not some:
+        raise RecipeError(
+            f"dataset {args.dataset!r} has less than one row of {args.max_length} tokens to train on, beside those kept"
+            f" for validation ({f'{STREAM_VALIDATION} documents' if args.streaming else '5%'}): use more data"
+        )
     if len(found) < args.validation_rows:
         raise RecipeError(
             f"dataset {args.dataset!r} has {len(found)} rows of {args.max_length} tokens for validation, and"
@@ -304,6 +309,7 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
     from greedylr_integrations.history import read, suggested_lr
 
     accelerator = Accelerator(
+        cpu=ON_CPU,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         dataloader_config=DataLoaderConfiguration(split_batches=True),
     )
@@ -463,16 +469,16 @@ def parse_flags(argv: list[str] | None = None):
             f"--batch-size {args.batch_size} does not part into --gradient-accumulation-steps"
             f" {args.gradient_accumulation_steps}: make it a multiple"
         )
-    if args.fsdp and "WORLD_SIZE" not in os.environ:
-        raise RecipeError("--fsdp needs processes to shard over: start it with torchrun --nproc-per-node 2 or more")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
+    if args.fsdp and "WORLD_SIZE" not in os.environ:
+        raise RecipeError("--fsdp needs processes to shard over: start it with torchrun --nproc-per-node 2 or more")
     from accelerate import Accelerator
 
-    accelerator = Accelerator()  # makes the process group
+    accelerator = Accelerator(cpu=ON_CPU)  # makes the process group
     args.output_dir = agreed(args.output_dir)
     tokenizer, config = load_config(args)
     data = load_data(args, tokenizer)

@@ -17,11 +17,11 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 from recipes import pretrain_llm
-from recipes.common import flags, offline
+from recipes.common import flags, offline, stop
 from recipes.common.offline import RecipeError
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, **processes.ON_CPU}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,8 @@ def command(arguments):
 
 
 @pytest.fixture
-def main(monkeypatch):
-    """The recipe in this process, on the CPU."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+def main():
+    """The recipe in this process."""
     return pretrain_llm.main
 
 
@@ -109,12 +108,20 @@ def test_other_parts_of_a_batch_are_the_same_step(parts, tmp_path, main):
         assert a[1] == pytest.approx(b[1], abs=1e-9)
 
 
-def test_streamed_bf16_and_text(parts, tmp_path, main, monkeypatch):
+def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monkeypatch):
     monkeypatch.setattr(pretrain_llm, "STREAM_VALIDATION", 20)
-    main([*words(parts, tmp_path, "texts.txt"), "--streaming", "--bf16"])
-    (run,) = results(tmp_path)
-    assert len(run["train_loss"]) == 24
-    assert run["train_loss"][-1][1] < run["train_loss"][0][1]
+    whole, stopped = ([*words(parts, tmp_path / name, "texts.txt"), "--streaming", "--bf16"] for name in "ab")
+    main(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr(stop.StopOnSignal, "asked", lambda self: True)
+        with pytest.raises(stop.Stopped):
+            main(stopped)
+    assert [path.name for path in pretrain_llm.checkpoints(tmp_path / "b/greedy")] == ["checkpoint-1"]
+    main([*stopped, "--resume"])
+    (a,), (b,) = results(tmp_path / "a"), results(tmp_path / "b")
+    assert len(a["train_loss"]) == 24
+    assert a["train_loss"][-1][1] < a["train_loss"][0][1]
+    assert (a["train_loss"], a["learning_rate"]) == (b["train_loss"], b["learning_rate"])
 
 
 def started(arguments, out, until):
@@ -208,6 +215,7 @@ def test_two_processes_are_killed_and_resumed(parts, tmp_path, more):
         ({"dataset": "missing.jsonl"}, "cannot be loaded"),
         ({"dataset": "other.csv"}, "has no column 'text', only: a, b"),
         ({"dataset": "empty.jsonl"}, "empty.jsonl' "),
+        ({"streaming": None}, "has less than one row of 32 tokens to train on, beside those kept for validation (500"),
         ({"max-length": 65}, "--max-length 65 is beyond the model's limit of 64 tokens"),
         ({"validation-rows": 99}, "--validation-rows asks for 99"),
         ({"model": "nobody/nothing"}, "nobody/nothing"),

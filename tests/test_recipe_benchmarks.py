@@ -15,7 +15,6 @@ from benchmarks.suite import Job, Results
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """The words of a command that trains tiny models, a few times."""
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     tiny.llama().save_pretrained(tmp_path / "model")
     tiny.tokenizer().save_pretrained(tmp_path / "model")
     chance = random.Random(0)
@@ -83,7 +82,6 @@ def test_without_a_gpu_it_refuses_in_one_line(capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_the_gpus_measurements_on_cpu(capsys, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     results = gpu_recipes.RESULTS.parent / "RESULTS.md"
     before = results.read_text()
     gpu_recipes.main(["--tiny", "--steps", "2", "--rounds", "2"])
