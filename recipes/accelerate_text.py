@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import time
 
-from recipes.common.flags import finish, parse, parser, run
-from recipes.common.offline import RecipeError, minilm, reviews
+from recipes.common.flags import agreed, finish, loading, parse, parser, run, run_all
+from recipes.common.offline import minilm, reviews
 from recipes.common.report import Run, peak_memory_gib
+from recipes.common.schedules import fixed
 
 MINILM = "minilm"
 
@@ -22,11 +23,9 @@ def load_model(args):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     path = minilm() if args.model == MINILM else args.model
-    try:
+    with loading("model", args.model):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"model {args.model!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     return model, tokenizer
 
 
@@ -36,19 +35,16 @@ def load_data(args):
         return reviews()
     from datasets import load_dataset
 
-    try:
+    with loading("dataset", args.dataset):
         parts = load_dataset(args.dataset)
         return [parts["train"], parts["test"]]
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0]
-        raise RecipeError(f"dataset {args.dataset!r} cannot be loaded ({type(error).__name__}: {reason})") from error
 
 
 def train(schedule: str, args, accelerator, data) -> Run:
     import torch
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
-    from transformers import DataCollatorWithPadding, get_scheduler, set_seed
+    from transformers import DataCollatorWithPadding, set_seed
 
     from greedylr_integrations.accelerate import GreedyLR
 
@@ -69,7 +65,7 @@ def train(schedule: str, args, accelerator, data) -> Run:
     if schedule == "greedy":
         scheduler = GreedyLR(optimizer, total_steps=args.max_steps, linear_warmup_steps=ramp)
     else:
-        scheduler = get_scheduler(schedule, optimizer, ramp, args.max_steps)
+        scheduler = fixed(schedule, optimizer, args.max_steps, ramp)
     # `prepare` would step a fixed schedule once for each process
     model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
     if schedule == "greedy":
@@ -117,19 +113,22 @@ def train(schedule: str, args, accelerator, data) -> Run:
     return result
 
 
-def main(argv: list[str] | None = None) -> None:
-    defaults = {"dataset": "reviews", "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
+def parse_flags(argv: list[str] | None = None):
+    defaults = {"model": MINILM, "dataset": "reviews", "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
     made = parser("accelerate_text", __doc__, **defaults)
-    made.add_argument("--model", default=MINILM, help="hub id or folder; the default comes as a package")
     made.add_argument("--validation-rows", type=int, default=500, help="of the test split (default: %(default)s)")
-    args = parse(made, argv)
+    return parse(made, argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_flags(argv)
     from accelerate import Accelerator
 
     accelerator = Accelerator()
     data = load_data(args)
-    runs = [train(schedule, args, accelerator, data) for schedule in args.schedules]
-    if accelerator.is_main_process:
-        finish(runs, args.output_dir, args.plot, model=args.model, dataset=args.dataset, base_lr=args.learning_rate)
+    args.output_dir = agreed(args.output_dir)
+    runs = run_all(args, lambda schedule: train(schedule, args, accelerator, data))
+    finish(runs, args)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import time
 
-from recipes.common.flags import finish, parse, parser, run
+from recipes.common.flags import finish, parse, parser, run, run_all
 from recipes.common.offline import images
 from recipes.common.report import Run, peak_memory_gib
+from recipes.common.schedules import fixed
 
 
 def make_module(schedule: str, args, side: int):
     import lightning.pytorch as pl
     import torch
     from torch import nn
-    from transformers import get_scheduler
 
     class Module(pl.LightningModule):
         """A small CNN under SGD with momentum."""
@@ -53,7 +53,7 @@ def make_module(schedule: str, args, side: int):
             optimizer = torch.optim.SGD(self.parameters(), lr=args.learning_rate, momentum=0.9)
             if schedule == "greedy":
                 return optimizer
-            scheduler = get_scheduler(schedule, optimizer, 0, args.max_steps)
+            scheduler = fixed(schedule, optimizer, args.max_steps)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     return Module()
@@ -99,14 +99,17 @@ def train(schedule: str, args, train_data, test_data) -> Run:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    defaults = {"dataset": "auto", "max_steps": 1500, "learning_rate": 0.01, "batch_size": 64}
+def parse_flags(argv: list[str] | None = None):
+    defaults = {"model": "cnn", "dataset": "auto", "max_steps": 1500, "learning_rate": 0.01, "batch_size": 64}
     made = parser("lightning_vision", __doc__, **defaults)
     made.add_argument("--devices", type=int, default=1, help="processes, or GPUs (default: %(default)s)")
-    args = parse(made, argv)
+    return parse(made, argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_flags(argv)
     data = images(args.dataset)
-    runs = [train(schedule, args, *data) for schedule in args.schedules]
-    finish(runs, args.output_dir, args.plot, dataset=args.dataset, base_lr=args.learning_rate)
+    finish(run_all(args, lambda schedule: train(schedule, args, *data)), args)
 
 
 if __name__ == "__main__":

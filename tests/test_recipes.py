@@ -8,7 +8,7 @@ import tiny
 
 pytest.importorskip("peft")
 from recipes import finetune_llm
-from recipes.common import offline
+from recipes.common import chat, offline
 from recipes.common.offline import RecipeError
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +78,8 @@ def test_the_command_line(parts, tmp_path):
     assert {decision["action"] for decision in greedy["decisions"]} >= {"raise", "hold"}
     again = processes.run(command, cwd=ROOT)
     assert again.returncode == 2
-    assert again.stderr.strip().splitlines()[-1].endswith("has the results of another run: choose another --output-dir")
+    last = again.stderr.strip().splitlines()[-1]
+    assert last.endswith("has the results of another run: choose another --output-dir, or --resume that run")
 
 
 def test_plain_text(parts, tmp_path):
@@ -97,13 +98,13 @@ def test_the_loss_counts_the_replies_only():
         {"role": "assistant", "content": "w5 w6"},
         {"role": "user", "content": "w7"},
     ]
-    row = finetune_llm.tokenize({"messages": messages}, tokenizer, 100)
+    row = chat.tokenize({"messages": messages}, tokenizer, 100)
     assert tokenizer.decode(
         row["input_ids"]
     ) == "user w1 w2<eos> assistant w3<eos> user w4<eos> assistant w5 w6<eos>".replace("<eos>", " <eos>")
     counted = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert tokenizer.decode(counted) == "assistant w3 <eos> assistant w5 w6 <eos>"
-    short = finetune_llm.tokenize({"messages": messages}, tokenizer, 6)
+    short = chat.tokenize({"messages": messages}, tokenizer, 6)
     assert len(short["input_ids"]) == len(short["labels"]) == 6
 
 
@@ -115,7 +116,7 @@ def test_a_template_that_writes_earlier_turns_anew():
         "{{ m['content'] }}{{ eos_token }} {% endfor %}{% if add_generation_prompt %}assistant {% endif %}"
     )
     messages = [{"role": role, "content": f"w{i}"} for i, role in enumerate(["user", "assistant", "user", "assistant"])]
-    row = finetune_llm.tokenize({"messages": messages}, tokenizer, 100)
+    row = chat.tokenize({"messages": messages}, tokenizer, 100)
     pairs = [(token, label) for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert all(token == label for token, label in pairs)
     assert tokenizer.decode([token for token, _ in pairs]) == "w9 w3 <eos>"
@@ -123,9 +124,9 @@ def test_a_template_that_writes_earlier_turns_anew():
 
 def test_epochs_in_place_of_steps(parts, tmp_path):
     words = [word for word in flags(parts, tmp_path) if word not in ("--max-steps", "24")]
-    _, args = finetune_llm.parse([*words, "--num-train-epochs", "3", "--eval-strategy", "no"])
+    _, args = finetune_llm.parse_flags([*words, "--num-train-epochs", "3", "--eval-strategy", "no"])
     assert (args.max_steps, args.num_train_epochs, args.eval_strategy.value) == (-1, 3, "no")
-    _, args = finetune_llm.parse(words)
+    _, args = finetune_llm.parse_flags(words)
     assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (80, 0.25, "steps")
 
 
@@ -134,7 +135,7 @@ def test_epochs_in_place_of_steps(parts, tmp_path):
     [
         ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
         ({"dataset": "missing.jsonl"}, "cannot be loaded"),
-        ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, constant"),
+        ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, wsd, constant"),
         ({"max-length": 4096}, "is beyond the model's limit of 64 tokens"),
         ({"validation-rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
         ({"model": "nobody/nothing"}, "model 'nobody/nothing' cannot be loaded"),

@@ -1,72 +1,227 @@
-"""The flags that mean the same in every recipe, and what follows from them."""
+"""The flags that mean the same in every recipe, and what follows from them.
+
+A recipe keeps what it makes in --output-dir: `metrics.json`, `loss_and_lr.png`, and for each schedule a folder of that
+name with its checkpoints (`checkpoint*`) and, once that schedule is done, its row of the report (`result.json`).
+"""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import json
+import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from recipes.common.offline import RecipeError
-from recipes.common.report import Run, plot, print_table, save_metrics
+from recipes.common.report import Run, plot, print_table, save_metrics, write
+from recipes.common.schedules import SCHEDULES
+from recipes.common.stop import Stopped, resume_command
 
-SCHEDULES = ("greedy", "linear", "cosine", "constant")
+# ---- the command line ----
 
 
 def parser(recipe: str, description: str, **defaults) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(recipe, description=description.split("\n")[0])
+    made.add_argument("--config", metavar="FILE.yaml", help="flags in a file; those on the command line win")
+    made.add_argument("--model", help="which model to train (default: %(default)s)")
     made.add_argument("--dataset", help="which data to train on (default: %(default)s)")
     made.add_argument("--schedule", default="greedy", help="one of " + ", ".join(SCHEDULES))
     made.add_argument("--compare", nargs="+", metavar="SCHEDULE", help="schedules to run from the same start")
     made.add_argument("--max-steps", type=int, help="optimizer steps (default: %(default)s)")
     made.add_argument("--learning-rate", type=float, help="base learning rate (default: %(default)s)")
-    made.add_argument("--batch-size", type=int, help="rows a step (default: %(default)s)")
+    made.add_argument("--batch-size", type=int, help="rows a step and process (default: %(default)s)")
     made.add_argument("--seed", type=int, default=0, help="of model and data order (default: %(default)s)")
-    made.add_argument("--output-dir", help="for metrics.json and loss_and_lr.png (default: runs/RECIPE/DATE-TIME)")
+    made.add_argument("--output-dir", help="for results and checkpoints (default: runs/RECIPE/DATE-TIME)")
+    made.add_argument("--resume", action="store_true", help="go on in --output-dir from the last checkpoint")
     made.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw loss_and_lr.png")
     made.set_defaults(**defaults)
     return made
 
 
-def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    args = made.parse_args(argv)
-    args.output_dir = Path(args.output_dir or new_output_dir(made.prog))
+def parse(made: argparse.ArgumentParser, argv: list[str] | None, same: tuple[str, ...] = ()) -> argparse.Namespace:
+    """The flags of the command line and of --config, checked, with `schedules` and `output_dir` settled.
+
+    `same` names the recipe's own flags that a resumed run must have as it was begun.
+
+    Raises:
+        RecipeError: for what is wrong with them, in one line.
+    """
+    made.error = fail  # without two screens of usage
+    return settle(made.prog, made.parse_args(with_config(made, argv)), same)
+
+
+def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) -> argparse.Namespace:
     args.schedules = args.compare or [args.schedule]
-    check_schedules(args.schedules)
-    check_output_dir(args.output_dir)
+    for name in args.schedules:
+        if name not in SCHEDULES:
+            raise RecipeError(f"schedule {name!r} is unknown: choose from {', '.join(SCHEDULES)}")
+    if args.resume and not args.output_dir:
+        raise RecipeError("--resume needs the --output-dir of the run to go on with")
+    args.output_dir = Path(args.output_dir or f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}")
+    args.settings = {"recipe": recipe, "model": args.model, "dataset": args.dataset, "seed": args.seed}
+    args.settings |= {name: getattr(args, name) for name in same}
+    if is_first_process():  # the others may see what it writes
+        check_output_dir(args.output_dir, args.resume, args.settings)
     return args
 
 
-def new_output_dir(recipe: str) -> str:
-    return f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}"
+def fail(message: str) -> None:
+    raise RecipeError(message)
 
 
-def check_schedules(names: list[str]) -> None:
-    for name in names:
-        if name not in SCHEDULES:
-            raise RecipeError(f"schedule {name!r} is unknown: choose from {', '.join(SCHEDULES)}")
+def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[str]:
+    """The words of the command line, after those of the --config file: what comes later wins."""
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    first.error = fail
+    file = first.parse_known_args(argv)[0].config
+    if file is None:
+        return argv
+    import yaml
+
+    with loading("--config", file):
+        flags = yaml.safe_load(Path(file).read_text())
+    if not isinstance(flags, dict):
+        raise RecipeError(f"--config {file!r} is no list of `flag: value`")
+    words = []
+    for name, value in flags.items():
+        flag = f"--{name}"
+        action = made._option_string_actions.get(flag)
+        if action is None:
+            raise RecipeError(f"--config {file!r} has {name!r}, which is no flag of {made.prog}")
+        if isinstance(value, list):
+            words += [flag, *map(str, value)]
+        elif isinstance(value, dict):
+            words.append(f"{flag}={json.dumps(value)}")
+        elif isinstance(value, bool) and action.nargs == 0:
+            words += [flag] if value else [f"--no-{name}"] if f"--no-{name}" in made._option_string_actions else []
+        else:
+            words.append(f"{flag}={value}")
+    return [*words, *argv]
 
 
-def check_output_dir(path: Path) -> None:
-    if (path / "metrics.json").exists():
-        raise RecipeError(f"{path} has the results of another run: choose another --output-dir")
+def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
+    """Refuse a folder that has another run's results or checkpoints, and --resume where there are none."""
+    results = (path / "metrics.json").exists() or any(path.glob("*/result.json"))
+    checkpoints = any(path.glob("*/checkpoint*"))
+    begun = path / "settings.json"
+    if not resume:
+        if results or checkpoints:
+            kind = "results" if results else "checkpoints"
+            raise RecipeError(
+                f"{path} has the {kind} of another run: choose another --output-dir, or --resume that run"
+            )
+    elif not begun.exists() or not (results or checkpoints):
+        raise RecipeError(f"{path} has no checkpoint of a run to resume: leave out --resume to start one")
+    else:
+        for name, value in json.loads(begun.read_text()).items():
+            if settings.get(name) != value:
+                raise RecipeError(
+                    f"{path} was begun with {name} {value!r}, so it is not resumed with {settings.get(name)!r}"
+                )
 
 
-def finish(runs: list[Run], output_dir: Path, draw: bool, **more) -> None:
-    """Table, metrics.json and picture."""
-    output_dir.mkdir(parents=True, exist_ok=True)
-    save_metrics(runs, output_dir / "metrics.json", **more)
-    if draw:
-        plot(runs, output_dir / "loss_and_lr.png")
+def is_first_process() -> bool:
+    """By what torchrun, Slurm and Lightning set before there is a process group."""
+    return not any(int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
+def agreed(value):
+    """The first rank's value; call it once there is a process group, as for an output folder named by the time."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Errors of loading a model or a dataset as one line."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise RecipeError(f"{what} {name!r} cannot be loaded ({type(error).__name__}: {reason})") from error
+
+
+# ---- the run ----
+
+
+def run_all(args: argparse.Namespace, train: Callable[[str], Run]) -> list[Run]:
+    """`train(schedule)` for each schedule, but for those that an earlier run has finished: their rows are read."""
+    runs = []
+    for schedule in args.schedules:
+        folder = args.output_dir / schedule
+        if is_first_process():
+            folder.mkdir(parents=True, exist_ok=True)
+            write(args.output_dir / "settings.json", json.dumps(args.settings))
+        if (folder / "result.json").exists():
+            runs.append(Run.from_row(json.loads((folder / "result.json").read_text())))
+            continue
+        runs.append(train(schedule))
+        if is_first_process():
+            write(folder / "result.json", json.dumps(runs[-1].to_row()))
+    return runs
+
+
+def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
+    """Table, metrics.json and picture, by the first process."""
+    if not is_first_process():
+        return
+    more = {**args.settings, "base_lr": args.learning_rate, **more}
+    save_metrics(runs, args.output_dir / "metrics.json", **more)
+    if args.plot:
+        plot(runs, args.output_dir / "loss_and_lr.png")
     print_table(runs)
-    print(f"written to {output_dir}")
+    print(f"written to {args.output_dir}")
 
 
 def run(recipe: str, main: Callable[[], None]) -> None:
-    """Call `main`; what is wrong with the input becomes one line and exit code 2."""
+    """Call `main`, and end as a command does.
+
+    What is wrong with the input, or a full disk, becomes one line and exit code 2; Ctrl-C and SIGTERM the command that
+    goes on, and exit code 128 + signal.
+    """
     try:
         main()
-    except RecipeError as error:
-        print(f"{recipe}: {error}", file=sys.stderr)
+    except Stopped as stopped:
+        if is_first_process():
+            print(f"saved; go on with: {resume_command(recipe, sys.argv[1:], stopped.output_dir)}", flush=True)
+        sys.exit(128 + stopped.number)
+    except KeyboardInterrupt:
+        print(f"{recipe}: ended, with nothing saved", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if isinstance(error, RecipeError):
+            message = str(error)
+        elif is_disk_full(error):
+            message = f"the disk is full ({str(error).strip().splitlines()[0]}): make room, then go on with --resume"
+        else:
+            raise
+        print(f"{recipe}: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+FULL = ("No space left on device", "File too large", "PytorchStreamWriter", "inline_container")
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a write failed for want of space, as Python, safetensors or torch.save say it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return True
+        if any(says in str(error) for says in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

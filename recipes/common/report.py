@@ -6,14 +6,18 @@ import json
 import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from greedylr_integrations.core import Action
+from greedylr_integrations.core import Action, Decision, Reason
 from greedylr_integrations.history import Record
 
 
 @dataclass
 class Run:
-    """One training run, as the report shows it: (step, value) pairs."""
+    """One training run, as the report shows it: (step, value) pairs.
+
+    `seconds` and `peak_memory_gib` are those of the last process, if the run was resumed.
+    """
 
     schedule: str
     train_loss: list[tuple[int, float]]
@@ -23,6 +27,35 @@ class Run:
     peak_memory_gib: float
     next_learning_rate: float | None = None
     decisions: list[Record] = field(default_factory=list)
+    more: dict[str, float] = field(default_factory=dict)  # what only this recipe measures
+
+    def to_row(self) -> dict[str, Any]:
+        """For JSON: `from_row` makes it a run again."""
+        row = asdict(self)
+        row["decisions"] = [
+            {
+                "step": record.step,
+                "action": record.decision.action.value,
+                "reason": record.decision.reason.value,
+                "loss": record.decision.loss,
+                "smoothed": record.decision.smoothed,
+                "best": record.decision.best,
+                "lrs": record.lrs,
+                "envelope": record.envelope,
+                "scales": record.decision.scales,
+            }
+            for record in self.decisions
+        ]
+        return row
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Run:
+        decisions = []
+        for entry in row["decisions"]:
+            action, reason, scales = Action(entry["action"]), Reason(entry["reason"]), tuple(entry["scales"])
+            decision = Decision(action, reason, scales, entry["loss"], entry["smoothed"], entry["best"])
+            decisions.append(Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision))
+        return cls(**{**row, "decisions": decisions})
 
 
 def peak_memory_gib() -> float:
@@ -45,7 +78,7 @@ def print_table(runs: list[Run]) -> None:
     from rich.table import Table
 
     table = Table(title="loss after training", caption="train: mean of the last tenth of the steps")
-    for heading in ("schedule", "train", "validation", "best", "time", "memory"):
+    for heading in ("schedule", "train", "validation", "best", "steps", "time", "memory"):
         table.add_column(heading, justify="left" if heading == "schedule" else "right")
     for run in runs:
         validation = [value for _, value in run.validation_loss] or [float("nan")]
@@ -54,6 +87,7 @@ def print_table(runs: list[Run]) -> None:
             f"{last_mean(run.train_loss):.4f}",
             f"{validation[-1]:.4f}",
             f"{min(validation):.4f}",
+            str(run.train_loss[-1][0] if run.train_loss else 0),
             f"{run.seconds:.0f} s",
             f"{run.peak_memory_gib:.1f} GiB",
         )
@@ -65,24 +99,14 @@ def print_table(runs: list[Run]) -> None:
 
 
 def save_metrics(runs: list[Run], path: Path, **more) -> None:
-    rows = []
-    for run in runs:
-        row = asdict(run)
-        row["decisions"] = [
-            {
-                "step": record.step,
-                "action": record.decision.action.value,
-                "reason": record.decision.reason.value,
-                "loss": record.decision.loss,
-                "smoothed": record.decision.smoothed,
-                "best": record.decision.best,
-                "lrs": record.lrs,
-                "scales": record.decision.scales,
-            }
-            for record in run.decisions
-        ]
-        rows.append(row)
-    path.write_text(json.dumps({**more, "runs": rows}, indent=1))
+    write(path, json.dumps({**more, "runs": [run.to_row() for run in runs]}, indent=1))
+
+
+def write(path: Path, text: str) -> None:
+    """All of it or nothing: a kill leaves no half file."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def plot(runs: list[Run], path: Path) -> None:

@@ -1,0 +1,111 @@
+"""Chats, or plain text, as rows to train a language model on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.common.flags import loading
+from recipes.common.offline import CHITCHAT, RecipeError, chitchat
+
+FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
+
+
+def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
+    """Rows of a hub id, a folder or a file, with one of the columns; `limit` 0 for all.
+
+    `messages` is a list of {role, content}.
+    """
+    from datasets import load_dataset, load_from_disk
+
+    if dataset == CHITCHAT:
+        return chitchat(limit or None)
+    path = Path(dataset)
+    with loading("dataset", dataset):
+        if path.is_file() and path.suffix in FILES:
+            rows = load_dataset(FILES[path.suffix], data_files=str(path), split="train")
+        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            rows = load_from_disk(str(path))
+            rows = rows[split] if isinstance(rows, dict) else rows
+        else:
+            rows = load_dataset(dataset, split=split)
+    if not len(rows):
+        raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
+    if not {"messages", "text"} & set(rows.column_names):
+        raise RecipeError(
+            f"dataset {dataset!r} has no column 'messages' or 'text', only: {', '.join(rows.column_names)}"
+        )
+    return rows.select(range(min(limit, len(rows)))) if limit else rows
+
+
+def check_template(rows, tokenizer, model: str, dataset: str) -> None:
+    if "messages" in rows.column_names and tokenizer.chat_template is None:
+        raise RecipeError(f"model {model!r} has no chat template, which {dataset!r} needs: use a chat model")
+
+
+def check_length(max_length: int, config) -> None:
+    limit = getattr(config, "max_position_embeddings", max_length)
+    if max_length > limit:
+        raise RecipeError(f"--max-length {max_length} is beyond the model's limit of {limit} tokens")
+
+
+def split_rows(rows, validation_rows: int, seed: int, dataset: str):
+    """A DatasetDict of `train` and `test`."""
+    if len(rows) <= validation_rows:
+        raise RecipeError(
+            f"dataset {dataset!r} has {len(rows)} usable rows, and {validation_rows} are kept for"
+            " validation: use more --rows, a larger --max-length, or fewer --validation-rows"
+        )
+    return rows.train_test_split(validation_rows, seed=seed)
+
+
+def tokenize(row: dict, tokenizer, max_length: int) -> dict:
+    """Token ids, and labels that are -100 everywhere but in the assistant's replies (or nowhere, for plain text)."""
+    if "messages" not in row:
+        ids = tokenizer(row["text"])["input_ids"][:max_length]
+        return {"input_ids": ids, "labels": ids}
+
+    def template(messages, prompt=False):
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
+
+    messages, ids, labels = row["messages"], [], []
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt, reply = template(messages[:i], prompt=True), template(messages[: i + 1])
+        if reply[: len(ids)] != ids:
+            labels = []  # the template wrote the earlier turns anew (as Qwen3's does): count this reply only
+        start = next((k for k, (a, b) in enumerate(zip(prompt, reply, strict=False)) if a != b), len(prompt))
+        labels += [-100] * (start - len(labels)) + reply[start:]
+        ids = reply
+        if len(ids) >= max_length:
+            break
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+
+
+def load_tokens(args, tokenizer, max_length: int):
+    """`train` and `test` of token ids and labels; `args` has dataset, split, rows, validation_rows, seed and model."""
+    rows = load_rows(args.dataset, args.split, args.rows)
+    check_template(rows, tokenizer, args.model, args.dataset)
+    more = {"tokenizer": tokenizer, "max_length": max_length}
+    data = rows.map(tokenize, fn_kwargs=more, remove_columns=rows.column_names)
+    data = data.filter(lambda row: any(label != -100 for label in row["labels"]))
+    return split_rows(data, args.validation_rows, args.seed, args.dataset)
+
+
+def pack(data, length: int):
+    """Rows end to end, cut into blocks of `length` tokens (what is left over is dropped).
+
+    Models of transformers see by `position_ids`, where there is no attention mask, which tokens were one row, and keep
+    the rows apart.
+    """
+
+    def blocks(rows: dict) -> dict:
+        stream = {
+            "input_ids": [token for ids in rows["input_ids"] for token in ids],
+            "labels": [label for labels in rows["labels"] for label in [-100, *labels[1:]]],  # none is predicted by
+            "position_ids": [i for ids in rows["input_ids"] for i in range(len(ids))],  # the row before
+        }
+        starts = range(0, len(stream["input_ids"]) - length + 1, length)
+        return {name: [values[start : start + length] for start in starts] for name, values in stream.items()}
+
+    return data.map(blocks, batched=True, batch_size=len(data), remove_columns=data.column_names)

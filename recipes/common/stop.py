@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM: save, end, and say how to go on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+from pathlib import Path
+
+
+class Stopped(Exception):
+    """The run was asked to end, and has saved; the recipe ends with the command that resumes it."""
+
+    def __init__(self, number: int, output_dir: Path) -> None:
+        super().__init__(number, output_dir)
+        self.number, self.output_dir = number, output_dir
+
+
+class StopOnSignal:
+    """Within this context, Ctrl-C and SIGTERM only set `number`, for the loop to save and end; a second one kills.
+
+    Python takes signals in its main thread only: in others, as Ray's workers are, this does nothing.
+
+        with StopOnSignal() as stop:
+            for step in ...:
+                ...
+                if stop.asked():
+                    save()
+                    raise Stopped(stop.number, output_dir)
+
+    Attributes:
+        number (int): the signal that came, or 0.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __enter__(self) -> StopOnSignal:
+        signals = self.SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._note) for number in signals}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame) -> None:
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.number = number
+        os.write(2, b"\nsaving after this step, then ending; once more to end at once\n")
+
+    def asked(self) -> bool:
+        """Whether a signal came to any rank; with several, each rank must ask at the same steps (one small reduce)."""
+        import torch
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            numbers = torch.tensor(self.number, device=device)
+            dist.all_reduce(numbers, dist.ReduceOp.MAX)
+            self.number = int(numbers)
+        return bool(self.number)
+
+
+def resume_command(recipe: str, argv: list[str], output_dir: Path) -> str:
+    """The command of this run, with --resume."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun's
+    launcher = ["torchrun", "--nproc-per-node", processes, "-m"] if processes else ["python", "-m"]
+    flags = {word.split("=")[0].replace("_", "-") for word in argv}
+    more = [] if "--output-dir" in flags else ["--output-dir", str(output_dir)]
+    return shlex.join([*launcher, f"recipes.{recipe}", *argv, *more, *([] if "--resume" in flags else ["--resume"])])

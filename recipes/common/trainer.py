@@ -1,0 +1,172 @@
+"""What the recipes on Hugging Face's Trainer, and TRL's, share: flags, checkpoints, Ctrl-C, the run's report."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from transformers import HfArgumentParser, TrainerCallback
+from transformers.trainer_utils import SchedulerType
+
+from greedylr_integrations import history
+from greedylr_integrations.transformers import GreedyLRCallback
+from recipes.common.flags import agreed, fail, loading, settle, with_config
+from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
+from recipes.common.report import Run, peak_memory_gib
+from recipes.common.schedules import SCHEDULES, kind_and_arguments
+from recipes.common.stop import StopOnSignal, Stopped
+
+
+@dataclass
+class RecipeArguments:
+    """The flags of every recipe; those that are missing here are TrainingArguments'."""
+
+    config: str | None = field(default=None, metadata={"help": "YAML file of flags; those on the command line win"})
+    model: str = field(default=SMOLLM2, metadata={"help": "hub id or folder; the default comes as a package"})
+    dataset: str = field(default=CHITCHAT, metadata={"help": "hub id, folder or file; the default comes as a package"})
+    dtype: str = field(default="float32", metadata={"help": "of the model's weights: float32, bfloat16 or float64"})
+    split: str = field(default="train", metadata={"help": "split of the dataset to train on"})
+    rows: int = field(default=1500, metadata={"help": "rows of the dataset to use; 0 for all"})
+    validation_rows: int = field(default=32, metadata={"help": "rows of them that are kept for validation"})
+    schedule: str = field(default="greedy", metadata={"help": "one of " + ", ".join(SCHEDULES)})
+    compare: list[str] | None = field(default=None, metadata={"help": "schedules to run from the same start"})
+    batch_size: int | None = field(default=None, metadata={"help": "per_device_train_batch_size, by its shorter name"})
+    resume: bool = field(default=False, metadata={"help": "go on in --output-dir from the last checkpoint"})
+    plot: bool = field(default=True, metadata={"help": "draw loss_and_lr.png"})
+
+
+DEFAULTS = {
+    "max_steps": 80,
+    "per_device_train_batch_size": 4,
+    "seed": 0,
+    "warmup_steps": 3,
+    "logging_steps": 1,
+    "eval_strategy": "steps",
+    "eval_steps": 0.25,  # of the run
+    "save_strategy": "steps",
+    "save_steps": 0.25,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+
+
+def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv: list[str] | None, **defaults):
+    """The recipe's arguments and the TrainingArguments, from the command line and --config.
+
+    Raises:
+        RecipeError: for what is wrong with them, in one line.
+    """
+    import torch
+
+    made = HfArgumentParser(kinds, prog=recipe, description=description.split("\n")[0])
+    made.error = fail
+    made.set_defaults(output_dir=None, dataloader_pin_memory=torch.cuda.is_available(), **{**DEFAULTS, **defaults})
+    argv = with_config(made, argv)
+    given = {word.split("=")[0].replace("-", "_") for word in argv}
+    if "__num_train_epochs" in given and "__max_steps" not in given:
+        made.set_defaults(max_steps=-1)
+    values, unknown = made.parse_known_args(argv)
+    if unknown:
+        raise RecipeError(f"{unknown[0]!r} is no flag of {recipe}")
+    settle(recipe, values)
+    values.output_dir = str(values.output_dir)
+    if values.batch_size is not None:
+        values.per_device_train_batch_size = values.batch_size
+    try:
+        args, training_args = made.parse_dict(vars(values), allow_extra_keys=True)
+    except ValueError as error:
+        raise RecipeError(str(error).strip().splitlines()[0]) from error
+    for name in ("schedules", "settings", "learning_rate", "seed"):
+        setattr(args, name, getattr(values, name))
+    args.output_dir = Path(agreed(values.output_dir))
+    return args, training_args
+
+
+def model_path(args: RecipeArguments) -> str:
+    return smollm2() if args.model == SMOLLM2 else args.model
+
+
+def load_tokenizer(args: RecipeArguments):
+    from transformers import AutoTokenizer
+
+    with loading("model", args.model):
+        tokenizer = AutoTokenizer.from_pretrained(model_path(args))
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(args: RecipeArguments, **more):
+    """The same model whenever it is called, on one seed."""
+    import torch
+    from transformers import AutoModelForCausalLM, set_seed
+
+    if args.dtype not in ("float32", "bfloat16", "float64"):
+        raise RecipeError(f"--dtype {args.dtype!r} is unknown: choose float32, bfloat16 or float64")
+    set_seed(args.seed)
+    with loading("model", args.model):
+        model = AutoModelForCausalLM.from_pretrained(model_path(args), dtype=getattr(torch, args.dtype), **more)
+    model.config.use_cache = False
+    return model
+
+
+class _SaveOnSignal(TrainerCallback):
+    def __init__(self, stop: StopOnSignal) -> None:
+        self.stop = stop
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.stop.asked():
+            control.should_save = control.should_training_stop = True
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last one that is whole: its trainer_state.json is written last."""
+    whole = folder.glob("checkpoint-*/trainer_state.json")
+    return max((file.parent for file in whole), key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def greedy_callback(folder: Path, **more) -> GreedyLRCallback:
+    """A callback whose decisions are kept in `folder`, over every resume."""
+    file = folder / "history.jsonl"
+    if last_checkpoint(folder) is None:
+        file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    return GreedyLRCallback(history_file=str(file), **more)
+
+
+def train(trainer, schedule: str) -> Run:
+    """Train from the trainer's last checkpoint, or the start, and report; after Ctrl-C or SIGTERM save and end.
+
+    Raises:
+        Stopped: after the signal, once the checkpoint is there.
+    """
+    args, folder = trainer.args, Path(trainer.args.output_dir)
+    callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, GreedyLRCallback)), None)
+    if callback is None:
+        steps = args.max_steps
+        if steps <= 0:
+            steps = len(trainer.get_train_dataloader()) / args.gradient_accumulation_steps
+            steps = math.ceil(math.ceil(steps) * args.num_train_epochs)
+        kind, args.lr_scheduler_kwargs = kind_and_arguments(schedule, steps)
+        args.lr_scheduler_type = SchedulerType(kind)
+    start = time.perf_counter()
+    with StopOnSignal() as stop:
+        trainer.add_callback(_SaveOnSignal(stop))
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    if stop.number and trainer.state.global_step < trainer.state.max_steps:
+        raise Stopped(stop.number, folder.parent)
+    log = trainer.state.log_history
+    decisions = history.read(callback.history_file)[1] if callback and args.process_index == 0 else []
+    return Run(
+        schedule=schedule,
+        train_loss=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
+        validation_loss=[(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry],
+        learning_rate=[(entry["step"], entry["learning_rate"]) for entry in log if "loss" in entry],
+        seconds=time.perf_counter() - start,
+        peak_memory_gib=peak_memory_gib(),
+        next_learning_rate=history.suggested_lr(decisions, args.learning_rate),
+        decisions=decisions,
+    )

@@ -1,0 +1,103 @@
+"""Preference tuning with TRL's DPOTrainer and LoRA, the learning rate following the loss.
+
+    python -m recipes.dpo_trl                                           # SmolLM2-135M, offline, two cores
+    python -m recipes.dpo_trl --compare greedy cosine linear wsd        # the same start and data under four schedules
+    python -m recipes.dpo_trl --output-dir runs/mine --resume           # go on after Ctrl-C, SIGTERM or a crash
+    python -m recipes.dpo_trl --model Qwen/Qwen3-0.6B --dataset trl-lib/ultrafeedback_binarized --max-length 1024
+    python -m recipes.dpo_trl --config recipes/configs/dpo_trl/qwen3-0.6b.yaml
+
+A dataset has the columns `chosen` and `rejected`, and `prompt` if they lack it, in TRL's preference format. Of one that
+has `messages`, as the default, pairs are made: the real reply is chosen over that of another chat,
+drawn by shuffling.
+That teaches a model to answer what was said, and says nothing about people's preferences. Every field of TRL's
+`DPOConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints into --output-dir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from recipes.common import trainer as common
+from recipes.common.chat import check_length, check_template, load_rows, split_rows
+from recipes.common.flags import finish, run, run_all
+from recipes.common.offline import RecipeError
+from recipes.common.report import Run
+
+DEFAULTS = {
+    "learning_rate": 5e-5,
+    "max_length": 128,
+    "max_steps": 40,
+    "bf16": False,  # TRL's default is True
+    "gradient_checkpointing": False,
+}
+
+
+@dataclass
+class RecipeArguments(common.RecipeArguments):
+    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
+
+
+def parse_flags(argv: list[str] | None = None):
+    from trl import DPOConfig
+
+    return common.parse_trainer("dpo_trl", __doc__, (RecipeArguments, DPOConfig), argv, **DEFAULTS)
+
+
+def load_data(recipe: RecipeArguments, tokenizer):
+    """`train` and `test` of pairs."""
+    rows = load_rows(recipe.dataset, recipe.split, recipe.rows, columns=("chosen", "messages"))
+    check_template(rows, tokenizer, recipe.model, recipe.dataset)
+    if "chosen" in rows.column_names:
+        if "rejected" not in rows.column_names:
+            raise RecipeError(f"dataset {recipe.dataset!r} has a column 'chosen' and no 'rejected'")
+    else:
+        rows = shuffled_pairs(rows, recipe.seed)
+        print("pairs: the real reply is chosen over another chat's reply, drawn by shuffling")
+    return split_rows(rows, recipe.validation_rows, recipe.seed, recipe.dataset)
+
+
+def shuffled_pairs(rows, seed: int):
+    """Prompt and first reply of each chat, against the first reply of another chat."""
+    from datasets import Dataset
+
+    pairs = []
+    for messages in rows["messages"]:
+        reply = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
+        if reply:
+            pairs.append({"prompt": messages[:reply], "chosen": [messages[reply]]})
+    pairs = Dataset.from_list(pairs).shuffle(seed=seed)
+    others = pairs["chosen"][1:] + pairs["chosen"][:1]  # after the shuffle, the next one is any other
+    pairs = pairs.add_column("rejected", others)
+    return pairs.filter(lambda pair: pair["chosen"] != pair["rejected"])
+
+
+def train(schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
+    from peft import LoraConfig
+    from trl import DPOTrainer
+
+    folder = recipe.output_dir / schedule
+    model = common.load_model(recipe)
+    check_length(args.max_length, model.config)
+    trainer = DPOTrainer(
+        model,  # the reference is the same one without LoRA
+        args=dataclasses.replace(args, output_dir=str(folder)),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear"),
+        callbacks=[common.greedy_callback(folder)] if schedule == "greedy" else None,
+    )
+    return common.train(trainer, schedule)
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe, args = parse_flags(argv)
+    tokenizer = common.load_tokenizer(recipe)
+    data = load_data(recipe, tokenizer)
+    finish(run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data)), recipe)
+
+
+if __name__ == "__main__":
+    run("dpo_trl", main)

@@ -1,0 +1,105 @@
+"""Supervised fine-tuning with TRL's SFTTrainer and LoRA, the learning rate following the loss.
+
+    python -m recipes.sft_trl                                           # SmolLM2-135M on real chats, offline, two cores
+    python -m recipes.sft_trl --compare greedy cosine linear wsd        # the same start and data under four schedules
+    python -m recipes.sft_trl --output-dir runs/mine --resume           # go on after Ctrl-C, SIGTERM or a crash
+    python -m recipes.sft_trl --config recipes/configs/sft_trl/qwen3-0.6b.yaml
+    torchrun --nproc-per-node 2 -m recipes.sft_trl --model ... --dataset ...
+
+The loss counts the replies only, for which TRL needs a chat template with `{% generation %}` marks: it has them for the
+best-known models, this recipe for SmolLM2; another's is given by `--chat-template-path`, or `--assistant-only-loss
+false` counts every token. A dataset has a column `messages` (a list of {role, content}) or `text`; it is a hub id, a
+folder or a file. Every field of TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints into
+--output-dir.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from recipes.common import trainer as common
+from recipes.common.chat import check_length, check_template, load_rows, split_rows
+from recipes.common.flags import finish, run, run_all
+from recipes.common.offline import SMOLLM2, RecipeError
+from recipes.common.report import Run
+
+SMOLLM2_TEMPLATE = Path(__file__).parent / "configs" / "sft_trl" / "smollm2.jinja"
+DEFAULTS = {
+    "learning_rate": 2e-4,
+    "max_length": 128,
+    "assistant_only_loss": True,
+    "bf16": False,  # TRL's default is True
+    "gradient_checkpointing": False,
+}
+
+
+@dataclass
+class RecipeArguments(common.RecipeArguments):
+    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
+
+
+def parse_flags(argv: list[str] | None = None):
+    from trl import SFTConfig
+
+    recipe, args = common.parse_trainer("sft_trl", __doc__, (RecipeArguments, SFTConfig), argv, **DEFAULTS)
+    if recipe.model == SMOLLM2 and args.chat_template_path is None:
+        args.chat_template_path = str(SMOLLM2_TEMPLATE)
+    return recipe, args
+
+
+def load_data(recipe: RecipeArguments, args, tokenizer):
+    rows = load_rows(recipe.dataset, recipe.split, recipe.rows)
+    check_template(rows, tokenizer, recipe.model, recipe.dataset)
+    column = "messages" if "messages" in rows.column_names else "text"
+    if column == "text":
+        args.assistant_only_loss = False
+    return split_rows(rows.select_columns(column), recipe.validation_rows, recipe.seed, recipe.dataset)
+
+
+def check_marks(recipe: RecipeArguments, args, tokenizer) -> None:
+    """Whether TRL can tell the assistant's tokens from the others."""
+    from trl.chat_template_utils import get_training_chat_template
+
+    if not args.assistant_only_loss or args.chat_template_path is not None:
+        return
+    try:
+        get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise RecipeError(
+            f"model {recipe.model!r} has a chat template without {{% generation %}} marks, and TRL knows none for it:"
+            " give one by --chat-template-path, or --assistant-only-loss false"
+        ) from error
+
+
+def train(schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
+    from peft import LoraConfig
+    from trl import SFTTrainer
+
+    folder = recipe.output_dir / schedule
+    model = common.load_model(recipe)
+    check_length(args.max_length, model.config)
+    trainer = SFTTrainer(
+        model,
+        args=dataclasses.replace(args, output_dir=str(folder)),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear"),
+        callbacks=[common.greedy_callback(folder)] if schedule == "greedy" else None,
+    )
+    return common.train(trainer, schedule)
+
+
+def main(argv: list[str] | None = None) -> None:
+    recipe, args = parse_flags(argv)
+    tokenizer = common.load_tokenizer(recipe)
+    data = load_data(recipe, args, tokenizer)
+    check_marks(recipe, args, tokenizer)
+    finish(run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data)), recipe)
+
+
+if __name__ == "__main__":
+    run("sft_trl", main)
