@@ -31,8 +31,8 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Observation: `learned.OBSERVED`, after each block of losses; the first block is run at scale 1. Action: from -1 to
     1, the power of `max_factor` that multiplies the scale for the block to come, within the bounds of the settings and
-    the episode's stability bound. Reward: the fall of the log of the block's mean loss; a run that diverges ends with
-    -PENALTY. An episode ends with its last whole block.
+    the episode's stability bound. Reward: the fall of the log of the block's mean loss, after the last block from there
+    to the validation loss too; a run that diverges ends with -PENALTY. An episode ends with its last whole block.
     """
 
     def __init__(self, family: TaskFamily, settings: Settings | None = None) -> None:
@@ -49,7 +49,6 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             self._left = self._episode.steps
             self._seen = np.zeros(len(OBSERVED), np.float32)
             if not self._run_block():
-                self._first = self._rule.means[0]
                 return self._seen, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -57,10 +56,13 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         before = self._rule.means[-1]
         if self._run_block():
             return self._seen, -PENALTY, True, False, {"diverged": True}
-        reward = _log(before) - _log(self._rule.means[-1])
+        after = self._rule.means[-1]
         over = self._left < self._episode.steps / self._settings.blocks
-        info = {"fall": _log(self._first) - _log(self._rule.means[-1])} if over else {}
-        return self._seen, min(max(reward, -PENALTY), PENALTY), over, False, info
+        if over:
+            after = self._episode.validation_loss()
+            if not math.isfinite(after):
+                return self._seen, -PENALTY, True, False, {"diverged": True}
+        return self._seen, min(max(_log(before) - _log(after), -PENALTY), PENALTY), over, False, {}
 
     def _run_block(self) -> bool:
         """Whether the run diverged in it."""
