@@ -161,7 +161,7 @@ def make_model(env: VecEnv, seed: int) -> PPO:
         env,
         learning_rate=LEARNING_RATE,
         n_steps=DECISIONS,
-        batch_size=256,
+        batch_size=math.gcd(256, DECISIONS * env.num_envs),
         n_epochs=5,
         gamma=float(os.environ.get("G", "1")),
         gae_lambda=float(os.environ.get("L", "0.95")),
@@ -199,10 +199,10 @@ def recorded(paths: Sequence[str], settings: Settings) -> tuple[np.ndarray, np.n
             rows = np.isfinite(past.losses) & np.isfinite(past.lrs)
             scales = np.clip(past.lrs[rows] / base, settings.min_scale, settings.max_scale)
             rule = PolicyRule(settings, 1, len(scales))
-            block = max(1, round(len(scales) / settings.blocks))
+            ahead = (math.ceil(len(scales) / settings.blocks) + 1) // 2  # well within the next block
             for i, loss in enumerate(past.losses[rows].tolist()):
                 if observation := rule.push(loss):
-                    wanted = scales[min(i + block, len(scales) - 1)]
+                    wanted = scales[min(i + ahead, len(scales) - 1)]
                     action = math.log(wanted / rule.scales[0]) / math.log(settings.max_factor)
                     observations.append(observation)
                     actions.append(min(max(action, -1.0), 1.0))
