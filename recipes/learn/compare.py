@@ -98,15 +98,20 @@ def best_lr(done: dict[tuple, dict], task: str, name: str) -> float:
     return min(LRS, key=lambda lr: done[task, name, lr, TUNING_SEED]["final"])
 
 
+def read(path: Path, policy: Policy) -> dict[tuple, dict]:
+    """The runs that are there already; another policy's are no longer the learned schedule's."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {
+        (row["task"], row["schedule"], row["lr"], row["seed"]): row
+        for row in rows
+        if row["schedule"] != "learned" or row["policy"] == policy.digest
+    }
+
+
 def run_all(path: Path, policy: Policy) -> dict[tuple, dict]:
     from rich.progress import track
 
-    def key(row: dict) -> tuple:
-        return row["task"], row["schedule"], row["lr"], row["seed"]
-
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    # another policy's runs are no longer the learned schedule's
-    done = {key(row): row for row in rows if row["schedule"] != "learned" or row["policy"] == policy.digest}
+    done = read(path, policy)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         total = len(TASKS) * len(SCHEDULES) * (len(LRS) + 2 * len(SEEDS))
