@@ -38,7 +38,7 @@ except ImportError as error:
 
 DECISIONS = 128  # of each environment, between two updates of the networks
 UPDATES = 5  # in a round, after which there is a checkpoint
-LEARNING_RATE = 1e-3  # at the start; it falls to a tenth
+LEARNING_RATE = 5e-4  # at the start; it falls to a tenth
 KEPT = ("family", "seed", "decisions", "envs", "subprocesses", "histories")
 
 
@@ -161,10 +161,10 @@ def make_model(env: VecEnv, seed: int) -> PPO:
         env,
         learning_rate=LEARNING_RATE,
         n_steps=DECISIONS,
-        batch_size=math.gcd(256, DECISIONS * env.num_envs),
-        n_epochs=5,
-        gamma=float(os.environ.get("G", "1")),
-        gae_lambda=float(os.environ.get("L", "0.95")),
+        batch_size=64,
+        n_epochs=10,
+        gamma=0.99,
+        gae_lambda=0.95,
         policy_kwargs={"net_arch": {"pi": [32, 32], "vf": [64, 64]}, "log_std_init": -0.7},
         seed=seed,
         device="cpu",
