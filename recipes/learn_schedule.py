@@ -34,7 +34,7 @@ try:
     from stable_baselines3.common.utils import FloatSchedule, set_random_seed
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 except ImportError as error:
-    raise RecipeError("learn_schedule needs more packages: pip install 'greedylr_integrations[learn]'") from error
+    raise ImportError("learn_schedule needs more packages: pip install 'greedylr_integrations[learn]'") from error
 
 DECISIONS = 128  # of each environment, between two updates of the networks
 UPDATES = 5  # in a round, after which there is a checkpoint
