@@ -19,7 +19,7 @@ import torch
 
 from greedylr_integrations import GreedyConfig, GreedyController
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.learned import OBSERVED, Policy, PolicyRule
+from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
 from recipes.common.flags import run
 from recipes.common.offline import RecipeError
 from recipes.learn.environment import step
@@ -30,7 +30,7 @@ STILL = 0.05  # of a doubling a block: less is no move
 
 @dataclass
 class Trained:
-    """A run by the policy: losses, and at the end of each block what it saw and the log2 of its scale afterwards."""
+    """A run by the policy: losses, and at the end of each block what it saw and the log2 of LR / base LR afterwards."""
 
     losses: list[float]
     ends: list[int]
@@ -65,17 +65,18 @@ def run_policy(tasks: TaskFamily, policy: Policy, count: int, seed: int) -> list
     while len(runs) < count:
         episode = tasks.sample(rng)
         rule = PolicyRule(policy, 1, episode.steps)
+        envelope = Envelope(total_steps=episode.steps, decay_ratio=policy.decay_ratio)
         losses: list[float] = []
         ends, seen, scales = [], [], []
         for i in range(episode.steps):
-            losses.append(step(episode, rule))
+            losses.append(step(episode, rule, envelope(i)))
             if not math.isfinite(losses[-1]):
                 break
             if observation := rule.push(losses[-1]):
                 rule.act(policy(observation))
                 ends.append(i)
                 seen.append(observation)
-                scales.append(math.log2(rule.scales[0]))
+                scales.append(_log_lr(rule.scales[0], envelope, i))
         else:
             runs.append(Trained(losses, ends, np.array(seen), np.array(scales)))
     return runs
@@ -85,11 +86,12 @@ def greedy_scales(past: Trained, settings: Settings) -> np.ndarray:
     """log2 of what GreedyLR would have made of the LR by the end of each block, final decay included."""
     controller, total = settings.controller(len(past.losses)), len(past.losses)
     envelope = Envelope(total_steps=total, decay_ratio=settings.decay_ratio)
-    scales = [
-        math.log2(max(controller.observe(loss).scales[0] * envelope(min(i + 1, total - 1)), 0.01))
-        for i, loss in enumerate(past.losses)
-    ]
+    scales = [_log_lr(controller.observe(loss).scales[0], envelope, i) for i, loss in enumerate(past.losses)]
     return np.array(scales)[past.ends]
+
+
+def _log_lr(scale: float, envelope: Envelope, step: int) -> float:
+    return math.log2(scale * max(envelope(step), 0.01))  # where it ends at 0 says nothing
 
 
 def agreement(runs: list[Trained], settings: Settings) -> dict[str, float]:
@@ -140,14 +142,12 @@ def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: in
     for _ in range(count):
         episode = tasks.sample(rng)
         if isinstance(settings, Policy):
-            rule = PolicyRule(settings, 1, episode.steps)
-            for _ in range(episode.steps):
-                rule.update(step(episode, rule))
+            controller: Any = PolicyController(PolicyConfig(policy=settings), horizon=episode.steps)
         else:
             controller = settings.controller(episode.steps)
-            envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
-            for i in range(episode.steps):
-                controller.observe(episode.advance(_lr(episode, controller.scales[0] * envelope(i))))
+        envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
+        for i in range(episode.steps):
+            controller.observe(episode.advance(_lr(episode, controller.scales[0] * envelope(i))))
         logs.append(math.log(episode.validation_loss()))
     return float(np.mean(logs))
 

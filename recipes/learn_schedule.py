@@ -120,7 +120,7 @@ def learn(args: argparse.Namespace, env: VecEnv) -> None:
     else:
         model = make_model(env, args.seed)
         if args.histories:
-            imitate(model, *recorded(args.histories, Settings()))
+            imitate(model, *recorded(args.histories, Settings.of(family(args.family))))
         args.output_dir.mkdir(parents=True, exist_ok=True)
         kept = {name: getattr(args, name) for name in KEPT}
         (args.output_dir / "arguments.json").write_text(json.dumps(kept, indent=1))
@@ -177,7 +177,8 @@ def export(model: PPO, args: argparse.Namespace) -> Policy:
     layers = [(module.weight.detach().numpy(), module.bias.detach().numpy()) for module in modules]
     trained = {name: getattr(args, name) for name in ("family", "seed", "envs")}
     trained["decisions"] = model.num_timesteps
-    return Policy(layers, {"observed": list(OBSERVED), **dataclasses.asdict(Settings()), "trained": trained})
+    settings = Settings.of(family(args.family))
+    return Policy(layers, {"observed": list(OBSERVED), **dataclasses.asdict(settings), "trained": trained})
 
 
 # ---- learning from past experiments: imitate recorded runs before PPO begins ----

@@ -18,7 +18,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3
 
 from greedylr_integrations import GreedyLR
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyController, PolicyRule
-from recipes import learn_schedule
+from recipes import distill_policy, learn_schedule
 from recipes.common.offline import RecipeError
 from recipes.learn import compare
 from recipes.learn.environment import PENALTY, ScheduleEnv, Settings
@@ -92,6 +92,16 @@ def test_an_action_multiplies_the_lr_of_a_block_within_the_bounds():
     for _ in range(4):
         env.step(np.array([1.0]))
     assert max(bounded.lrs) == pytest.approx(0.7)
+
+
+def test_the_final_decay_is_part_of_an_episode():
+    task = Given([1.0] * 10)
+    task.decay_ratio = 0.5
+    env = ScheduleEnv(task)
+    env.reset(seed=0)
+    for _ in range(9):
+        env.step(np.array([0.0]))
+    assert task.lrs == pytest.approx([0.5 * factor for factor in (1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2)])
 
 
 @pytest.mark.parametrize("last", [np.nan, np.inf, 1e9])
@@ -280,7 +290,7 @@ def test_recorded_runs_are_imitated(learn, tmp_path):
     assert len(actions) == 40
     assert actions[:5] == pytest.approx(np.log2(1.5), abs=1e-3)
     assert actions[6:10] == pytest.approx(np.log2(0.7), abs=1e-3)
-    env = learn_schedule.make_env("quadratic", 1)
+    env = learn_schedule.make_env("quadratic", 2)
     model = learn_schedule.make_model(env, 0)
     learn_schedule.imitate(model, observations, actions)
     chosen = model.predict(observations, deterministic=True)[0][:, 0]
@@ -288,6 +298,38 @@ def test_recorded_runs_are_imitated(learn, tmp_path):
     env.close()
     told = learn(*TINY, "--decisions", 128, "--histories", path, "--output-dir", tmp_path / "out")
     assert "imitated 40 recorded choices" in told
+
+
+# ---- distillation ----
+
+
+def test_greedylr_is_fitted_to_what_a_policy_does(tmp_path, monkeypatch, capsys):
+    some_policy().save(tmp_path / "p.safetensors")
+    words = ["--policy", tmp_path / "p.safetensors", "--family", "quadratic", "--runs", 6, "--trials", 40]
+    words += ["--picture", tmp_path / "p.png", "--report", tmp_path / "report.md"]
+    distill_policy.main([str(word) for word in words])
+    rows = {
+        line.split("|")[1].strip(): line.split("|")[2:]
+        for line in (tmp_path / "report.md").read_text().splitlines()
+        if line.startswith("|")
+    }
+    assert float(rows["GreedyLR, fitted"][0]) < float(rows["GreedyLR, default"][0])
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    with pytest.raises(RecipeError, match="^--runs 0 is not allowed: it must be at least 1"):
+        distill_policy.main(["--runs", "0"])
+
+
+def test_a_fit_finds_greedylr_itself():
+    """LRs that GreedyLR made, of settings that the search does not begin with, are fitted closely."""
+    made = distill_policy.run_policy(family("quadratic"), some_policy(), 4, seed=0)
+    true = distill_policy.Settings(window=0.05, rate=20.0, threshold=2.0, decay_ratio=0.0)
+    for past in made:
+        past.scales = distill_policy.greedy_scales(past, true)
+    assert distill_policy.agreement(made, true) == {"distance": 0, "correlation": pytest.approx(1), "same direction": 1}
+    fitted = distill_policy.fit(made, trials=150, seed=0)
+    told = distill_policy.agreement(made, fitted)
+    assert told["distance"] < 0.3 * distill_policy.agreement(made, distill_policy.Settings())["distance"]
+    assert told["correlation"] > 0.95
 
 
 # ---- the comparison ----

@@ -24,6 +24,7 @@ SETTINGS = {
     "max_factor": 2.0,
     "min_scale": 0.01,
     "max_scale": 10.0,
+    "decay_ratio": 0.0,
     "trained": {"family": "test"},
 }
 
@@ -107,6 +108,7 @@ def test_the_network_is_torchs():
         ({"settings": {"observed": ["loss"]}}, r"observed=\['loss'\] is ill-typed"),
         ({"settings": {"blocks": 0}}, "blocks=0 is ill-typed"),
         ({"settings": {"max_factor": math.nan}}, "max_factor=nan is ill-typed"),
+        ({"settings": {"decay_ratio": 2}}, "decay_ratio=2 is ill-typed"),
         ({"settings": {"min_scale": 20.0}}, "min_scale=20.0 is not allowed: it must be below max_scale"),
         ({"settings": {"more": 1}}, "more is unknown"),
         ({"metadata": {"other": "{}"}}, r"metadata=\['other'\] is not allowed"),
@@ -362,7 +364,7 @@ def optimizer_of(*lrs):
     return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr": lr} for lr in lrs])
 
 
-def test_the_scheduler_tells_the_horizon_and_adds_no_decay():
+def test_the_scheduler_tells_the_horizon_and_decays_as_in_training():
     made = controller(constant(0.5), horizon=None)
     scheduler = GreedyLR(optimizer_of(0.1, 0.02), controller=made, total_steps=40, linear_warmup_steps=20)
     assert made.horizon == 20
@@ -374,10 +376,15 @@ def test_the_scheduler_tells_the_horizon_and_adds_no_decay():
     for _ in range(18):
         scheduler.step(1.0)
     assert scheduler.get_last_lr() == pytest.approx([1.0, 0.2])
-    explicit = GreedyLR(optimizer_of(0.1), controller=controller(constant(0.0)), total_steps=40, decay_ratio=0.5)
-    for _ in range(30):
-        explicit.step(1.0)
-    assert explicit.get_last_lr() == pytest.approx([0.05])
+    for policy, given, expected in (
+        (constant(0.0, decay_ratio=0.5), None, 0.05),
+        (constant(0.0, decay_ratio=0.5), 0.0, 0.1),
+        (constant(0.0), 0.5, 0.05),
+    ):
+        scheduler = GreedyLR(optimizer_of(0.1), controller=controller(policy), total_steps=40, decay_ratio=given)
+        for _ in range(30):
+            scheduler.step(1.0)
+        assert scheduler.get_last_lr() == pytest.approx([expected])
 
 
 def test_as_a_config():

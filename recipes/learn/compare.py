@@ -39,7 +39,8 @@ Schedule = Callable[[int, float], float]  # from optimizer step and the loss bef
 
 def schedule(name: str, steps: int, policy: Policy) -> Schedule:
     if name == "learned":
-        return _controlled(PolicyController(PolicyConfig(policy=policy), horizon=steps), Envelope())
+        envelope = Envelope(total_steps=steps, decay_ratio=policy.decay_ratio)
+        return _controlled(PolicyController(PolicyConfig(policy=policy), horizon=steps), envelope)
     if name == "greedy":
         return _controlled(GreedyController(horizon=steps), Envelope(total_steps=steps))
     return {

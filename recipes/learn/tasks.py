@@ -35,7 +35,10 @@ class Episode(Protocol):
 
 
 class TaskFamily(Protocol):
-    """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`."""
+    """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`.
+
+    It may have a `decay_ratio`: the share of a run over which the LR decays linearly to 0, whatever the policy does.
+    """
 
     name: str
 
