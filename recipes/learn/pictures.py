@@ -23,7 +23,8 @@ def draw(done: dict[tuple, dict], path: Path, low: bool) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, len(TASKS), figsize=(4 * len(TASKS), 6.5), sharex="col", layout="constrained")
+    size = (4 * len(TASKS), 6.5)
+    figure, axes = plt.subplots(2, len(TASKS), figsize=size, sharex="col", squeeze=False, layout="constrained")
     for (above, below), (name, task) in zip(axes.T, TASKS.items(), strict=True):
         for i, schedule in enumerate(SCHEDULES):
             lr = best_lr(done, name, "cosine") / 10 if low else best_lr(done, name, schedule)
