@@ -17,15 +17,13 @@ pytest.importorskip("peft")
 from test_recipes import parts  # noqa: F401
 
 from greedylr_integrations import history
-from recipes import ray_train_llm
-from recipes.common.offline import RecipeError
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
 ENVIRONMENT = {**os.environ, **ON_CPU, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
-def flags(parts, out, **more):
+def flags(parts, out, **more):  # noqa: F811
     values = {
         "model": parts / "model",
         "dataset": parts / "chats.jsonl",
