@@ -1,4 +1,4 @@
-"""What a scheduler step costs, side by side in one run, and what importing the package costs.
+"""What a scheduler step and a decision cost in time and memory, side by side in one run, and what the import costs.
 
     make bench          (or: python benchmarks/overhead.py)
 
@@ -8,6 +8,7 @@ ratios to LambdaLR within a round. Losses fall noisily for the first half and th
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import random
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
@@ -24,6 +26,7 @@ from transformers import get_cosine_schedule_with_warmup
 from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
 
 STEPS, ROUNDS = 2000, 31
+WINDOWS = (10, 100, 1000, 10_000, 100_000, 1_000_000)
 FOLDER = tempfile.TemporaryDirectory()
 
 
@@ -69,6 +72,7 @@ def contenders(groups: int) -> dict:
         return start
 
     made = {
+        "no scheduler": lambda: lambda loss: None,
         "LambdaLR, constant lambda": without_metric(lambda o: LambdaLR(o, lambda step: 1.0)),
         "LambdaLR, transformers' cosine": without_metric(lambda o: get_cosine_schedule_with_warmup(o, 10, STEPS)),
         "ReduceLROnPlateau": with_metric(ReduceLROnPlateau),
@@ -90,21 +94,60 @@ def contenders(groups: int) -> dict:
 
 
 def measure(groups: int) -> None:
-    data, starts = losses(), contenders(groups)
+    """Time of a step; with many groups fewer steps and rounds."""
+    data, starts = losses()[:: 10 if groups > 64 else 1], contenders(groups)
     seconds: dict[str, list[float]] = {name: [] for name in starts}
-    for _ in range(ROUNDS):
+    for _ in range(7 if groups > 64 else ROUNDS):
         for name, start in starts.items():
             step = start()
             begin = time.perf_counter()
             for loss in data:
                 step(loss)
-            seconds[name].append((time.perf_counter() - begin) / STEPS)
+            seconds[name].append((time.perf_counter() - begin) / len(data))
     reference = seconds["LambdaLR, constant lambda"]
     cosine = seconds["LambdaLR, transformers' cosine"]
     print(f"\n{groups} parameter group{'s' * (groups > 1)}\n{'':32}   us a step   x constant lambda   x cosine lambda")
     for name, times in seconds.items():
         ratios = [statistics.median(a / b for a, b in zip(times, other, strict=True)) for other in (reference, cosine)]
         print(f"{name:32}{statistics.median(times) * 1e6:12.2f}{ratios[0]:20.2f}{ratios[1]:18.2f}")
+
+
+def measure_windows() -> None:
+    """Time and memory of a decision by the size of the window, once it has filled twice; transformers' beside it."""
+    from transformers.optimization import GreedyLR as Theirs
+
+    def ours(size: int):
+        return GreedyController(GreedyConfig(window_size=size)).observe
+
+    def theirs(size: int):
+        return Theirs(optimizer_of(1), smooth=True, window_size=size, patience=0, min_lr=0.01, max_lr=1.0).step
+
+    def cost(start, size: int, steps: int) -> tuple[float, float]:
+        """Seconds of a decision (median over blocks of 100), bytes that are held."""
+        rng = random.Random(0)
+        tracemalloc.start()
+        step = start(size)
+        for _ in range(2 * size + 1):
+            step(rng.random())
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        times = []
+        for _ in range(steps // 100):
+            block = [rng.random() for _ in range(100)]
+            begin = time.perf_counter()
+            for loss in block:
+                step(loss)
+            times.append((time.perf_counter() - begin) / 100)
+        return statistics.median(times), held
+
+    print(f"\n{'window':>9}{'us a decision':>16}{'KiB held':>12}{'transformers: us':>18}{'KiB':>8}")
+    for size in WINDOWS:
+        seconds, held = cost(ours, size, 5000)
+        line = f"{size:9}{seconds * 1e6:16.2f}{held / 1024:12.1f}"
+        if size <= 10_000:
+            seconds, held = cost(theirs, size, 1000)
+            line += f"{seconds * 1e6:18.2f}{held / 1024:8.1f}"
+        print(line)
 
 
 def import_cost() -> None:
@@ -119,7 +162,9 @@ def import_cost() -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.machine()}")
-    for groups in (1, 64):
+    for groups in (1, 64, 1000):
         measure(groups)
+    measure_windows()
     import_cost()

@@ -520,9 +520,9 @@ def draw(e: Evidence, folder: Path) -> list[str]:
 # ---- the report ----
 
 
-def replace_part(path: Path, part: str) -> None:
+def replace_part(path: Path, part: str, name: str = "suite") -> None:
     """Put `part` between the marks of a file; SystemExit where there are none."""
-    begin, end = "<!-- suite: begin -->", "<!-- suite: end -->"
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = path.read_text()
     if begin not in text or end not in text:
         raise SystemExit(f"{path} has no lines {begin} and {end} to put the report between")

@@ -29,7 +29,7 @@ class SharedCallback:
         base_schedule: str | None,
         controller: Controller | None,
         total_steps: int | None,
-        decay_ratio: float,
+        decay_ratio: float | None,
         shadow: bool,
         loss_lag: int | None,
         process_group: Any,

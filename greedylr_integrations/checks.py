@@ -118,6 +118,17 @@ def is_recent(value: object) -> bool:
     )
 
 
+def is_pace(value: object) -> bool:
+    """A `Pace`'s state."""
+    return (
+        isinstance(value, Mapping)
+        and value.keys() == {"skip", "largest", "means"}
+        and is_integer(value["skip"])
+        and is_finite(value["largest"])
+        and is_numbers(value["means"])
+    )
+
+
 def is_window(value: object) -> bool:
     """A `RollingWindow`'s state."""
     return (

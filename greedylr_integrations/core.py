@@ -59,18 +59,19 @@ class Reason(Enum):
     WARMUP = "warmup after a raise"
     COOLDOWN = "cooldown after a lowering"
     CEILING = "the scale is at its upper bound"
-    SETTLED = "late in the run the scale does not exceed what it had settled on"
     FLOOR = "the scale is at its lower bound"
     NONFINITE = "the loss is NaN or infinite"
     RESET = "reset to the start"
     ORDERED = "an order (hold, cap or pin) keeps the scale where it is"
+    POLICY = "the learned policy has chosen it"
+    HELD = "the last choice of the learned policy is held until the next"
 
 
 # An Enum's members and a NamedTuple's constructor are slow to look up and to call in every decision.
 new_decision = tuple.__new__
 RAISE, LOWER, HOLD = Action
 FILLING, IMPROVED, WORSENED, INSIGNIFICANT, PATIENCE, WARMUP, COOLDOWN, *more = Reason
-CEILING, SETTLED, FLOOR, NONFINITE, RESET, ORDERED = more
+CEILING, FLOOR, NONFINITE, RESET, ORDERED, POLICY, HELD = more
 
 
 class Decision(NamedTuple):
@@ -94,7 +95,11 @@ class Decision(NamedTuple):
 
 
 class Controller(Protocol):
-    """Anything that turns losses into scales; every scheduler and adapter takes one as `controller=`."""
+    """Anything that turns losses into scales; every scheduler and adapter takes one as `controller=`.
+
+    It may also have `set_horizon(decisions)`, which a scheduler calls at the start with the decisions of the run or
+    None, and a `decay_ratio`, the scheduler's default with it.
+    """
 
     def observe(self, loss: float) -> Decision: ...
 
@@ -172,6 +177,10 @@ class ControllerConfig:
         fields = dataclasses.asdict(self)
         del fields["on_resume"]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    def resumed(self, hyperparameters: Mapping[str, Any]) -> ControllerConfig:
+        """The configuration with the hyperparameters of a checkpoint."""
+        return dataclasses.replace(self, **hyperparameters)
 
 
 CONTROLLER_STATE = {
@@ -335,7 +344,7 @@ class GreedyController:
             logger.warning("GreedyLR resumes with the %s's hyperparameters (%s)", policy, "; ".join(differences))
         if policy == "config" or not differences:
             return self.config, self.base_lrs
-        return dataclasses.replace(self.config, **config), tuple(float(lr) for lr in base_lrs)
+        return self.config.resumed(config), tuple(float(lr) for lr in base_lrs)
 
     def with_horizon(self, horizon: int | None) -> GreedyController:
         """The same controller, in the same state, for a run of another length."""

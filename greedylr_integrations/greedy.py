@@ -17,6 +17,7 @@ from greedylr_integrations.checks import (
     check_state,
     is_finite,
     is_integer,
+    is_pace,
     is_recent,
     is_window,
     per_group,
@@ -33,7 +34,6 @@ from greedylr_integrations.core import (
     NONFINITE,
     PATIENCE,
     RAISE,
-    SETTLED,
     WARMUP,
     WORSENED,
     Action,
@@ -43,7 +43,7 @@ from greedylr_integrations.core import (
     logger,
     new_decision,
 )
-from greedylr_integrations.window import RecentBest, RollingWindow
+from greedylr_integrations.window import Pace, RecentBest, RollingWindow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,10 @@ class GreedyConfig(ControllerConfig):
 
     The mean of the last `window_size` losses is compared with the best such mean of the last `best_window` decisions.
     A new best raises the LR; a mean above the best by more than the threshold lowers it; between, it holds. So the LR
-    can rise again after a spike or a change of data. A loss that no longer falls lowers it slowly, the more slowly the
-    higher the threshold. Decisions begin once the window has filled.
+    can rise again after a spike or a change of data. A raise is the smaller the more slowly the loss falls, beside the
+    fastest that it has fallen (`pace`): at an LR that is too low the loss keeps its pace, so the LR keeps rising; at
+    one that fits it falls fast at first and then slowly, so the LR stays. A loss that no longer falls lowers the LR
+    slowly, the more slowly the higher the threshold. Decisions begin once the window has filled.
 
     Fields named as in the GreedyLR paper mean what they mean there, except where noted.
 
@@ -72,9 +74,9 @@ class GreedyConfig(ControllerConfig):
             `linear_warmup_steps`. Default 0.
         cooldown (int): after a lowering the LR keeps falling for this many decisions likewise. Default 0.
         min_scale, max_scale (float): bounds on LR / base LR. Defaults 0.01 and 10.
-        settle_ratio (float): share of the horizon after which the scale no longer exceeds what it was then, from 0 to 1
-            (never): a raise is for later steps, and late in a run there are few. Default 0.4; without a horizon it has
-            no effect.
+        pace (float): how much a slow fall of the loss holds raises back, at least 0: a raise divides the scale by
+            factor ** share ** pace, where share is the fall of the mean over the last window as a share of the largest
+            such fall so far. Default 1; with 0 every raise is a whole one.
         min_lr, max_lr (float or list of float): absolute bounds in place of them, one value or one a group. The groups
             keep their ratios until one of them meets its bound, and find them again when it leaves it. Default None.
         reset_start (int): decisions after which the best and the streaks are forgotten, again and again. Default None:
@@ -91,7 +93,7 @@ class GreedyConfig(ControllerConfig):
     cooldown: int = 0
     min_scale: float | None = None
     max_scale: float | None = None
-    settle_ratio: float = 0.4
+    pace: float = 1.0
     min_lr: float | Sequence[float] | None = None
     max_lr: float | Sequence[float] | None = None
     reset_start: int | None = None
@@ -103,8 +105,8 @@ class GreedyConfig(ControllerConfig):
         if self.best_window is not None:
             check_number("best_window", self.best_window, int)
             check(self.best_window >= 1, "best_window", self.best_window, "at least 1")
-        check_number("settle_ratio", self.settle_ratio)
-        check(0 <= self.settle_ratio <= 1, "settle_ratio", self.settle_ratio, "between 0 and 1")
+        check_number("pace", self.pace)
+        check(self.pace >= 0, "pace", self.pace, "at least 0")
         for bound in ("min", "max"):
             scale, lr = getattr(self, bound + "_scale"), getattr(self, bound + "_lr")
             if scale is not None:
@@ -171,19 +173,19 @@ class GreedyConfig(ControllerConfig):
         return lows, highs
 
     def rule(self, base_lrs: Sequence[float], horizon: int | None) -> GreedyRule:
-        settle_at = None if horizon is None else math.ceil(self.settle_ratio * horizon)
-        return GreedyRule(self.fitted(horizon), base_lrs, settle_at)
+        return GreedyRule(self.fitted(horizon), base_lrs)
 
 
 class GreedyRule:
     """Raise on a new recent best, lower on a significantly worse mean, hold between."""
 
-    def __init__(self, config: GreedyConfig, base_lrs: Sequence[float], settle_at: int | None = None) -> None:
+    def __init__(self, config: GreedyConfig, base_lrs: Sequence[float]) -> None:
         assert config.factor
         assert config.window_size
         assert config.best_window
         self._config = config
         self._factor = config.factor
+        self._slowing = config.pace
         self._patience = config.patience
         self._threshold = config.threshold
         self._standard_errors = config.threshold_mode == "se"
@@ -191,13 +193,11 @@ class GreedyRule:
         self._maximize = config.mode == "max"  # then all losses are negated in here
         self._window = RollingWindow(config.window_size)
         self._recent = RecentBest(config.best_window)
+        self._pace = Pace(config.window_size)
         self._streak = 0  # good losses in a row, or bad ones as a negative number
         self._stage = 0  # decisions left of a warmup, or of a cooldown as a negative number
         self._until_reset = config.reset_start or 0
         self._ceiling_reached = False
-        self._decisions = 0
-        self._settle_at = settle_at  # decisions after which the scale does not exceed what it is then
-        self._settled: float | None = None
         self._base_lrs: list[float] = list(base_lrs)
         self._scale = 1.0
         self._set_bounds()
@@ -209,10 +209,7 @@ class GreedyRule:
             return Decision(HOLD, NONFINITE, self.scales, loss)
         if self._reset_start:
             self._count_down(self._reset_start)
-        if self._decisions == self._settle_at:
-            self._settled = self._scale
-            self._set_bounds()
-        self._decisions += 1
+        pace = self._pace.push(smoothed)
         # the mean of a part of a window is no fair reference: the smallest of a few would be low by chance
         best = self._recent.push(smoothed) if self._window.full else None
         if best is None:
@@ -238,7 +235,7 @@ class GreedyRule:
         else:
             action, reason = HOLD, INSIGNIFICANT
             self._streak = 0
-        if action is not HOLD and not self._move(action):
+        if action is not HOLD and not self._move(action, pace if reason is IMPROVED else 1.0):
             reason = self._at_bound(action)
             action = HOLD
         if self._maximize:
@@ -248,14 +245,12 @@ class GreedyRule:
     def _at_bound(self, action: Action) -> Reason:
         if action is LOWER:
             return FLOOR
-        if self._settled is not None and self._scale == self._settled:
-            return SETTLED
         if not self._ceiling_reached:
             self._ceiling_reached = True
             logger.warning(
                 "GreedyLR has raised the LR to its upper bound (scale %s) and would raise it further: the base LR is"
                 " probably far too low; raise it, or max_scale",
-                ", ".join(f"{scale:g}" for scale in self.scales),
+                ", ".join(f"{scale:g}" for scale in dict.fromkeys(self.scales)),
             )
         return CEILING
 
@@ -263,6 +258,7 @@ class GreedyRule:
         if self._until_reset <= 0:
             self._until_reset = reset_start
             self._recent.clear()
+            self._pace.clear()
             self._streak = self._stage = 0
         self._until_reset -= 1
 
@@ -282,18 +278,21 @@ class GreedyRule:
         self._stage = 0
         self._move(LOWER)
 
-    def _move(self, action: Action) -> bool:
-        """Raise or lower the scale within its bounds; False where it stands at the bound already."""
+    def _move(self, action: Action, pace: float = 1.0) -> bool:
+        """Raise (less where the loss falls slowly) or lower the scale; False where it stands at the bound already."""
+        scale = self._scale
         if action is RAISE:
-            scale = self._scale / self._factor
+            if scale == self._ceiling:
+                return False
+            scale *= self._factor ** -(pace**self._slowing)
             if scale > self._ceiling:
                 scale = self._ceiling
         else:
-            scale = self._scale * self._factor
+            if scale == self._floor:
+                return False
+            scale *= self._factor
             if scale < self._floor:
                 scale = self._floor
-        if scale == self._scale:
-            return False
         if self._alike:  # as `_set_scale` does; this is the hot path
             self._scale, self.scales = scale, (scale,) * len(self._lows)
         else:
@@ -330,31 +329,26 @@ class GreedyRule:
         self._lows, self._highs = self._config.scale_bounds(self._base_lrs)
         self._floor, self._ceiling = min(self._lows), max(self._highs)
         self._alike = self._floor == max(self._lows) and self._ceiling == min(self._highs)
-        if self._settled is not None:
-            self._ceiling = max(self._floor, min(self._ceiling, self._settled))
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "scale": self._scale,
             "until_reset": self._until_reset,
             "ceiling_reached": self._ceiling_reached,
-            "decisions": self._decisions,
-            "settled": self._settled,
             "streak": self._streak,
             "stage": self._stage,
             "recent": self._recent.state_dict(),
+            "pace": self._pace.state_dict(),
             "window": self._window.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, GREEDY_STATE, "GreedyLR rule")
         self._until_reset, self._streak, self._stage = state["until_reset"], state["streak"], state["stage"]
-        self._ceiling_reached, self._decisions = state["ceiling_reached"], state["decisions"]
-        # a run that has become longer is not late any more
-        late = self._settle_at is not None and self._decisions > self._settle_at
-        self._settled = (state["settled"] or state["scale"]) if late else None
+        self._ceiling_reached = state["ceiling_reached"]
         self._set_bounds()
         self._recent.load_state_dict(state["recent"])
+        self._pace.load_state_dict(state["pace"])
         self._window.load_state_dict(state["window"])
         self._set_scale(min(max(state["scale"], self._floor), self._ceiling))
 
@@ -363,11 +357,10 @@ GREEDY_STATE = {
     "scale": is_finite,
     "until_reset": is_integer,
     "ceiling_reached": lambda value: isinstance(value, bool),
-    "decisions": is_integer,
-    "settled": lambda value: value is None or is_finite(value),
     "streak": is_integer,
     "stage": is_integer,
     "recent": is_recent,
+    "pace": is_pace,
     "window": is_window,
 }
 

@@ -50,7 +50,8 @@ class GreedyLRCallback(SharedCallback, Callback):
         controller (Controller): another policy, in place of a config.
         total_steps (int): optimizer steps of the run. Default None: the Trainer's estimate, if it has one.
         linear_warmup_steps (int): optimizer steps of a ramp from 0. Default 0. Not with "multiply".
-        decay_ratio (float): share of the run that the final decay to 0 takes. Default 0.3. Not with "multiply".
+        decay_ratio (float): share of the run that the final decay to 0 takes. Default None: 0.3, or the
+            controller's own `decay_ratio`. Not with "multiply".
         optimizer_index (int): which of the module's optimizers. Default 0.
         shadow (bool): record decisions and change nothing. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
@@ -83,7 +84,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         controller: Controller | None = None,
         total_steps: int | None = None,
         linear_warmup_steps: int = 0,
-        decay_ratio: float = 0.3,
+        decay_ratio: float | None = None,
         optimizer_index: int = 0,
         shadow: bool = False,
         loss_lag: int | None = None,

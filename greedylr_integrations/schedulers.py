@@ -108,7 +108,8 @@ class GreedyLR(LRScheduler):
         total_steps (int): optimizer steps of the run, if known: fits window and rate to it, and decays the LR to 0 at
             its end. Default None.
         linear_warmup_steps (int): optimizer steps of a ramp from 0, in which no decision is made. Default 0.
-        decay_ratio (float): share of `total_steps` that the final decay takes. Default 0.3.
+        decay_ratio (float): share of `total_steps` that the final decay takes. Default None: 0.3, or the controller's
+            own `decay_ratio`.
         base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
             and ramp and decay are its own. No decision is made while its LR first rises. Its state is not part of this
             one's: save and load it too. Default None.
@@ -142,7 +143,7 @@ class GreedyLR(LRScheduler):
         controller: Controller | None = None,
         total_steps: int | None = None,
         linear_warmup_steps: int = 0,
-        decay_ratio: float = 0.3,
+        decay_ratio: float | None = None,
         base_schedule: LRScheduler | None = None,
         horizon: int | None = None,
         shadow: bool = False,
@@ -167,6 +168,8 @@ class GreedyLR(LRScheduler):
                     f"base_schedule={type(base_schedule).__name__} is not allowed: it must be a schedule of the same"
                     " optimizer that steps without a metric"
                 )
+        if decay_ratio is None:
+            decay_ratio = getattr(controller, "decay_ratio", 0.3)
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=decay_ratio)
         self.shadow = shadow
         self.base_schedule = base_schedule
@@ -188,13 +191,17 @@ class GreedyLR(LRScheduler):
         self._total_steps = total_steps
         self._steps_to_decide = None if total_steps is None or horizon else max(1, total_steps - linear_warmup_steps)
         self._own_controller = controller is None
+        if isinstance(controller, GreedyController):
+            config = controller.config
+        self._every = config.every_n_steps
+        horizon = horizon or self._decisions(self._every)
         if controller is None:
-            horizon = horizon or self._decisions(config.every_n_steps)
             controller = GreedyController(config, self.base_lrs, horizon)
+        elif hasattr(controller, "set_horizon"):
+            controller.set_horizon(horizon)
         self.controller = controller
         self._obey(None)
         self._scales = self._decider_scales()
-        self._every = controller.config.every_n_steps if isinstance(controller, GreedyController) else 1
         self._apply()
 
     def _decisions(self, every: int) -> int | None:

@@ -43,7 +43,8 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         controller (Controller): another policy, in place of a config.
         total_steps (int): optimizer steps of the run. Default None: the Trainer's.
         linear_warmup_steps (int): optimizer steps of the ramp from 0. Default None: the TrainingArguments'.
-        decay_ratio (float): share of the run that the final decay to 0 takes. Default 0.3. Not with "multiply".
+        decay_ratio (float): share of the run that the final decay to 0 takes. Default None: 0.3, or the
+            controller's own `decay_ratio`. Not with "multiply".
         shadow (bool): record decisions and change nothing. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
@@ -76,7 +77,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         controller: Controller | None = None,
         total_steps: int | None = None,
         linear_warmup_steps: int | None = None,
-        decay_ratio: float = 0.3,
+        decay_ratio: float | None = None,
         shadow: bool = False,
         loss_lag: int | None = None,
         process_group: Any = None,

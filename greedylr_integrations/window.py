@@ -1,4 +1,4 @@
-"""What the controller remembers of the losses: a rolling mean with its noise, and the recent best.
+"""What the controller remembers of the losses: a rolling mean with its noise, the recent best, and the pace.
 
 Every call is amortized O(1) for a window of any size. Values must be finite.
 """
@@ -132,3 +132,42 @@ class RecentBest:
     def load_state_dict(self, state: Mapping) -> None:
         self._count = state["count"]
         self._queue = deque((number, value) for number, value in state["queue"])
+
+
+class Pace:
+    """How fast a rolling mean falls: its fall over the last `size` values as a share of the largest such fall so far.
+
+    The first sixth of the values is skipped: their means are of a few losses, and noise would pass for a fall.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._skip = size // 6
+        self._largest = 0.0
+        self._means: deque[float] = deque(maxlen=size + 1)
+
+    def push(self, mean: float) -> float:
+        """Add a mean; return the share, from 0 (does not fall) to 1 (falls as fast as it ever has)."""
+        if self._skip:
+            self._skip -= 1
+            return 0.0
+        means = self._means
+        means.append(mean)
+        fall = means[0] - mean
+        if fall <= 0.0:
+            return 0.0
+        if fall >= self._largest:
+            self._largest = fall
+            return 1.0
+        return fall / self._largest
+
+    def clear(self) -> None:
+        self._largest = 0.0
+        self._means.clear()
+
+    def state_dict(self) -> dict:
+        return {"skip": self._skip, "largest": self._largest, "means": list(self._means)}
+
+    def load_state_dict(self, state: Mapping) -> None:
+        self._skip, self._largest = state["skip"], state["largest"]
+        self._means = deque(state["means"], maxlen=self.size + 1)

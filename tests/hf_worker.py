@@ -104,7 +104,7 @@ GPU_PATHS = {
 def main(out, names):
     rank = os.environ.get("RANK", "0")
     for name in names:
-        callback, spy = GreedyLRCallback(window_size=2, factor=0.8, settle_ratio=1), tiny.LRSpy()
+        callback, spy = GreedyLRCallback(window_size=2, factor=0.8, pace=0), tiny.LRSpy()
         trainer = {**PATHS, **GPU_PATHS}[name](os.path.join(out, "trainer"), [callback, spy])
         trainer.train()
         result = {

@@ -35,7 +35,7 @@ def configs(draw):
     }
     if kind is GreedyConfig:
         fields["best_window"] = draw(st.integers(1, 30))
-        fields["settle_ratio"] = draw(st.sampled_from([0, 0.3, 1]))
+        fields["pace"] = draw(st.sampled_from([0, 0.5, 1, 2]))
         fields["threshold_mode"] = draw(st.sampled_from(["se", "rel", "abs"]))
     else:
         fields["smooth"] = draw(st.booleans())

@@ -151,33 +151,34 @@ def test_what_the_user_set_is_not_fitted():
     assert (fitted.factor, fitted.window_size, fitted.best_window) == (0.9, 7, 9)
 
 
-def settling(horizon, **fields):
-    fields = {"window_size": 1, "best_window": 100, "factor": 0.5, "max_scale": 1e9, "settle_ratio": 0.5, **fields}
-    return GreedyController(GreedyConfig(**fields), horizon=horizon)
+# ---- pace ----
 
 
-def test_late_in_the_run_the_scale_does_not_exceed_what_it_settled_on():
-    controller = settling(8)
-    decisions = observe(controller, [9, 8, 7, 6, 5, 9, 9, 4])
-    assert [d.scales[0] for d in decisions] == [1, 2, 4, 8, 8, 4, 2, 4]  # back up after a fall, and no further
-    assert decisions[4].reason is Reason.SETTLED
-    assert [d.scales[0] for d in observe(settling(8, settle_ratio=1), range(9, 1, -1))][-1] == 128
-    assert [d.scales[0] for d in observe(settling(None), range(9, 1, -1))][-1] == 128
+def test_a_raise_is_the_smaller_the_more_slowly_the_loss_falls():
+    losses = [20, 16, 14, 13, 14, 6]  # falls of 4, 2, 1; a rise; a fall of 8, the largest so far
+    scales = [d.scales[0] for d in observe(simple(max_scale=1e9), losses)]
+    assert scales == pytest.approx([1, 2, 2**1.5, 2**1.75, 2**0.75, 2**1.75])
+    whole = [d.scales[0] for d in observe(simple(max_scale=1e9, pace=0), losses)]
+    assert whole == pytest.approx([1, 2, 4, 8, 4, 8])
+    root = [d.scales[0] for d in observe(simple(max_scale=1e9, pace=0.5), losses)]
+    assert root[2] == pytest.approx(2 ** (1 + 0.5**0.5))
 
 
-def test_a_run_made_longer_is_not_late_any_more_and_one_made_shorter_is_at_once():
-    controller = settling(8)
-    observe(controller, [9, 8, 7, 6, 5])
-    longer, shorter = controller.with_horizon(16), settling(16).with_horizon(16)
-    assert longer.observe(4).scales == (16.0,)
-    observe(shorter, [9, 8, 7, 6, 5])
-    shorter = shorter.with_horizon(8)
-    assert shorter.observe(4).reason is Reason.SETTLED
-    assert shorter.observe(4.5).scales == (8.0,)
+def test_the_lr_rises_while_the_loss_keeps_its_pace_and_stays_where_it_flattens():
+    def end(losses, **fields):
+        controller = GreedyController(GreedyConfig(**fields), horizon=1000)
+        observe(controller, losses)
+        return controller.scales[0]
+
+    assert end([10 - i / 100 for i in range(700)]) == 10
+    flattening = [10 / (1 + i / 20) for i in range(700)]
+    assert end(flattening, pace=0) == 10
+    assert 1 < end(flattening) < 3
 
 
-def test_settling_is_no_reason_to_warn_of_a_low_base_lr(warnings_of):
-    observe(settling(8), range(9, 1, -1))
+def test_a_raise_too_small_to_show_is_no_bound(warnings_of):
+    decisions = observe(simple(), [1e300, 1, 1 - 1e-9])
+    assert [d.action for d in decisions[1:]] == [Action.RAISE, Action.RAISE]
     assert warnings_of() == []
 
 
@@ -281,7 +282,7 @@ def test_an_lr_above_its_maximum_is_clamped_at_once():
     [
         *[("factor", 0), ("factor", 1), ("factor", -0.5), ("factor", 2.0), ("factor", math.nan)],
         *[("patience", -1), ("window_size", 0), ("window_size", -3), ("best_window", 0), ("every_n_steps", 0)],
-        ("settle_ratio", 1.1),
+        ("pace", -0.1),
         *[("threshold", -0.1), ("threshold", math.inf), ("threshold_mode", "relative"), ("mode", "down")],
         *[("warmup", -1), ("cooldown", -1), ("min_scale", 0), ("max_scale", -1), ("min_lr", -1e-5), ("max_lr", [])],
         *[("reset_start", 0), ("on_nonfinite", "skip"), ("on_resume", "both"), ("min_scale", 20), ("max_scale", 1e-3)],

@@ -43,17 +43,19 @@ def parser(recipe: str, description: str, **defaults) -> argparse.ArgumentParser
     return made
 
 
-def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+def parse(made: argparse.ArgumentParser, argv: list[str] | None, same: tuple[str, ...] = ()) -> argparse.Namespace:
     """The flags of the command line and of --config, checked, with `schedules` and `output_dir` settled.
+
+    `same` names the recipe's own flags that a resumed run must have as it was begun.
 
     Raises:
         RecipeError: for what is wrong with them, in one line.
     """
     made.error = fail  # without two screens of usage
-    return settle(made.prog, made.parse_args(with_config(made, argv)))
+    return settle(made.prog, made.parse_args(with_config(made, argv)), same)
 
 
-def settle(recipe: str, args: argparse.Namespace) -> argparse.Namespace:
+def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) -> argparse.Namespace:
     args.schedules = args.compare or [args.schedule]
     for name in args.schedules:
         if name not in SCHEDULES:
@@ -62,6 +64,7 @@ def settle(recipe: str, args: argparse.Namespace) -> argparse.Namespace:
         raise RecipeError("--resume needs the --output-dir of the run to go on with")
     args.output_dir = Path(args.output_dir or f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}")
     args.settings = {"recipe": recipe, "model": args.model, "dataset": args.dataset, "seed": args.seed}
+    args.settings |= {name: getattr(args, name) for name in same}
     if is_first_process():  # the others may see what it writes
         check_output_dir(args.output_dir, args.resume, args.settings)
     return args
@@ -118,9 +121,9 @@ def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
         raise RecipeError(f"{path} has no checkpoint of a run to resume: leave out --resume to start one")
     else:
         for name, value in json.loads(begun.read_text()).items():
-            if settings[name] != value:
+            if settings.get(name) != value:
                 raise RecipeError(
-                    f"{path} was begun with {name} {value!r}, so it is not resumed with {settings[name]!r}"
+                    f"{path} was begun with {name} {value!r}, so it is not resumed with {settings.get(name)!r}"
                 )
 
 
@@ -210,12 +213,15 @@ def run(recipe: str, main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
+FULL = ("No space left on device", "File too large", "PytorchStreamWriter", "inline_container")
+
+
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a write failed for want of space, as Python, safetensors or torch.save say it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
-        if any(says in str(error) for says in ("No space left on device", "File too large", "PytorchStreamWriter")):
+        if any(says in str(error) for says in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False

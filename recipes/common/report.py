@@ -27,6 +27,7 @@ class Run:
     peak_memory_gib: float
     next_learning_rate: float | None = None
     decisions: list[Record] = field(default_factory=list)
+    more: dict[str, float] = field(default_factory=dict)  # what only this recipe measures
 
     def to_row(self) -> dict[str, Any]:
         """For JSON: `from_row` makes it a run again."""

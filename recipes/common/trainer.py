@@ -137,8 +137,8 @@ def greedy_callback(folder: Path, **more) -> GreedyLRCallback:
     return GreedyLRCallback(history_file=str(file), **more)
 
 
-def train(trainer, schedule: str) -> Run:
-    """Train from the trainer's last checkpoint, or the start, and report; after Ctrl-C or SIGTERM save and end.
+def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSignal | None = None) -> Run:
+    """Train from `checkpoint`, the trainer's last one or the start, and report; after Ctrl-C or SIGTERM save and end.
 
     Raises:
         Stopped: after the signal, once the checkpoint is there.
@@ -153,9 +153,9 @@ def train(trainer, schedule: str) -> Run:
         kind, args.lr_scheduler_kwargs = kind_and_arguments(schedule, steps)
         args.lr_scheduler_type = SchedulerType(kind)
     start = time.perf_counter()
-    with StopOnSignal() as stop:
+    with stop or StopOnSignal() as stop:
         trainer.add_callback(_SaveOnSignal(stop))
-        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+        trainer.train(resume_from_checkpoint=checkpoint or last_checkpoint(folder))
     if stop.number and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.number, folder.parent)
     log = trainer.state.log_history

@@ -1,0 +1,92 @@
+"""The README's table of recipes and the GPU's measurements, with tiny models."""
+
+import json
+import random
+
+import pytest
+import tiny
+
+pytest.importorskip("accelerate")
+pytest.importorskip("peft")
+from benchmarks import gpu_recipes, recipe_table
+from benchmarks.suite import Job, Results
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """The words of a command that trains tiny models, a few times."""
+    tiny.llama().save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    chance = random.Random(0)
+    texts = [" ".join(f"w{(3 * i + chance.randrange(2)) % 20}" for i in range(40)) for _ in range(60)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    for name in ("README.md", "RESULTS.md"):
+        (tmp_path / name).write_text("before\n<!-- recipes: begin -->\n<!-- recipes: end -->\nafter\n")
+    monkeypatch.setattr(recipe_table, "SEARCHED", (1e-3, 1e-2))
+    monkeypatch.setattr(recipe_table, "SEEDS", 2)
+    monkeypatch.setattr(recipe_table, "LORA_SEEDS", 1)
+    common = f"--model {tmp_path}/model --dataset {tmp_path}/texts.jsonl --validation-rows 4 --max-length 16"
+    return [
+        *("--results", str(tmp_path), "--output", str(tmp_path), "--steps", "6", "--lora-steps", "4"),
+        *("--pretrain-flags", f"{common} --tokenizer {tmp_path}/model --batch-size 2 --save-steps 0"),
+        *("--lora-flags", f"{common} --batch-size 2 --eval-steps 0.5 --save-strategy no --no-plot"),
+    ]
+
+
+def test_the_table_goes_on_where_it_was_killed(small, tmp_path, capsys):
+    recipe_table.main(["all", *small])
+    whole, file = capsys.readouterr().out, tmp_path / "recipe_table.jsonl"
+    lines = file.read_text().splitlines()
+    assert len(lines) == 1 + 2 * 3 + 2 * 3 * 4 + 4  # what they have in common, search, table, LoRA
+    readme = (tmp_path / "README.md").read_text()
+    assert readme.startswith("before\n<!-- recipes: begin -->\n| run | base LR | greedy | linear | cosine | warmup-st")
+    assert readme.count("| pretrain_llm |") == 3
+    assert "| finetune_llm, LoRA | 2e-04 |" in readme
+    assert (tmp_path / "RESULTS.md").read_text() == readme
+
+    file.write_text("\n".join(lines[:30]) + "\n" + lines[30][:30])  # torn by a kill
+    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace("|", "!"))
+    recipe_table.main(["all", *small])
+    out = capsys.readouterr().out
+    assert out.count(" table ") == len(lines) - 30 < whole.count(" table ")
+    without_times = [text.split("On one core")[0] for text in ((tmp_path / "README.md").read_text(), readme)]
+    assert without_times[0] == without_times[1]
+
+
+def test_wins_and_losses_are_told_apart(tmp_path):
+    results = Results(tmp_path / "recipe_table.jsonl")
+    for lr in recipe_table.SEARCHED:
+        for arm in recipe_table.FIXED:
+            loss = None if lr > 3e-3 else 5 - (lr == 1e-3) - (arm == "wsd") / 10
+            results.add(Job("search", "pretrain", arm, lr, 100, 9), {"loss": loss, "seconds": 1})
+    assert recipe_table.tuned(results) == (1e-3, "wsd")
+    for job in recipe_table.pretrain_jobs(1e-3, 9):
+        shift = {0.1: -1.0, 1.0: 1.0, 3.0: 0.0}[job.multiple] if job.arm == "greedy" else 0.0
+        noise = (-1) ** job.seed / 10 if job.arm == "greedy" else 0.0
+        loss = None if job.multiple == 3.0 and job.arm == "linear" else 4 + shift + noise
+        results.add(job, {"loss": loss, "seconds": 2})
+    rows = recipe_table.table(results).splitlines()
+    assert "wins by 0.980 ± 0.049" in rows[2]
+    assert "**loses** by 1.020 ± 0.049" in rows[3]
+    assert "undecided" in rows[4]
+    assert "| diverged |" in rows[4]
+
+
+def test_without_a_gpu_it_refuses_in_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as end:
+        gpu_recipes.main([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == ("gpu_recipes: there is no GPU here: run it where there is one, or try --tiny\n")
+
+
+@pytest.mark.slow
+def test_the_gpus_measurements_on_cpu(capsys, monkeypatch):
+    results = gpu_recipes.RESULTS.parent / "RESULTS.md"
+    before = results.read_text()
+    gpu_recipes.main(["--tiny", "--steps", "2", "--rounds", "2"])
+    out = capsys.readouterr().out
+    for start in ("| tiny |", "| tiny-lora |", "| pretrain-tiny, 0.1x |", "| pretrain-tiny, 3x |"):
+        (line,) = [line for line in out.splitlines() if line.startswith(start)]
+        assert "nan" not in line
+    assert results.read_text() == before
