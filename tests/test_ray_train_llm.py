@@ -14,7 +14,7 @@ from processes import ON_CPU, kill_tree, wait
 
 pytest.importorskip("ray")
 pytest.importorskip("peft")
-from test_recipes import parts  # noqa: F401
+import recipe_parts
 
 from greedylr_integrations import history
 
@@ -23,7 +23,12 @@ STEPS = 40
 ENVIRONMENT = {**os.environ, **ON_CPU, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
-def flags(parts, out, **more):  # noqa: F811
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return recipe_parts.make(tmp_path_factory.mktemp("parts"))
+
+
+def flags(parts, out, **more):
     values = {
         "model": parts / "model",
         "dataset": parts / "chats.jsonl",
@@ -74,7 +79,7 @@ def learning_rates(out):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(parts, tmp_path_factory):  # noqa: F811
+def undisturbed(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
     Launched(flags(parts, out), out).end()
     return out
@@ -90,7 +95,7 @@ def test_two_workers_are_one_run(undisturbed):
     assert {"rng_state_0.pth", "rng_state_1.pth"} < {file.name for file in checkpoint.iterdir()}  # DDP, not two runs
 
 
-def test_a_killed_worker_then_a_stopped_run(undisturbed, parts, tmp_path):  # noqa: F811
+def test_a_killed_worker_then_a_stopped_run(undisturbed, parts, tmp_path):
     out = tmp_path / "disturbed"
     run = Launched(flags(parts, out), out)
     run.reach(12)
@@ -110,7 +115,7 @@ def test_a_killed_worker_then_a_stopped_run(undisturbed, parts, tmp_path):  # no
 
 
 @pytest.mark.slow
-def test_the_whole_is_killed(undisturbed, parts, tmp_path):  # noqa: F811
+def test_the_whole_is_killed(undisturbed, parts, tmp_path):
     out = tmp_path / "killed"
     run = Launched(flags(parts, out), out)
     run.reach(18)

@@ -1,68 +1,31 @@
+import importlib
 import json
+import os
+import resource
+import signal
 import sys
-from pathlib import Path
 
 import processes
 import pytest
+import recipe_parts
 import tiny
+from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
 from recipes import finetune_llm
-from recipes.common import chat, offline
+from recipes.common import chat, offline, report, schedules
+from recipes.common import flags as common_flags
 from recipes.common.offline import RecipeError
-
-ROOT = Path(__file__).parents[1]
+from recipes.common.stop import resume_command
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """A tiny chat model in a folder, and chats in a file."""
-    out = tmp_path_factory.mktemp("parts")
-    tiny.llama().save_pretrained(out / "model")
-    tiny.tokenizer().save_pretrained(out / "model")
-    words = tiny.WORDS
-    rows = [
-        {
-            "messages": [
-                {"role": role, "content": " ".join(words[(i + j + k) % 7] for k in range(4))}
-                for j, role in enumerate(["user", "assistant", "user", "assistant"])
-            ]
-        }
-        for i in range(40)
-    ]
-    (out / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (out / "plain.txt").write_text("\n".join(" ".join(words[:9]) for _ in range(40)))
-    (out / "other.csv").write_text("a,b\n1,2\n")
-    return out
-
-
-def flags(parts, out, dataset="chats.jsonl", **more):
-    defaults = {
-        "model": parts / "model",
-        "dataset": parts / dataset,
-        "output-dir": out,
-        "max-length": 48,
-        "max-steps": 24,
-        "validation-rows": 4,
-        "learning-rate": 3e-3,
-        "lora-r": 4,
-        "disable-tqdm": True,
-    }
-    words = []
-    for name, value in {**defaults, **more}.items():
-        words += [f"--{name}", *([str(value)] if not isinstance(value, list) else value)]
-    return words
+    return recipe_parts.make(tmp_path_factory.mktemp("parts"))
 
 
 def test_the_command_line(parts, tmp_path):
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "recipes.finetune_llm",
-        *flags(parts, tmp_path, compare=["greedy", "cosine"]),
-    ]
+    command = recipe_parts.command("finetune_llm", flags(parts, tmp_path, compare=["greedy", "cosine"]))
     done = processes.run(command, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "next time start at " in done.stdout
@@ -123,11 +86,117 @@ def test_a_template_that_writes_earlier_turns_anew():
 
 
 def test_epochs_in_place_of_steps(parts, tmp_path):
-    words = [word for word in flags(parts, tmp_path) if word not in ("--max-steps", "24")]
+    words = ["--output-dir", str(tmp_path)]
     _, args = finetune_llm.parse_flags([*words, "--num-train-epochs", "3", "--eval-strategy", "no"])
     assert (args.max_steps, args.num_train_epochs, args.eval_strategy.value) == (-1, 3, "no")
     _, args = finetune_llm.parse_flags(words)
     assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (80, 0.25, "steps")
+
+
+# ---- kills ----
+
+
+def test_killed_twice_and_resumed(parts, tmp_path):
+    """SIGTERM under the first schedule, SIGKILL under the second: in the end all is as if nothing had been."""
+    more = {"compare": ["greedy", "wsd"], "max_steps": 100, "save_steps": 10, "plot": False}
+    finetune_llm.main(flags(parts, tmp_path / "whole", **more))
+    out = tmp_path / "killed"
+    words = flags(parts, out, **more)
+    seen = out / "greedy" / "history.jsonl"
+    there = lambda: seen.exists() and seen.read_text().count("\n") > 13  # noqa: E731
+    code, printed = recipe_parts.kill_when("finetune_llm", words, there, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert printed.strip().splitlines()[-1] == f"saved; go on with: {resume_command('finetune_llm', words, out)}"
+    assert recipe_parts.whole_checkpoints(out / "greedy")
+    assert not (out / "greedy" / "result.json").exists()
+    there = lambda: recipe_parts.whole_checkpoints(out / "wsd")  # noqa: E731
+    code, _ = recipe_parts.kill_when("finetune_llm", [*words, "--resume"], there, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    finished = (out / "greedy" / "result.json").read_text()
+    with pytest.raises(RecipeError, match="has the results of another run"):
+        finetune_llm.main(words)
+    with pytest.raises(RecipeError, match="was begun with seed 0, so it is not resumed with 1"):
+        finetune_llm.main([*words, "--resume", "--seed", "1"])
+    finetune_llm.main([*words, "--resume"])
+    for one, other in zip(runs_of(out), runs_of(tmp_path / "whole"), strict=True):
+        assert len({lr for _, lr in one["learning_rate"]}) > 10
+        assert_same(one, other)
+    assert (out / "greedy" / "result.json").read_text() == finished  # it was not trained again
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    from recipes.common.trainer import last_checkpoint
+
+    assert last_checkpoint(tmp_path) is None
+    for step in (8, 16, 24):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (8, 16):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    assert last_checkpoint(tmp_path).name == "checkpoint-16"
+
+
+@pytest.mark.xfail(
+    reason="transformers computes the loss in float32 in float64 too: 5e-6 after some steps", strict=False
+)
+def test_two_processes_are_one_with_twice_the_batch(parts, tmp_path):
+    words = {"dtype": "float64", "schedule": "greedy", "plot": False, "max_steps": 12, "eval_strategy": "no"}
+    finetune_llm.main(flags(parts, tmp_path / "one", **words, batch_size=4, use_cpu=True))
+    worker = str(ROOT / "tests" / "recipe_worker.py")
+    two = flags(parts, tmp_path / "two", **words, batch_size=2)
+    command = [*processes.torchrun(2), worker, str(tmp_path), "finetune_llm", *two]
+    done = processes.run(command, cwd=ROOT, env={**os.environ, **processes.ON_CPU, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr[-4000:]
+    lrs = [json.loads((tmp_path / f"lrs-{rank}.json").read_text()) for rank in range(2)]
+    assert lrs[0] == lrs[1]
+    assert len(lrs[0]) == 12
+    (one,), (two,) = runs_of(tmp_path / "one"), runs_of(tmp_path / "two")
+    for ours, theirs in zip(two["decisions"], one["decisions"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+    assert [lr for _, lr in two["learning_rate"]] == [lr for _, lr in one["learning_rate"]]
+
+
+# ---- what finetune_llm can do ----
+
+
+def test_every_weight_and_packed_rows_over_epochs(parts, tmp_path):
+    words = flags(parts, tmp_path, full=True, packing=True, max_steps=-1, num_train_epochs=3, schedule="wsd")
+    finetune_llm.main(words)
+    (run,) = runs_of(tmp_path)
+    assert run["train_loss"][-1][1] < run["train_loss"][0][1]
+    lrs = [lr for _, lr in run["learning_rate"]]
+    assert max(lrs) == lrs[len(lrs) // 2] == 3e-3
+    assert lrs[-1] < 0.5 * 3e-3
+
+
+def test_packed_rows_do_not_see_each_other():
+    import torch
+    from datasets import Dataset
+
+    rows = Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in ([8, 9, 10, 11], [12, 9, 8], [13, 14, 8])])
+    packed = chat.pack(rows, 5).with_format("torch")
+    assert [row.tolist() for row in packed["input_ids"]] == [[8, 9, 10, 11, 12], [9, 8, 13, 14, 8]]
+    assert [row.tolist() for row in packed["position_ids"]] == [[0, 1, 2, 3, 0], [1, 2, 0, 1, 2]]
+    assert [row.tolist() for row in packed["labels"]] == [[-100, 9, 10, 11, -100], [9, 8, -100, 14, 8]]
+    model = tiny.llama().eval()
+    model.config.use_cache = False  # as load_model does: with a cache the blocks are not told apart
+    whole = model(input_ids=torch.tensor([[8, 9, 10, 11]])).logits
+    block = {name: packed[0][name][None] for name in ("input_ids", "position_ids")}
+    torch.testing.assert_close(model(**block).logits[:, :4], whole)
+    alone = model(input_ids=torch.tensor([[13, 14, 8]])).logits
+    block = {name: packed[1][name][None] for name in ("input_ids", "position_ids")}
+    torch.testing.assert_close(model(**block).logits[:, 2:], alone)
+
+
+@pytest.mark.slow
+def test_lora_on_4_bits(parts, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    finetune_llm.main(flags(parts, tmp_path, qlora=True))
+    (run,) = runs_of(tmp_path)
+    assert run["train_loss"][-1][1] < run["train_loss"][0][1]
+
+
+# ---- wrong input ----
 
 
 @pytest.mark.parametrize(
@@ -135,26 +204,139 @@ def test_epochs_in_place_of_steps(parts, tmp_path):
     [
         ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
         ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+        ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
         ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, wsd, constant"),
-        ({"max-length": 4096}, "is beyond the model's limit of 64 tokens"),
-        ({"validation-rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
-        ({"model": "nobody/nothing"}, "model 'nobody/nothing' cannot be loaded"),
+        ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
+        ({"validation_rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
+        ({"model": "nothing"}, "cannot be loaded"),
+        ({"model": "no-template"}, "has no chat template"),
+        ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
+        ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
+        ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),
+        ({"max_stepz": 3}, "'--max-stepz' is no flag of finetune_llm"),
+        ({"max_steps": "many"}, "invalid int value: 'many'"),
+        ({"eval_strategy": "sometimes"}, "sometimes"),
     ],
 )
 def test_wrong_input_is_one_line(parts, tmp_path, more, says):
     with pytest.raises(RecipeError) as error:
-        finetune_llm.main(flags(parts, tmp_path, **more))
+        finetune_llm.main(flags(parts, tmp_path / "out", **more))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):
+    (tmp_path / "greedy" / "checkpoint-8").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="has the checkpoints of another run: choose another --output-dir"):
+        finetune_llm.main(flags(parts, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["greedy"]
+
+
+def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
+    """A file cannot grow beyond 8 KiB, so no checkpoint can be written."""
+    words = flags(parts, tmp_path, schedule="linear", save_steps=2, eval_strategy="no", full=True)
+    data, load = finetune_llm.load_tokens, []
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def load_then_fill_the_disk(*args):
+        load.append(data(*args))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
+        return load[0]
+
+    monkeypatch.setattr(finetune_llm, "load_tokens", load_then_fill_the_disk)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            common_flags.run("finetune_llm", lambda: finetune_llm.main(words))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("finetune_llm: the disk is full (")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+# ---- what all recipes share ----
+
+CONFIGS = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.xfail(
+    reason="configurations with bf16 are refused where there is no GPU; headers to be completed", strict=False
+)
+@pytest.mark.parametrize("file", CONFIGS, ids=[f"{file.parent.name}/{file.stem}" for file in CONFIGS])
+def test_every_config_fits_its_recipe(file):
+    pytest.importorskip("trl" if "trl" in file.parent.name else "peft")
+    try:
+        recipe = importlib.import_module(f"recipes.{file.parent.name}")
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
+    recipe.parse_flags(["--config", str(file)])
+    header = [line for line in file.read_text().splitlines() if line.startswith("#")]
+    assert any(f"recipes.{file.parent.name} --config {file.relative_to(ROOT)}" in line for line in header)
+    assert any("memory" in line for line in header)
+
+
+def plain(file, *words):
+    made = common_flags.parser("some_recipe", "Text.", max_steps=10)
+    return common_flags.parse(made, ["--config", str(file), *words])
+
+
+def test_flags_in_a_file(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text("max-steps: 7\nlearning-rate: 2e-4\nplot: false\ncompare: [greedy, wsd]\nresume: false\n")
+    args = plain(file, "--learning-rate", "0.5")
+    assert (args.max_steps, args.learning_rate, args.plot, args.resume) == (7, 0.5, False, False)
+    assert args.schedules == ["greedy", "wsd"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("max-stepz: 7", "has 'max-stepz', which is no flag of some_recipe"),
+        ("just words", "is no list of `flag: value`"),
+        ("a: [", "cannot be loaded"),
+        ("max-steps: many", "invalid int value: 'many'"),
+        (None, "cannot be loaded (FileNotFoundError"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        plain(tmp_path / "a.yaml")
     assert says in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_model_without_a_chat_template(parts, tmp_path):
-    tokenizer = tiny.tokenizer()
-    tokenizer.chat_template = None
-    tiny.llama().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    with pytest.raises(RecipeError, match="has no chat template"):
-        finetune_llm.main(flags(parts, tmp_path / "out", model=tmp_path / "model"))
+def test_fixed_schedules_have_one_ramp():
+    import torch
+
+    factors = {}
+    for name in schedules.KINDS:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        schedule = schedules.fixed(name, optimizer, 100, 10)
+        factors[name] = []
+        for _ in range(100):
+            factors[name].append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+    ramp = [i / 10 for i in range(10)]
+    assert all(values[:10] == ramp for values in factors.values())
+    assert factors["constant"][10:] == [1.0] * 90
+    assert factors["wsd"][10:81] == [1.0] * 71
+    assert factors["wsd"][81:] == pytest.approx([1 - i / 20 for i in range(1, 20)])
+
+
+def test_a_row_of_the_report_is_read_back():
+    import histories
+
+    callback = histories.with_torch().callback
+    run = report.Run("greedy", [(1, 2.0)], [], [(1, 0.1)], 1.0, 0.5, 0.2, list(callback.history))
+    text = json.dumps(run.to_row())
+    again = report.Run.from_row(json.loads(text))
+    assert json.dumps(again.to_row()) == text
+    assert again.decisions[3].decision.action is run.decisions[3].decision.action
 
 
 @pytest.mark.filterwarnings(

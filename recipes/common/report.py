@@ -43,6 +43,7 @@ class Run:
                 "lrs": record.lrs,
                 "envelope": record.envelope,
                 "scales": record.decision.scales,
+                "nonfinite": record.nonfinite,
             }
             for record in self.decisions
         ]
@@ -54,7 +55,9 @@ class Run:
         for entry in row["decisions"]:
             action, reason, scales = Action(entry["action"]), Reason(entry["reason"]), tuple(entry["scales"])
             decision = Decision(action, reason, scales, entry["loss"], entry["smoothed"], entry["best"])
-            decisions.append(Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision))
+            decisions.append(
+                Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision, entry["nonfinite"])
+            )
         return cls(**{**row, "decisions": decisions})
 
 

@@ -1,0 +1,93 @@
+"""A tiny chat model, good and bad data in files, and command lines on them, for the tests of recipes."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import processes
+import tiny
+
+ROOT = Path(__file__).parents[1]
+
+
+def make(out):
+    """A folder with `model`, and data of every kind."""
+    tiny.llama().save_pretrained(out / "model")
+    tiny.tokenizer().save_pretrained(out / "model")
+    no_template = tiny.tokenizer()
+    no_template.chat_template = None
+    tiny.llama().save_pretrained(out / "no-template")
+    no_template.save_pretrained(out / "no-template")
+    words = tiny.WORDS
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": " ".join(words[(i + j + k) % 7] for k in range(4))}
+                for j, role in enumerate(["user", "assistant", "user", "assistant"])
+            ]
+        }
+        for i in range(40)
+    ]
+    (out / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (out / "plain.txt").write_text("\n".join(" ".join(words[:9]) for _ in range(40)))
+    (out / "other.csv").write_text("a,b\n1,2\n")
+    (out / "empty.csv").write_text("messages\n")
+    return out
+
+
+def flags(parts, out, dataset="chats.jsonl", model="model", **more):
+    defaults = {
+        "model": parts / model,
+        "dataset": parts / dataset,
+        "output_dir": out,
+        "max_length": 48,
+        "max_steps": 24,
+        "validation_rows": 4,
+        "learning_rate": 3e-3,
+        "lora_r": 4,
+        "disable_tqdm": True,
+    }
+    words = []
+    for name, value in {**defaults, **more}.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return words
+
+
+def command(recipe, words):
+    return [sys.executable, "-W", "ignore", "-m", f"recipes.{recipe}", *words]
+
+
+def kill_when(recipe, words, there, number, timeout=120):
+    """Run until `there()`, send the signal, and give exit code and output."""
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command(recipe, words), cwd=ROOT, stdout=out, stderr=out)
+        deadline = time.monotonic() + timeout
+        while not there():
+            if process.poll() is not None or time.monotonic() > deadline:
+                processes.kill_tree(process.pid)
+                process.wait()
+                out.seek(0)
+                raise AssertionError(f"{words} ended, or was never there:\n{out.read()[-4000:]}")
+            time.sleep(0.002)
+        process.send_signal(number)
+        code = processes.wait(process, timeout)
+        out.seek(0)
+        return code, out.read()
+
+
+def whole_checkpoints(folder):
+    return sorted(folder.glob("checkpoint-*/trainer_state.json"))
+
+
+def runs_of(out):
+    return json.loads((out / "metrics.json").read_text())["runs"]
+
+
+def assert_same(one, other):
+    """Of two rows of metrics.json, all but time and memory."""
+    for name in one.keys() - {"seconds", "peak_memory_gib"}:
+        assert one[name] == other[name], name
