@@ -133,6 +133,7 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (8, 16):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-24" / "trainer_state.json").write_text("")
     assert last_checkpoint(tmp_path).name == "checkpoint-16"
 
 
