@@ -4,10 +4,10 @@
     python -m recipes.lightning_llm --compare greedy cosine             # the same start and data under two schedules
     python -m recipes.lightning_llm --devices 2                         # DDP: two GPUs, or two CPU processes
     python -m recipes.lightning_llm --model Qwen/Qwen3-0.6B --dataset HuggingFaceH4/ultrachat_200k --split train_sft \\
-        --max-length 1024 --max-steps 1000 --batch-size 32 --devices 4 --precision bf16-true
+        --max-length 1024 --max-steps 1000 --batch-size 8 --devices 4 --precision bf16-true
 
-The loss counts the replies only, each token of the whole batch alike on any number of processes; `--batch-size` is the
-whole batch too, so more devices are the same run, faster. Ctrl-C saves, and `--resume` goes on as if nothing had been.
+The loss counts the replies only, each token of a step alike, on whichever process it is: so two devices with half the
+--batch-size are the same run. Ctrl-C saves, and --resume goes on as if nothing had been, on any such split.
 Writes metrics.json, loss_and_lr.png and the adapter (greedy/adapter) into --output-dir.
 """
 
@@ -34,7 +34,7 @@ from recipes.finetune_llm import load_model
 
 def parse_flags(argv: list[str] | None = None):
     defaults = {"model": SMOLLM2, "dataset": CHITCHAT, "max_steps": 80, "learning_rate": 2e-4, "batch_size": 4}
-    made = parser("lightning_llm", __doc__, **defaults)
+    made = parser("lightning_llm", __doc__, **defaults, full=False, qlora=False)
     made.add_argument("--split", default="train", help="split of the dataset to train on (default: %(default)s)")
     for flag, default, says in (
         ("--rows", 1500, "rows of the dataset to use; 0 for all"),
@@ -53,7 +53,9 @@ def parse_flags(argv: list[str] | None = None):
         "--precision", default="32-true", choices=kinds, help="as Lightning has it (default: %(default)s)"
     )
     args = parse(made, argv)
-    args.bf16 = args.precision == "bf16-true"
+    if args.devices < 1 or args.num_nodes < 1:
+        raise RecipeError(f"--devices {args.devices} and --num-nodes {args.num_nodes}: at least 1 of each")
+    args.dtype = {"bf16-true": "bfloat16", "64-true": "float64"}.get(args.precision, "float32")
     return args
 
 

@@ -28,7 +28,7 @@ from recipes import finetune_llm
 from recipes.common import trainer as common
 from recipes.common.chat import check_length, load_tokens
 from recipes.common.flags import finish, loading, run, run_all, write
-from recipes.common.offline import SMOLLM2
+from recipes.common.offline import SMOLLM2, RecipeError
 from recipes.common.report import Run
 from recipes.common.stop import StopOnSignal, Stopped
 
@@ -78,6 +78,8 @@ def check(recipe: RecipeArguments) -> None:
     """What is wrong with model or data is said here, in one line: a worker would fail, and be started again."""
     from transformers import AutoConfig, LlamaConfig
 
+    if recipe.workers < 1:
+        raise RecipeError(f"--workers {recipe.workers}: at least 1 must train")
     load_tokens(recipe, load_tokenizer(recipe), recipe.max_length)
     with loading("model", recipe.model):
         small = recipe.model == SMALL

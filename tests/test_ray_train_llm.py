@@ -1,12 +1,9 @@
 """The Ray recipe through its command line: a worker killed in mid-run, the whole killed, and on."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -15,10 +12,12 @@ from processes import ON_CPU, kill_tree, wait
 pytest.importorskip("ray")
 pytest.importorskip("peft")
 import recipe_parts
+from recipe_parts import assert_same, runs_of
 
 from greedylr_integrations import history
+from recipes import ray_train_llm
+from recipes.common.offline import RecipeError
 
-ROOT = Path(__file__).parents[1]
 STEPS = 40
 ENVIRONMENT = {**os.environ, **ON_CPU, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
@@ -28,32 +27,18 @@ def parts(tmp_path_factory):
     return recipe_parts.make(tmp_path_factory.mktemp("parts"))
 
 
-def flags(parts, out, **more):
-    values = {
-        "model": parts / "model",
-        "dataset": parts / "chats.jsonl",
-        "output-dir": out,
-        "max-length": 48,
-        "max-steps": STEPS,
-        "validation-rows": 4,
-        "learning-rate": 3e-3,
-        "batch-size": 2,
-        "save-steps": 5,
-        "eval-steps": 20,
-        "lora-r": 4,
-        **more,
-    }
-    return [str(word) for name, value in values.items() for word in (f"--{name}", value)]
+def flags(parts, out):
+    return recipe_parts.flags(parts, out, max_steps=STEPS, batch_size=2, save_steps=5, eval_steps=20)
 
 
 class Launched:
     def __init__(self, words, out):
         out.mkdir(exist_ok=True, parents=True)
         self.errors = out.with_suffix(".errors")
-        command = [sys.executable, "-W", "ignore", "-m", "recipes.ray_train_llm", *words]
+        command = recipe_parts.command("ray_train_llm", words)
         with self.errors.open("a") as errors:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=ENVIRONMENT, stdout=errors, stderr=errors, start_new_session=True
+                command, cwd=recipe_parts.ROOT, env=ENVIRONMENT, stdout=errors, stderr=errors, start_new_session=True
             )
         self.history = out / "greedy" / "history.jsonl"
 
@@ -73,11 +58,6 @@ class Launched:
         assert wait(self.process, 200, self.errors.read_text) == code, self.errors.read_text()[-6000:]
 
 
-def learning_rates(out):
-    (run,) = json.loads((out / "metrics.json").read_text())["runs"]
-    return run["learning_rate"]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(parts, tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed")
@@ -86,7 +66,7 @@ def undisturbed(parts, tmp_path_factory):
 
 
 def test_two_workers_are_one_run(undisturbed):
-    (run,) = json.loads((undisturbed / "metrics.json").read_text())["runs"]
+    (run,) = runs_of(undisturbed)
     assert [step for step, _ in run["train_loss"]] == list(range(1, STEPS + 1))
     assert run["validation_loss"][-1][1] < run["train_loss"][0][1] - 0.1
     assert len({lr for _, lr in run["learning_rate"]}) > 10
@@ -95,7 +75,7 @@ def test_two_workers_are_one_run(undisturbed):
     assert {"rng_state_0.pth", "rng_state_1.pth"} < {file.name for file in checkpoint.iterdir()}  # DDP, not two runs
 
 
-def test_a_killed_worker_then_a_stopped_run(undisturbed, parts, tmp_path):
+def test_a_killed_worker(undisturbed, parts, tmp_path):
     out = tmp_path / "disturbed"
     run = Launched(flags(parts, out), out)
     run.reach(12)
@@ -103,23 +83,53 @@ def test_a_killed_worker_then_a_stopped_run(undisturbed, parts, tmp_path):
     assert len(before) == 2
     before[-1].kill()
     run.reach(26)
-    after = run.workers()
-    assert not {worker.pid for worker in before} & {worker.pid for worker in after}
-    run.process.send_signal(signal.SIGTERM)
-    run.end(128 + signal.SIGTERM)
-    assert "saved; go on with: python -m recipes.ray_train_llm " in run.errors.read_text()
-    assert not (out / "metrics.json").exists()
-    Launched([*flags(parts, out), "--resume"], out).end()
-    assert learning_rates(out) == learning_rates(undisturbed)
+    assert not {worker.pid for worker in before} & {worker.pid for worker in run.workers()}
+    run.end()
+    assert_same(*runs_of(out), *runs_of(undisturbed))
     assert history.read(out / "greedy" / "history.jsonl") == history.read(undisturbed / "greedy" / "history.jsonl")
 
 
 @pytest.mark.slow
-def test_the_whole_is_killed(undisturbed, parts, tmp_path):
+def test_stopped_then_killed_with_all_of_ray(undisturbed, parts, tmp_path):
     out = tmp_path / "killed"
     run = Launched(flags(parts, out), out)
-    run.reach(18)
+    run.reach(8)
+    run.process.send_signal(signal.SIGTERM)
+    run.end(128 + signal.SIGTERM)
+    assert "saved; go on with: python -m recipes.ray_train_llm " in run.errors.read_text()
+    run = Launched([*flags(parts, out), "--resume"], out)
+    run.reach(22)
     kill_tree(run.process.pid)
     run.process.wait()
+    assert not (out / "metrics.json").exists()
     Launched([*flags(parts, out), "--resume"], out).end()
-    assert learning_rates(out) == learning_rates(undisturbed)
+    assert_same(*runs_of(out), *runs_of(undisturbed))
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
+        ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
+        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+        ({"model": "nothing"}, "cannot be loaded"),
+        ({"model": "no-template"}, "has no chat template"),
+        ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
+        ({"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        ({"resume": True}, "has no checkpoint of a run to resume"),
+        ({"workers": 0}, "--workers 0: at least 1"),
+    ],
+)
+def test_wrong_input_is_one_line(parts, tmp_path, more, says):
+    with pytest.raises(RecipeError) as error:
+        ray_train_llm.main(recipe_parts.flags(parts, tmp_path / "out", **more))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):
+    (tmp_path / "greedy" / "checkpoint_8").mkdir(parents=True)
+    with pytest.raises(RecipeError, match="has the checkpoints of another run: choose another --output-dir"):
+        ray_train_llm.main(recipe_parts.flags(parts, tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["greedy"]

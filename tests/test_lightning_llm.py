@@ -1,0 +1,169 @@
+"""The Lightning recipe through its command line: one process, two on gloo, killed and resumed."""
+
+import json
+import os
+import resource
+import signal
+
+import processes
+import pytest
+import recipe_parts
+from recipe_parts import flags, kill_when, runs_of
+
+pytest.importorskip("lightning")
+pytest.importorskip("peft")
+from greedylr_integrations import history
+from recipes import lightning_llm
+from recipes.common import flags as common_flags
+from recipes.common.offline import RecipeError
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, of which there are many
+STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return recipe_parts.make(tmp_path_factory.mktemp("parts"))
+
+
+def words(parts, out, **more):
+    given = flags(parts, out, **{"max_steps": STEPS, "save_steps": 20, "precision": "64-true", "batch_size": 4, **more})
+    at = given.index("--disable-tqdm")
+    return given[:at] + given[at + 2 :]
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    lightning_llm.main(words(parts, out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def pair(parts, tmp_path_factory):
+    """The same on two processes, each with half a batch; and each one's LRs."""
+    folder = tmp_path_factory.mktemp("pair")
+    worker = recipe_parts.ROOT / "tests" / "recipe_worker.py"
+    two = words(parts, folder / "out", devices=2, batch_size=2)
+    env = {**os.environ, **processes.ON_CPU, "PYTHONPATH": str(recipe_parts.ROOT)}
+    done = processes.run([*processes.torchrun(2), worker, folder, "lightning_llm", *two], env=env)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / "out", [json.loads((folder / f"lrs-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_the_loss_falls(whole):
+    (run,) = runs_of(whole)
+    assert [step for step, _ in run["train_loss"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in run["validation_loss"]] == [50, 100, 150, 200]
+    assert run["validation_loss"][-1][1] < run["train_loss"][0][1] - 0.1
+    assert len({lr for _, lr in run["learning_rate"]}) > 10
+    assert (whole / "loss_and_lr.png").stat().st_size > 10_000
+    assert (whole / "greedy" / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_two_processes_are_one_with_twice_the_batch(whole, pair):
+    out, (first, second) = pair
+    (one,), (two,) = runs_of(whole), runs_of(out)
+    assert first == second == [lr for _, lr in two["learning_rate"]]
+    assert first == pytest.approx([lr for _, lr in one["learning_rate"]], rel=1e-6)
+    for name in ("train_loss", "validation_loss"):
+        assert [step for step, _ in two[name]] == [step for step, _ in one[name]]
+        assert [loss for _, loss in two[name]] == pytest.approx([loss for _, loss in one[name]], rel=1e-6)
+
+
+def test_killed_twice_and_resumed(pair, parts, tmp_path):
+    """SIGTERM, then SIGKILL, of two processes that Lightning launched: in the end all is as if nothing had been."""
+    two = words(parts, tmp_path, devices=2, batch_size=2)
+    seen = tmp_path / "greedy" / "history.jsonl"
+
+    def at(step):
+        return lambda: seen.exists() and seen.read_text().count("\n") > step
+
+    code, printed = kill_when("lightning_llm", two, at(13), signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert "saved; go on with: python -m recipes.lightning_llm " in printed.strip().splitlines()[-1]
+    code, _ = kill_when("lightning_llm", [*two, "--resume"], at(66), signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (tmp_path / "metrics.json").exists()
+    done = processes.run(recipe_parts.command("lightning_llm", [*two, "--resume"]), cwd=recipe_parts.ROOT)
+    assert done.returncode == 0, done.stderr[-4000:]
+    recipe_parts.assert_same(*runs_of(tmp_path), *runs_of(pair[0]))
+    assert history.read(seen) == history.read(pair[0] / "greedy" / "history.jsonl")
+
+
+def test_rows_do_not_repeat_within_an_epoch_and_a_resume_goes_on():
+    class Trainer:
+        global_step, world_size = 0, 2
+
+        def __init__(self, rank, step=0):
+            self.global_rank, self.global_step = rank, step
+
+    def first(count, *place):
+        batches = iter(lightning_llm.Batches(Trainer(*place), 11, 2, seed=3))
+        return [next(batches) for _ in range(count)]
+
+    ranks = [first(5, rank) for rank in range(2)]
+    epochs = [[row for rank in ranks for batch in rank[at : at + 2] for row in batch] for at in (0, 2)]
+    for rows in epochs:
+        assert len(set(rows)) == 8
+    assert epochs[0] != epochs[1]
+    assert first(2, 1, 3) == ranks[1][3:]
+
+
+def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
+    assert lightning_llm.last_checkpoint(tmp_path) is None
+    data = lightning_llm.last_checkpoint(whole / "greedy").read_bytes()
+    (tmp_path / "checkpoint-8.ckpt").write_bytes(data)
+    (tmp_path / "checkpoint-16.ckpt").write_bytes(data[: len(data) // 2])
+    assert lightning_llm.last_checkpoint(tmp_path).name == "checkpoint-8.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
+        ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
+        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+        ({"model": "nothing"}, "cannot be loaded"),
+        ({"model": "no-template"}, "has no chat template"),
+        ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
+        ({"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        ({"precision": "8"}, "argument --precision: invalid choice: '8'"),
+        ({"batch_size": 50}, "train: 36 rows of"),
+        ({"devices": 0}, "--devices 0 and --num-nodes 1: at least 1 of each"),
+    ],
+)
+def test_wrong_input_is_one_line(parts, tmp_path, more, says):
+    with pytest.raises(RecipeError) as error:
+        lightning_llm.main(words(parts, tmp_path / "out", **more))
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_the_results_of_another_run_are_left_alone(whole, parts):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(RecipeError, match="has the results of another run: choose another --output-dir"):
+        lightning_llm.main(words(parts, whole))
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+
+
+def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
+    """A file cannot grow beyond 8 KiB, so no checkpoint can be written."""
+    load, limit = lightning_llm.load_tokens, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def load_then_fill_the_disk(*args):
+        data = load(*args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limit[1]))
+        return data
+
+    monkeypatch.setattr(lightning_llm, "load_tokens", load_then_fill_the_disk)
+    given = words(parts, tmp_path, schedule="linear", save_steps=2)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            common_flags.run("lightning_llm", lambda: lightning_llm.main(given))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert ended.value.code == 2
+    assert "lightning_llm: the disk is full (" in capsys.readouterr().err
+    assert not (tmp_path / "metrics.json").exists()
