@@ -1,0 +1,41 @@
+"""NMF as a family of tasks that a schedule is learned on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recipes.nmf.problem import Factorization, planted, reuters
+
+
+class Episode:
+    """A factorization; the LR starts at its bound, and neither factor exceeds its own."""
+
+    def __init__(self, factorization: Factorization, steps: int) -> None:
+        self.factorization, self.steps = factorization, steps
+        self.base_lr = factorization.bound
+
+    def advance(self, lr: float) -> float:
+        return self.factorization.step(lr)
+
+    def bound(self) -> float:
+        return self.factorization.bound
+
+    def validation_loss(self) -> float:
+        """Of the whole matrix: a step sees the loss of a few rows."""
+        return self.factorization.loss()
+
+
+class NMF:
+    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 400 steps."""
+
+    name = "nmf"
+
+    def sample(self, rng: np.random.Generator) -> Episode:
+        seed = int(rng.integers(2**31))
+        batch = int(rng.integers(8, 33))
+        if rng.random() < 0.8:
+            rows, columns = rng.integers(60, 201, size=2)
+            matrix = planted(seed, int(rows), int(columns), int(rng.integers(3, 11)), 10 ** rng.uniform(-2, 0.3), batch)
+        else:
+            matrix = reuters().part(rng, rows=200, columns=150, rank=int(rng.integers(3, 11)), batch=batch)
+        return Episode(Factorization(matrix, seed), steps=int(rng.integers(100, 401)))
