@@ -134,8 +134,8 @@ class Policy:
 
     def to_bytes(self) -> bytes:
         tensors = {f"{i}.{name}": array for i, layer in enumerate(self.layers) for name, array in _named(layer)}
-        metadata = {"format": FORMAT, "version": str(FORMAT_VERSION), "settings": json.dumps(self.settings)}
-        return save(tensors, metadata)
+        # one entry: safetensors writes several in any order
+        return save(tensors, {FORMAT: json.dumps({"version": FORMAT_VERSION, **self.settings})})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file, whole or not at all."""
@@ -177,15 +177,17 @@ def _read(path: Path) -> Policy:
     check(size <= LARGEST, "its size", size, f"at most {LARGEST} bytes")
     with safe_open(path, "np") as file:
         metadata = file.metadata() or {}
-        check(metadata.get("format") == FORMAT, "format", metadata.get("format"), repr(FORMAT))
-        version = metadata.get("version")
-        check(version == str(FORMAT_VERSION), "version", version, f"'{FORMAT_VERSION}' for this version of the package")
+        check(metadata.keys() == {FORMAT}, "metadata", sorted(metadata), f"exactly {FORMAT!r}")
+        settings = json.loads(metadata[FORMAT])
+        check(isinstance(settings, dict), FORMAT, settings, "an object")
+        version = settings.pop("version", None)
+        check(version == FORMAT_VERSION, "version", version, f"{FORMAT_VERSION} for this version of the package")
         wanted = {f"{i}.{name}" for i in range(LAYERS) for name in ("weight", "bias")}
         check(set(file.keys()) == wanted, "tensors", sorted(file.keys()), f"exactly {sorted(wanted)}")
         types = {file.get_slice(name).get_dtype() for name in wanted}
         check(types == {"F32"}, "dtypes", sorted(types), "float32 for every tensor")
         layers = [(file.get_tensor(f"{i}.weight"), file.get_tensor(f"{i}.bias")) for i in range(LAYERS)]
-    return Policy(layers, json.loads(metadata.get("settings", "null")))
+    return Policy(layers, settings)
 
 
 # ---- the controller ----
@@ -283,7 +285,7 @@ class PolicyRule:
         self._seen = 0  # losses
         self._count = 0  # of them, in the block
         self._sum = 0.0
-        self._means: list[float] = []  # of the last blocks
+        self.means: list[float] = []  # mean losses of the last blocks
         self._first = self._best = 0.0  # block means
         self._action = 0.0
         self._low, self._high = policy.min_scale, policy.max_scale
@@ -301,7 +303,7 @@ class PolicyRule:
     def update(self, loss: float) -> Decision:
         observation = self.push(-loss if self._maximize else loss)
         if observation is None:
-            reason = HELD if self._means else FILLING
+            reason = HELD if self.means else FILLING
             return new_decision(Decision, (HOLD, reason, self.scales, loss, *self._shown()))
         if not observation:
             return Decision(HOLD, NONFINITE, self.scales, loss)
@@ -317,11 +319,11 @@ class PolicyRule:
 
     def _shown(self) -> tuple[float | None, float | None]:
         """Last block mean and the best before it, in the loss's own sign."""
-        if not self._means:
+        if not self.means:
             return self._sum / self._count * (-1 if self._maximize else 1), None
         if self._maximize:
-            return -self._means[-1], -self._best
-        return self._means[-1], self._best
+            return -self.means[-1], -self._best
+        return self.means[-1], self._best
 
     def push(self, loss: float) -> list[float] | None:
         """Take a finite loss up; what there is to see at the end of a block, None within one.
@@ -342,16 +344,16 @@ class PolicyRule:
         self._count, self._sum = 0, 0.0
         if mean - mean != 0.0:
             return []
-        if not self._means:
+        if not self.means:
             self._first = self._best = mean
-        self._means = [*self._means[1 - RECENT :], mean]
+        self.means = [*self.means[1 - RECENT :], mean]
         observation = self._observe()
         self._best = min(self._best, mean)
         return observation
 
     def _observe(self) -> list[float]:
         """In the order of OBSERVED."""
-        means, n = self._means, len(self._means)
+        means, n = self.means, len(self.means)
         last = means[-1]
         average = sum(means) / n
         centre = (n - 1) / 2
@@ -410,7 +412,7 @@ class PolicyRule:
             "seen": self._seen,
             "count": self._count,
             "sum": self._sum,
-            "means": list(self._means),
+            "means": list(self.means),
             "first": self._first,
             "best": self._best,
             "action": self._action,
@@ -419,7 +421,7 @@ class PolicyRule:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, RULE_STATE, "policy rule")
         self._seen, self._count, self._sum = state["seen"], state["count"], state["sum"]
-        self._means = list(state["means"])
+        self.means = list(state["means"])
         self._first, self._best, self._action = state["first"], state["best"], state["action"]
         self._set_scale(min(max(state["scale"], self._low), self._high))
 
