@@ -40,7 +40,7 @@ def sampled_smoothness(smoothness: float, largest_row: float, rows: int, batch: 
         largest_row: of a single row, the largest squared norm of a row of W.
         rows, batch: how many there are, and how many are drawn.
 
-    Source: Gower et al., SGD: General Analysis and Improved Rates (2019), b-nice sampling; docs/nmf-bound.md has the steps.
+    Source: Gower et al., SGD: General Analysis and Improved Rates (2019), b-nice sampling; steps in docs/nmf-bound.md.
     """
     if rows == batch:
         return smoothness

@@ -67,14 +67,28 @@ def genes() -> Matrix:
 
 
 def planted(
-    seed: int, rows: int = 120, columns: int = 80, rank: int = 6, noise: float = 0.1, batch: int = 12
+    seed: int,
+    rows: int = 120,
+    columns: int = 80,
+    rank: int = 6,
+    noise: float = 0.1,
+    density: float = 0.5,
+    spread: float = 0.0,
+    batch: int = 12,
 ) -> Matrix:
-    """A product of two sparse gamma-distributed factors, and noise of so large a share of its mean."""
+    """A product of two gamma-distributed factors, with noise.
+
+    Args:
+        noise: standard deviation of the noise, as a share of the product's mean.
+        density: share of the factors' entries that are not 0.
+        spread: standard deviation of the logarithm of the rows' scales.
+    """
     rng = np.random.default_rng(seed)
-    w = rng.gamma(1.0, size=(rows, rank)) * (rng.random((rows, rank)) < 0.5)
-    h = rng.gamma(1.0, size=(rank, columns)) * (rng.random((rank, columns)) < 0.5)
+    w = rng.gamma(1.0, size=(rows, rank)) * (rng.random((rows, rank)) < density)
+    h = rng.gamma(1.0, size=(rank, columns)) * (rng.random((rank, columns)) < density)
     x = w @ h
-    return Matrix(f"planted {rank}", np.maximum(x + noise * x.mean() * rng.standard_normal(x.shape), 0.0), rank, batch)
+    x = np.maximum(x + noise * x.mean() * rng.standard_normal(x.shape), 0.0)
+    return Matrix(f"planted {rank}", x * np.exp(spread * rng.standard_normal((rows, 1))), rank, batch)
 
 
 # ---- the factorization ----

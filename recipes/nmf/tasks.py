@@ -31,11 +31,17 @@ class NMF:
     name = "nmf"
 
     def sample(self, rng: np.random.Generator) -> Episode:
-        seed = int(rng.integers(2**31))
-        batch = int(rng.integers(8, 33))
+        seed, rank, batch = int(rng.integers(2**31)), int(rng.integers(3, 11)), int(rng.integers(8, 33))
         if rng.random() < 0.8:
-            rows, columns = rng.integers(60, 201, size=2)
-            matrix = planted(seed, int(rows), int(columns), int(rng.integers(3, 11)), 10 ** rng.uniform(-2, 0.3), batch)
+            matrix = planted(
+                seed,
+                *map(int, rng.integers(60, 201, size=2)),
+                rank=rank,
+                noise=10 ** rng.uniform(-2, 0.3),
+                density=rng.uniform(0.3, 1.0),
+                spread=rng.uniform(0.0, 1.0),
+                batch=batch,
+            )
         else:
-            matrix = reuters().part(rng, rows=200, columns=150, rank=int(rng.integers(3, 11)), batch=batch)
+            matrix = reuters().part(rng, rows=200, columns=150, rank=rank, batch=batch)
         return Episode(Factorization(matrix, seed), steps=int(rng.integers(100, 401)))
