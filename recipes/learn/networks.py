@@ -118,6 +118,7 @@ class Networks:
     """Networks of many sizes, with base LRs from far too low to too high."""
 
     name = "network"
+    paired = False
 
     def sample(self, rng: np.random.Generator) -> NetworkEpisode:
         optimizer = rng.choice(["adamw", "sgd"])

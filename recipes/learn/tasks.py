@@ -35,9 +35,13 @@ class Episode(Protocol):
 
 
 class TaskFamily(Protocol):
-    """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`."""
+    """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`.
+
+    `paired`: whether the reward is what a run gains on its twin at scale 1, which costs as much again; see `ScheduleEnv`.
+    """
 
     name: str
+    paired: bool
 
     def sample(self, rng: np.random.Generator) -> Episode: ...
 
@@ -61,6 +65,7 @@ class Quadratics:
     """The simplest family, for trials and tests: noisy gradients of sum(curvature x^2) / 2, in a few dimensions."""
 
     name = "quadratic"
+    paired = False
 
     def sample(self, rng: np.random.Generator) -> Quadratic:
         return Quadratic(rng)

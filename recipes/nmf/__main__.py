@@ -79,11 +79,13 @@ class Results:
     def __init__(self, path: Path, policy: Policy | None) -> None:
         self._path, self._policy = path, policy
         self._runs: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a line torn by a kill
-                    entry = json.loads(line)
-                    self._runs[json.dumps(entry.pop("job"), sort_keys=True)] = entry
+        text = path.read_text() if path.exists() else ""
+        if text and not text.endswith("\n"):  # a line torn by a kill
+            path.write_text(text[: text.rfind("\n") + 1])
+        for line in text.splitlines():
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                self._runs[json.dumps(entry.pop("job"), sort_keys=True)] = entry
 
     def job(self, matrix: str, method: str, seed: int, steps: int, setting: dict[str, Any]) -> Job:
         digest = self._policy.digest if self._policy and method == "learned" else None

@@ -71,6 +71,7 @@ def planted(
     rows: int = 120,
     columns: int = 80,
     rank: int = 6,
+    hidden: int = 0,
     noise: float = 0.1,
     density: float = 0.5,
     spread: float = 0.0,
@@ -79,14 +80,16 @@ def planted(
     """A product of two gamma-distributed factors, with noise.
 
     Args:
+        hidden: components beyond the rank; the k-th component's weight is rank / k, at most 1.
         noise: standard deviation of the noise, as a share of the product's mean.
         density: share of the factors' entries that are not 0.
         spread: standard deviation of the logarithm of the rows' scales.
     """
     rng = np.random.default_rng(seed)
-    w = rng.gamma(1.0, size=(rows, rank)) * (rng.random((rows, rank)) < density)
-    h = rng.gamma(1.0, size=(rank, columns)) * (rng.random((rank, columns)) < density)
-    x = w @ h
+    components = np.arange(1, rank + hidden + 1)
+    w = rng.gamma(1.0, size=(rows, len(components))) * (rng.random((rows, len(components))) < density)
+    h = rng.gamma(1.0, size=(len(components), columns)) * (rng.random((len(components), columns)) < density)
+    x = (w * np.minimum(1.0, rank / components)) @ h
     x = np.maximum(x + noise * x.mean() * rng.standard_normal(x.shape), 0.0)
     return Matrix(f"planted {rank}", x * np.exp(spread * rng.standard_normal((rows, 1))), rank, batch)
 

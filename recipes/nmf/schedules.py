@@ -98,15 +98,15 @@ def _peaks(low: float, high: float, count: int = TRIALS) -> tuple[dict[str, floa
 
 DECAYS = ((0.5, (0.2, 0.4, 0.6, 0.8)), (0.1, (0.5, 0.75)), (0.2, (0.8,)))
 METHODS = {
-    "constant": Method(constant, _peaks(0.03, 1.5)),
+    "constant": Method(constant, _peaks(0.03, 2.0)),
     "step decay": Method(
         step_decay,
-        tuple(trial | {"factor": f, "at": at} for trial, (f, at) in product(_peaks(0.15, 1.0, 4), DECAYS)),
+        tuple(trial | {"factor": f, "at": at} for trial, (f, at) in product(_peaks(0.1, 1.0, 4), DECAYS)),
     ),
-    "cosine": Method(cosine, _peaks(0.06, 2.5)),
-    "GreedyLR": Method(greedy, _peaks(0.02, 1.0)),
-    "GreedyLR, capped": Method(greedy, _peaks(0.05, 2.0), cap=True),
+    "cosine": Method(cosine, _peaks(0.06, 3.0)),
+    "GreedyLR": Method(greedy, _peaks(0.03, 3.0)),
+    "GreedyLR, capped": Method(greedy, _peaks(0.06, 6.0), cap=True),
     "at the bound": Method(at_the_bound, cap=True),
-    "cosine of the bound": Method(cosine_of_the_bound, _peaks(0.4, 10.0), cap=True),
+    "cosine of the bound": Method(cosine_of_the_bound, _peaks(0.5, 40.0), cap=True),
     "learned": Method(learned, cap=True),
 }

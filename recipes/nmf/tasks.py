@@ -26,22 +26,24 @@ class Episode:
 
 
 class NMF:
-    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 400 steps."""
+    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 300 steps."""
 
     name = "nmf"
+    paired = True
 
     def sample(self, rng: np.random.Generator) -> Episode:
-        seed, rank, batch = int(rng.integers(2**31)), int(rng.integers(3, 11)), int(rng.integers(8, 33))
+        seed, rank, batch = int(rng.integers(2**31)), int(rng.integers(3, 11)), int(rng.integers(4, 33))
         if rng.random() < 0.8:
             matrix = planted(
                 seed,
                 *map(int, rng.integers(60, 201, size=2)),
                 rank=rank,
-                noise=10 ** rng.uniform(-2, 0.3),
+                hidden=int(rng.integers(0, 31)),
+                noise=10 ** rng.uniform(-1, 0.3),
                 density=rng.uniform(0.3, 1.0),
                 spread=rng.uniform(0.0, 1.0),
                 batch=batch,
             )
         else:
             matrix = reuters().part(rng, rows=200, columns=150, rank=rank, batch=batch)
-        return Episode(Factorization(matrix, seed), steps=int(rng.integers(100, 401)))
+        return Episode(Factorization(matrix, seed), steps=int(rng.integers(100, 301)))
