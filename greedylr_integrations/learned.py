@@ -81,6 +81,7 @@ SETTINGS = {
     "max_factor": _above(1),
     "min_scale": _above(0),
     "max_scale": _above(0),
+    "decay_ratio": lambda value: is_finite(value) and 0 <= value <= 1,
     "trained": lambda value: isinstance(value, Mapping),
 }
 
@@ -92,11 +93,13 @@ class Policy:
         blocks (int): blocks into which a run is cut, with one choice after each.
         max_factor (float): the most by which a choice multiplies or divides the scale.
         min_scale, max_scale (float): bounds on LR / base LR.
+        decay_ratio (float): share of the run over which the LR decayed linearly to 0 when it was trained.
         trained (dict): how it was made, for whoever reads the file.
         digest (str): of the file's content.
     """
 
     def __init__(self, layers: Sequence[tuple[Any, Any]], settings: Mapping[str, Any]) -> None:
+        settings = {"decay_ratio": 0.0, **settings}
         check_state(settings, SETTINGS, "policy")
         check(settings["min_scale"] < settings["max_scale"], "min_scale", settings["min_scale"], "below max_scale")
         check(len(layers) == LAYERS, "layers", len(layers), f"{LAYERS} of them")
@@ -111,11 +114,12 @@ class Policy:
             check(bias.shape == (rows,), f"{i}.bias", bias.shape, f"of shape {(rows,)}")
             width = rows
         self.layers = [(np.array(weight), np.array(bias)) for weight, bias in layers]
-        self.settings = dict(settings)
+        self.settings = settings
         self.blocks = settings["blocks"]
         self.max_factor = float(settings["max_factor"])
         self.min_scale = float(settings["min_scale"])
         self.max_scale = float(settings["max_scale"])
+        self.decay_ratio = float(settings["decay_ratio"])
         self.trained = settings["trained"]
         self.digest = hashlib.sha256(self.to_bytes()).hexdigest()[:16]
         # in float64, so that no machine's float32 kernels decide about an LR
@@ -231,13 +235,16 @@ class PolicyController(GreedyController):
         callback = GreedyLRCallback(controller=PolicyController.load("network"))
         scheduler = GreedyLR(optimizer, controller=PolicyController.load("network"), total_steps=1000)
 
-    It needs to know how long the run is. The LR ends where the policy takes it: the schedulers and adapters add no
-    final decay to it unless they are given a `decay_ratio`.
+    It needs to know how long the run is. The final decay is the one with which the policy was trained, unless the
+    scheduler or adapter is given a `decay_ratio`.
     """
 
     config: PolicyConfig  # type: ignore[assignment]
     _rule: PolicyRule
-    decay_ratio = 0.0
+
+    @property
+    def decay_ratio(self) -> float:
+        return self.config.policy.decay_ratio
 
     @classmethod
     def load(

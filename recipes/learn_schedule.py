@@ -34,11 +34,11 @@ try:
     from stable_baselines3.common.utils import FloatSchedule, set_random_seed
     from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor
 except ImportError as error:
-    raise RecipeError("learn_schedule needs more packages: pip install 'greedylr_integrations[learn]'") from error
+    raise ImportError("learn_schedule needs more packages: pip install 'greedylr_integrations[learn]'") from error
 
 DECISIONS = 128  # of each environment, between two updates of the networks
 UPDATES = 5  # in a round, after which there is a checkpoint
-LEARNING_RATE = 1e-3  # at the start; it falls to a tenth
+LEARNING_RATE = 5e-4  # at the start; it falls to a tenth
 KEPT = ("family", "seed", "decisions", "envs", "subprocesses", "histories")
 
 
@@ -120,7 +120,7 @@ def learn(args: argparse.Namespace, env: VecEnv) -> None:
     else:
         model = make_model(env, args.seed)
         if args.histories:
-            imitate(model, *recorded(args.histories, Settings()))
+            imitate(model, *recorded(args.histories, Settings.of(family(args.family))))
         args.output_dir.mkdir(parents=True, exist_ok=True)
         kept = {name: getattr(args, name) for name in KEPT}
         (args.output_dir / "arguments.json").write_text(json.dumps(kept, indent=1))
@@ -161,8 +161,8 @@ def make_model(env: VecEnv, seed: int) -> PPO:
         env,
         learning_rate=LEARNING_RATE,
         n_steps=DECISIONS,
-        batch_size=256,
-        n_epochs=5,
+        batch_size=64,
+        n_epochs=10,
         gamma=0.99,
         gae_lambda=0.95,
         policy_kwargs={"net_arch": {"pi": [32, 32], "vf": [64, 64]}, "log_std_init": -0.7},
@@ -177,7 +177,8 @@ def export(model: PPO, args: argparse.Namespace) -> Policy:
     layers = [(module.weight.detach().numpy(), module.bias.detach().numpy()) for module in modules]
     trained = {name: getattr(args, name) for name in ("family", "seed", "envs")}
     trained["decisions"] = model.num_timesteps
-    return Policy(layers, {"observed": list(OBSERVED), **dataclasses.asdict(Settings()), "trained": trained})
+    settings = Settings.of(family(args.family))
+    return Policy(layers, {"observed": list(OBSERVED), **dataclasses.asdict(settings), "trained": trained})
 
 
 # ---- learning from past experiments: imitate recorded runs before PPO begins ----
@@ -199,10 +200,10 @@ def recorded(paths: Sequence[str], settings: Settings) -> tuple[np.ndarray, np.n
             rows = np.isfinite(past.losses) & np.isfinite(past.lrs)
             scales = np.clip(past.lrs[rows] / base, settings.min_scale, settings.max_scale)
             rule = PolicyRule(settings, 1, len(scales))
-            block = max(1, round(len(scales) / settings.blocks))
+            ahead = (math.ceil(len(scales) / settings.blocks) + 1) // 2  # well within the next block
             for i, loss in enumerate(past.losses[rows].tolist()):
                 if observation := rule.push(loss):
-                    wanted = scales[min(i + block, len(scales) - 1)]
+                    wanted = scales[min(i + ahead, len(scales) - 1)]
                     action = math.log(wanted / rule.scales[0]) / math.log(settings.max_factor)
                     observations.append(observation)
                     actions.append(min(max(action, -1.0), 1.0))

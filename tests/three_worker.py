@@ -2,7 +2,8 @@
 
 Each rank has batches of one row, so that all three give row i to rank i % world. The last rank's losses are 100 times
 the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. With ORDERS
-set, rank 0 writes orders into the control file while it trains. Writes what each rank saw and did, and the history.
+set, rank 0 writes orders into the control file while it trains. With POLICY set, the policy in that file decides.
+Writes what each rank saw and did, and the history.
 """
 
 import json
@@ -21,10 +22,18 @@ FAULTS = {(1, 10): float("nan"), (0, 20): float("inf")} if os.environ.get("FAULT
 ORDERS = (
     {10: ("pin", 3.0), 20: ("release", None), 25: ("cap", 0.5), 32: ("decay", 4)} if os.environ.get("ORDERS") else {}
 )
-LR, FAST = 2e-4, {"window_size": 4, "factor": 0.9}
+LR = 2e-4
 
 
 steering = {}  # files of the framework under way
+
+
+def settings():
+    if "POLICY" not in os.environ:
+        return {"window_size": 4, "factor": 0.9}
+    from greedylr_integrations.learned import PolicyController
+
+    return {"controller": PolicyController.load(os.environ["POLICY"])}
 
 
 class Model(torch.nn.Module):
@@ -75,7 +84,7 @@ def with_accelerate(accumulate, steps, used, out):
     optimizer = optimizer_of(model, used)
     loader = torch.utils.data.DataLoader(rows(steps * accumulate * WORLD), batch_size=1)
     decisions, own = [], model
-    scheduler = GreedyLR(optimizer, total_steps=steps, **FAST, **steering)
+    scheduler = GreedyLR(optimizer, total_steps=steps, **settings(), **steering)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     for batch in loader:
         with accelerator.accumulate(model):
@@ -97,7 +106,7 @@ def with_transformers(accumulate, steps, used, out):
         def _get_train_sampler(self, *args):
             return SequentialSampler(self.train_dataset)
 
-    callback = GreedyLRCallback(**FAST, **steering)
+    callback = GreedyLRCallback(**settings(), **steering)
     args = TrainingArguments(
         out,
         max_steps=steps,
@@ -132,7 +141,7 @@ def with_lightning(accumulate, steps, used, out):
         def configure_optimizers(self):
             return optimizer_of(self.model, used)
 
-    callback, module = GreedyLRCallback(**FAST, **steering), Module()
+    callback, module = GreedyLRCallback(**settings(), **steering), Module()
     trainer = pl.Trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate,

@@ -39,7 +39,8 @@ Schedule = Callable[[int, float], float]  # from optimizer step and the loss bef
 
 def schedule(name: str, steps: int, policy: Policy) -> Schedule:
     if name == "learned":
-        return _controlled(PolicyController(PolicyConfig(policy=policy), horizon=steps), Envelope())
+        envelope = Envelope(total_steps=steps, decay_ratio=policy.decay_ratio)
+        return _controlled(PolicyController(PolicyConfig(policy=policy), horizon=steps), envelope)
     if name == "greedy":
         return _controlled(GreedyController(horizon=steps), Envelope(total_steps=steps))
     return {
@@ -98,15 +99,20 @@ def best_lr(done: dict[tuple, dict], task: str, name: str) -> float:
     return min(LRS, key=lambda lr: done[task, name, lr, TUNING_SEED]["final"])
 
 
+def read(path: Path, policy: Policy) -> dict[tuple, dict]:
+    """The runs that are there already; another policy's are no longer the learned schedule's."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {
+        (row["task"], row["schedule"], row["lr"], row["seed"]): row
+        for row in rows
+        if row["schedule"] != "learned" or row["policy"] == policy.digest
+    }
+
+
 def run_all(path: Path, policy: Policy) -> dict[tuple, dict]:
     from rich.progress import track
 
-    def key(row: dict) -> tuple:
-        return row["task"], row["schedule"], row["lr"], row["seed"]
-
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    # another policy's runs are no longer the learned schedule's
-    done = {key(row): row for row in rows if row["schedule"] != "learned" or row["policy"] == policy.digest}
+    done = read(path, policy)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         total = len(TASKS) * len(SCHEDULES) * (len(LRS) + 2 * len(SEEDS))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
 import numpy as np
 
+from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, PolicyRule
 from recipes.learn.tasks import Episode, TaskFamily
 
@@ -24,6 +27,11 @@ class Settings:
     max_factor: float = 2.0
     min_scale: float = 0.01
     max_scale: float = 10.0
+    decay_ratio: float = 0.0
+
+    @staticmethod
+    def of(family: TaskFamily) -> Settings:
+        return Settings(decay_ratio=getattr(family, "decay_ratio", 0.0))
 
 
 class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -31,42 +39,69 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
 
     Observation: `learned.OBSERVED`, after each block of losses; the first block is run at scale 1. Action: from -1 to
     1, the power of `max_factor` that multiplies the scale for the block to come, within the bounds of the settings and
-    the episode's stability bound. Reward: the fall of the log of the block's mean loss; a run that diverges ends with
+    the episode's stability bound. LR = base LR x scale x final decay, as in the schedulers. Reward: the fall of the log
+    of the block's mean loss, after the last block from there to the validation loss too; a run that diverges ends with
     -PENALTY. An episode ends with its last whole block.
+
+    From a family that is `paired`, each run has a twin with the same randomness that stays at scale 1, or at the bound
+    where that is lower, and what the twin falls is taken off. No action changes it, so the best policy is the same; but
+    the reward then tells less of which task it was, and more of what the actions did.
     """
 
     def __init__(self, family: TaskFamily, settings: Settings | None = None) -> None:
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (len(OBSERVED),), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._family = family
-        self._settings = settings or Settings()
+        self._settings = settings or Settings.of(family)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         while True:
-            self._episode = self._family.sample(self.np_random)
-            self._rule = PolicyRule(self._settings, 1, self._episode.steps)
-            self._left = self._episode.steps
-            self._seen = np.zeros(len(OBSERVED), np.float32)
+            seed = int(self.np_random.integers(2**63))
+            self._twin_falls = self._falls(seed) if getattr(self._family, "paired", False) else itertools.repeat(0.0)
+            self._begin(seed)
             if not self._run_block():
-                self._first = self._rule.means[0]
                 return self._seen, {}
+
+    def _begin(self, seed: int) -> None:
+        self._episode = self._family.sample(np.random.default_rng(seed))
+        self._rule = PolicyRule(self._settings, 1, self._episode.steps)
+        self._left = self._episode.steps
+        self._envelope = Envelope(total_steps=self._left, decay_ratio=self._settings.decay_ratio)
+        self._seen = np.zeros(len(OBSERVED), np.float32)
+
+    def _falls(self, seed: int) -> Iterator[float]:
+        """Of the run that is left at scale 1, block by block; zeros from where it diverges."""
+        self._begin(seed)
+        levels = []
+        while not self._over() and not self._run_block():
+            levels.append(_log(self._rule.means[-1]))
+        if self._over():
+            levels[-1] = _log(self._episode.validation_loss())
+        return itertools.chain((before - after for before, after in itertools.pairwise(levels)), itertools.repeat(0.0))
+
+    def _over(self) -> bool:
+        return self._left < self._episode.steps / self._settings.blocks
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._rule.act(min(max(float(action[0]), -1.0), 1.0))
         before = self._rule.means[-1]
         if self._run_block():
             return self._seen, -PENALTY, True, False, {"diverged": True}
-        reward = _log(before) - _log(self._rule.means[-1])
-        over = self._left < self._episode.steps / self._settings.blocks
-        info = {"fall": _log(self._first) - _log(self._rule.means[-1])} if over else {}
-        return self._seen, min(max(reward, -PENALTY), PENALTY), over, False, info
+        after = self._rule.means[-1]
+        over = self._over()
+        if over:
+            after = self._episode.validation_loss()
+            if not math.isfinite(after):
+                return self._seen, -PENALTY, True, False, {"diverged": True}
+        reward = _log(before) - _log(after) - next(self._twin_falls)
+        return self._seen, min(max(reward, -PENALTY), PENALTY), over, False, {}
 
     def _run_block(self) -> bool:
         """Whether the run diverged in it."""
         observation = None
         while observation is None:
-            loss = step(self._episode, self._rule)
+            loss = step(self._episode, self._rule, self._envelope(self._episode.steps - self._left))
             self._left -= 1
             if not math.isfinite(loss):
                 return True
@@ -77,12 +112,12 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         return False
 
 
-def step(episode: Episode, rule: PolicyRule) -> float:
+def step(episode: Episode, rule: PolicyRule, envelope: float) -> float:
     """Advance by one optimizer step at the rule's scale, under the episode's bound; the training loss."""
     bound = episode.bound()
     if bound is not None:
         rule.limit = bound / episode.base_lr
-    return episode.advance(episode.base_lr * rule.scales[0])
+    return episode.advance(episode.base_lr * rule.scales[0] * envelope)
 
 
 def _log(loss: float) -> float:

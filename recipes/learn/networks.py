@@ -118,7 +118,7 @@ class Networks:
     """Networks of many sizes, with base LRs from far too low to too high."""
 
     name = "network"
-    paired = False
+    decay_ratio = 0.3
 
     def sample(self, rng: np.random.Generator) -> NetworkEpisode:
         optimizer = rng.choice(["adamw", "sgd"])
@@ -130,7 +130,7 @@ class Networks:
                 width=int(rng.choice([16, 32, 64])),
                 depth=int(rng.integers(1, 3)),
                 batch=int(rng.choice([16, 32, 64])),
-                steps=int(rng.choice([80, 120, 200, 320])),
+                steps=int(rng.choice([80, 150, 300, 600])),
                 base_lr=float(usual * 10 ** rng.uniform(-1.3, 0.7)),
                 seed=int(rng.integers(2**31)),
             )

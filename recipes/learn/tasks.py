@@ -37,11 +37,11 @@ class Episode(Protocol):
 class TaskFamily(Protocol):
     """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`.
 
-    `paired`: whether the reward is what a run gains on its twin at scale 1, which costs as much again; see `ScheduleEnv`.
+    It may have a `decay_ratio`: the share of a run over which the LR decays linearly to 0, whatever the policy does.
+    With `paired = True` the reward is what a run gains on a twin that stays at scale 1, for twice the time.
     """
 
     name: str
-    paired: bool
 
     def sample(self, rng: np.random.Generator) -> Episode: ...
 
@@ -65,7 +65,6 @@ class Quadratics:
     """The simplest family, for trials and tests: noisy gradients of sum(curvature x^2) / 2, in a few dimensions."""
 
     name = "quadratic"
-    paired = False
 
     def sample(self, rng: np.random.Generator) -> Quadratic:
         return Quadratic(rng)

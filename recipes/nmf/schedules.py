@@ -74,7 +74,7 @@ def learned(run: Run) -> Schedule:
     assert run.policy
     controller = PolicyController(PolicyConfig(policy=run.policy, on_nonfinite="hold"), horizon=run.steps)
     base_lr = run.factorization.bound
-    lr = _controlled(controller, base_lr, Envelope())
+    lr = _controlled(controller, base_lr, Envelope(total_steps=run.steps, decay_ratio=controller.decay_ratio))
 
     def limited(step: int, loss: float) -> float:
         controller.limit(run.factorization.bound / base_lr)

@@ -1,0 +1,261 @@
+"""What a learned policy does, beside GreedyLR's rule: a picture, and the GreedyLR settings that come closest to it.
+
+    python -m recipes.distill_policy --policy network --report recipes/learn/DISTILLATION.md
+
+The policy trains runs of its family. GreedyLR then looks at the very losses of these runs, and the settings are sought
+whose LRs are nearest to the policy's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from greedylr_integrations import GreedyConfig, GreedyController
+from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
+from recipes.common.flags import run
+from recipes.common.offline import RecipeError
+from recipes.learn.environment import step
+from recipes.learn.tasks import FAMILIES, TaskFamily, family
+
+STILL = 0.05  # of a doubling a block: less is no move
+
+
+@dataclass
+class Trained:
+    """A run by the policy: losses, and at the end of each block what it saw and the log2 of LR / base LR afterwards."""
+
+    losses: list[float]
+    ends: list[int]
+    seen: np.ndarray
+    scales: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """GreedyLR's, for a run of any length T."""
+
+    window: float = 0.08  # window_size / T
+    rate: float = 8.0  # factor = exp(-rate / T)
+    threshold: float = 1.0
+    patience: int = 0
+    settle_ratio: float = 0.4
+    decay_ratio: float = 0.3
+
+    def controller(self, steps: int) -> GreedyController:
+        config = GreedyConfig(
+            window_size=max(1, round(self.window * steps)),
+            factor=max(0.5, math.exp(-self.rate / steps)),
+            threshold=self.threshold,
+            patience=self.patience,
+            settle_ratio=self.settle_ratio,
+        )
+        return GreedyController(config, horizon=steps)
+
+
+def run_policy(tasks: TaskFamily, policy: Policy, count: int, seed: int) -> list[Trained]:
+    rng, runs = np.random.default_rng(seed), []
+    while len(runs) < count:
+        episode = tasks.sample(rng)
+        rule = PolicyRule(policy, 1, episode.steps)
+        envelope = Envelope(total_steps=episode.steps, decay_ratio=policy.decay_ratio)
+        losses: list[float] = []
+        ends, seen, scales = [], [], []
+        for i in range(episode.steps):
+            losses.append(step(episode, rule, envelope(i)))
+            if not math.isfinite(losses[-1]):
+                break
+            if observation := rule.push(losses[-1]):
+                rule.act(policy(observation))
+                ends.append(i)
+                seen.append(observation)
+                scales.append(_log_lr(rule.scales[0], envelope, i))
+        else:
+            runs.append(Trained(losses, ends, np.array(seen), np.array(scales)))
+    return runs
+
+
+def greedy_scales(past: Trained, settings: Settings) -> np.ndarray:
+    """log2 of what GreedyLR would have made of the LR by the end of each block, final decay included."""
+    controller, total = settings.controller(len(past.losses)), len(past.losses)
+    envelope = Envelope(total_steps=total, decay_ratio=settings.decay_ratio)
+    scales = [_log_lr(controller.observe(loss).scales[0], envelope, i) for i, loss in enumerate(past.losses)]
+    return np.array(scales)[past.ends]
+
+
+def _log_lr(scale: float, envelope: Envelope, step: int) -> float:
+    return math.log2(scale * max(envelope(step), 0.01))  # where it ends at 0 says nothing
+
+
+def agreement(runs: list[Trained], settings: Settings) -> dict[str, float]:
+    """Of LRs (root of the mean square of the log2 of their ratio, correlation) and moves (same direction)."""
+    pairs = [(past.scales, greedy_scales(past, settings)) for past in runs]
+    ours, theirs = (np.concatenate(scales) for scales in zip(*pairs, strict=True))
+    moves = [(direction(np.diff(one)), direction(np.diff(other))) for one, other in pairs]
+    same = np.concatenate([one == other for one, other in moves])
+    return {
+        "distance": float(np.sqrt(np.mean((ours - theirs) ** 2))),
+        "correlation": float(np.corrcoef(ours, theirs)[0, 1]) if theirs.std() > 0 else 0.0,
+        "same direction": float(same.mean()),
+    }
+
+
+def direction(moves: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(moves) < STILL, 0, np.sign(moves))
+
+
+def fit(runs: list[Trained], trials: int, seed: int) -> Settings:
+    """Random search for the least distance, half of it near the best so far."""
+    rng = np.random.default_rng(seed)
+    best, least = Settings(), math.inf
+    for trial in range(trials):
+        drawn = Settings(
+            window=float(10 ** rng.uniform(-2, -0.7)),
+            rate=float(2 ** rng.uniform(1, 6)),
+            threshold=float(rng.choice([0, 0.5, 1, 1.5, 2, 3])),
+            patience=int(rng.choice([0, 0, 1, 3, 10])),
+            settle_ratio=float(rng.choice([0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])),
+            decay_ratio=float(rng.choice([0, 0.2, 0.3, 0.5, 0.7, 0.9])),
+        )
+        if trial == 0:
+            drawn = best
+        elif trial > trials // 2:  # change two fields of the best
+            fields = list(Settings.__dataclass_fields__)
+            changed = {name: getattr(drawn, name) for name in rng.choice(fields, 2, replace=False)}
+            drawn = Settings(**{**vars(best), **changed})
+        distance = agreement(runs, drawn)["distance"]
+        if distance < least:
+            best, least = drawn, distance
+    return best
+
+
+def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: int) -> float:
+    """Mean log validation loss of runs that are really trained with the settings, or with the policy."""
+    rng, logs = np.random.default_rng(seed), []
+    for _ in range(count):
+        episode = tasks.sample(rng)
+        if isinstance(settings, Policy):
+            controller: Any = PolicyController(PolicyConfig(policy=settings), horizon=episode.steps)
+        else:
+            controller = settings.controller(episode.steps)
+        envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
+        for i in range(episode.steps):
+            controller.observe(episode.advance(_lr(episode, controller.scales[0] * envelope(i))))
+        logs.append(math.log(episode.validation_loss()))
+    return float(np.mean(logs))
+
+
+def _lr(episode: Any, scale: float) -> float:
+    bound = episode.bound()
+    return episode.base_lr * scale if bound is None else min(bound, episode.base_lr * scale)
+
+
+# ---- picture and report ----
+
+
+def draw(runs: list[Trained], settings: Settings, path: Path) -> None:
+    """Mean move of the scale over trend and noise: the policy's, GreedyLR's default, and GreedyLR fitted."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    trend, noise = (
+        np.concatenate([past.seen[1:, OBSERVED.index(name)] for past in runs]) for name in ("trend", "noise")
+    )
+    panels = {
+        "learned policy": [past.scales for past in runs],
+        "GreedyLR, default": [greedy_scales(past, Settings()) for past in runs],
+        "GreedyLR, fitted to the policy": [greedy_scales(past, settings) for past in runs],
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharex=True, sharey=True, layout="constrained")
+    bins = [np.linspace(-1, 1, 13), np.linspace(0, min(1.0, float(np.quantile(noise, 0.99)) + 0.02), 11)]
+    for axis, (title, scales) in zip(axes, panels.items(), strict=True):
+        moves = np.concatenate([np.diff(each) for each in scales])
+        total, *_ = np.histogram2d(trend, noise, bins, weights=moves)
+        count, *edges = np.histogram2d(trend, noise, bins)
+        mean = np.where(count >= 5, total / np.maximum(count, 1), np.nan)
+        shown = axis.pcolormesh(*edges, mean.T, cmap="RdBu_r", vmin=-0.8, vmax=0.8)
+        axis.set(title=title, xlabel="trend of the loss (-1 falls steadily, 1 rises)")
+    axes[0].set_ylabel("noise, as a share of what the loss moved")
+    figure.colorbar(shown, ax=axes, label="doublings of the LR a block")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def report(name: str, policy: Policy, agreements: dict[str, dict], outcomes: dict[str, float], fitted: Settings) -> str:
+    lines = [
+        f"# The {name} policy beside GreedyLR",
+        "",
+        f"Written by `python -m recipes.distill_policy`, for the policy `{policy.digest}`. GreedyLR looks at the losses"
+        " of runs that the policy trained. Distance: root mean square of the log2 of the ratio of the two LRs."
+        f" Direction: share of the blocks in which both raise, both lower or both hold (a move below {STILL} of a"
+        " doubling). Both on runs that were not fitted to. Validation loss: geometric mean over other runs of the"
+        " family, trained with it.",
+        "",
+        "| | distance | correlation of log LR | same direction | validation loss |",
+        "| --- | --- | --- | --- | --- |",
+        f"| learned policy | | | | {math.exp(outcomes['policy']):.4f} |",
+    ]
+    lines += [
+        f"| GreedyLR, {which} | {told['distance']:.2f} | {told['correlation']:.2f} | {told['same direction']:.0%} |"
+        f" {math.exp(outcomes[which]):.4f} |"
+        for which, told in agreements.items()
+    ]
+    lines += [
+        "",
+        f"Fitted, for a run of T steps: `window_size={fitted.window:.3f}*T, factor=exp(-{fitted.rate:.1f}/T),"
+        f" threshold={fitted.threshold:g}, patience={fitted.patience}, settle_ratio={fitted.settle_ratio:g}`,"
+        f" `decay_ratio={fitted.decay_ratio:g}`. They are not a preset.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    made = argparse.ArgumentParser("distill_policy", description=__doc__.split("\n")[0])
+    made.add_argument("--policy", default="network", help="a policy file or a shipped one (default: %(default)s)")
+    made.add_argument(
+        "--family", help="what it trains, of " + ", ".join(FAMILIES) + " (default: what it was trained on)"
+    )
+    made.add_argument(
+        "--runs", type=int, default=40, help="to fit to, and as many to check with (default: %(default)s)"
+    )
+    made.add_argument("--trials", type=int, default=200, help="settings that are tried (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--picture", type=Path, help="where to draw what it does over trend and noise")
+    made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
+    args = made.parse_args(argv)
+    for name in ("runs", "trials"):
+        if getattr(args, name) < 1:
+            raise RecipeError(f"--{name} {getattr(args, name)} is not allowed: it must be at least 1")
+    torch.set_num_threads(1)
+    policy = Policy.load(args.policy)
+    name = args.family or policy.trained.get("family")
+    tasks = family(name)
+    runs = run_policy(tasks, policy, 2 * args.runs, args.seed)
+    fitted = fit(runs[: args.runs], args.trials, args.seed)
+    candidates = {"default": Settings(), "fitted": fitted}
+    agreements = {which: agreement(runs[args.runs :], settings) for which, settings in candidates.items()}
+    outcomes = {
+        which: outcome(tasks, settings, args.runs, args.seed + 1)
+        for which, settings in {"policy": policy, **candidates}.items()
+    }
+    text = report(name, policy, agreements, outcomes, fitted)
+    if args.picture:
+        draw(runs, fitted, args.picture)
+    if args.report:
+        args.report.write_text(text)
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    run("distill_policy", main)
