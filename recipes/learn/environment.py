@@ -74,9 +74,11 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         """Of the run that is left at scale 1, block by block; zeros from where it diverges."""
         self._begin(seed)
         levels = []
-        while not self._over() and not self._run_block():
+        while not self._over():
+            if self._run_block():
+                break
             levels.append(_log(self._rule.means[-1]))
-        if self._over():
+        else:
             levels[-1] = _log(self._episode.validation_loss())
         return itertools.chain((before - after for before, after in itertools.pairwise(levels)), itertools.repeat(0.0))
 
