@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from greedylr_integrations import GreedyConfig, GreedyController
+from greedylr_integrations.core import logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
 from recipes.common.flags import run
@@ -237,6 +238,7 @@ def main(argv: list[str] | None = None) -> None:
         if getattr(args, name) < 1:
             raise RecipeError(f"--{name} {getattr(args, name)} is not allowed: it must be at least 1")
     torch.set_num_threads(1)
+    logger.setLevel("ERROR")  # many base LRs are too low on purpose
     policy = Policy.load(args.policy)
     name = args.family or policy.trained.get("family")
     tasks = family(name)
