@@ -15,8 +15,8 @@ from greedylr_integrations.loss import LossMeter
 FALLING = [10 - i / 20 for i in range(100)]
 RISING = FALLING[::-1]
 CONFIGS = {
-    "own": GreedyConfig(window_size=1, factor=0.9),
-    "groups with bounds of their own": GreedyConfig(window_size=1, factor=0.9, min_lr=0.001, max_lr=[0.3, 1.0]),
+    "own": GreedyConfig(window_size=1, factor=0.9, pace=0),
+    "groups with bounds of their own": GreedyConfig(window_size=1, factor=0.9, pace=0, min_lr=0.001, max_lr=[0.3, 1.0]),
     "paper": GreedyConfig.paper(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
     "transformers": GreedyConfig.transformers(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
 }
@@ -26,7 +26,7 @@ class Custom:
     """A controller of the user's, which knows nothing of orders."""
 
     def __init__(self):
-        self.inner = GreedyController(GreedyConfig(window_size=1, factor=0.9))
+        self.inner = GreedyController(GreedyConfig(window_size=1, factor=0.9, pace=0))
 
     def observe(self, loss):
         return self.inner.observe(loss)

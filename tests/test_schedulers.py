@@ -166,7 +166,7 @@ def test_a_branch_from_the_middle_ends_as_a_run_that_was_planned_to_end_there():
     """Loss on 597 unseen digits, 10 seeds, paired: within two standard errors; without the decay far outside."""
     digits = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed").load_digits()
     x, y = torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target)
-    planned, middle, decay, lr = 400, 200, 80, 0.6
+    planned, middle, decay, lr = 400, 200, 80, 0.1
 
     def start(seed, **kwargs):
         torch.manual_seed(seed)
