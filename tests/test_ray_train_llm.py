@@ -22,6 +22,9 @@ STEPS = 40
 ENVIRONMENT = {**os.environ, **ON_CPU, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
+pytestmark = pytest.mark.slow  # minutes on a busy machine
+
+
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     return recipe_parts.make(tmp_path_factory.mktemp("parts"))

@@ -50,7 +50,8 @@ def test_killed_and_resumed(parts, tmp_path, capsys, name, number):
     (resumed,), (whole,) = runs_of(out), runs_of(tmp_path / "whole")
     assert [step for step, _ in whole["train_loss"]] == list(range(1, 61))
     assert len({lr for _, lr in whole["learning_rate"]}) > 10
-    assert whole["validation_loss"][-1][1] < whole["validation_loss"][0][1]
+    if name == "sft_trl":  # a preference for one random reply over another does not generalize
+        assert whole["validation_loss"][-1][1] < whole["validation_loss"][0][1]
     assert_same(resumed, whole)
 
 
