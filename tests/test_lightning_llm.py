@@ -17,11 +17,9 @@ from recipes import lightning_llm
 from recipes.common import flags as common_flags
 from recipes.common.offline import RecipeError
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's, of which there are many
+# minutes on a busy machine; of Lightning's warnings there are many
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 STEPS = 200
-
-
-pytestmark = pytest.mark.slow  # minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
