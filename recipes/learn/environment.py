@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,10 +40,6 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     the episode's stability bound. LR = base LR x scale x final decay, as in the schedulers. Reward: the fall of the log
     of the block's mean loss, after the last block from there to the validation loss too; a run that diverges ends with
     -PENALTY. An episode ends with its last whole block.
-
-    From a family that is `paired`, each run has a twin with the same randomness that stays at scale 1, or at the bound
-    where that is lower, and what the twin falls is taken off. No action changes it, so the best policy is the same; but
-    the reward then tells less of which task it was, and more of what the actions did.
     """
 
     def __init__(self, family: TaskFamily, settings: Settings | None = None) -> None:
@@ -57,33 +51,13 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         while True:
-            seed = int(self.np_random.integers(2**63))
-            self._twin_falls = self._falls(seed) if getattr(self._family, "paired", False) else itertools.repeat(0.0)
-            self._begin(seed)
+            self._episode = self._family.sample(self.np_random)
+            self._rule = PolicyRule(self._settings, 1, self._episode.steps)
+            self._left = self._episode.steps
+            self._envelope = Envelope(total_steps=self._left, decay_ratio=self._settings.decay_ratio)
+            self._seen = np.zeros(len(OBSERVED), np.float32)
             if not self._run_block():
                 return self._seen, {}
-
-    def _begin(self, seed: int) -> None:
-        self._episode = self._family.sample(np.random.default_rng(seed))
-        self._rule = PolicyRule(self._settings, 1, self._episode.steps)
-        self._left = self._episode.steps
-        self._envelope = Envelope(total_steps=self._left, decay_ratio=self._settings.decay_ratio)
-        self._seen = np.zeros(len(OBSERVED), np.float32)
-
-    def _falls(self, seed: int) -> Iterator[float]:
-        """Of the run that is left at scale 1, block by block; zeros from where it diverges."""
-        self._begin(seed)
-        levels = []
-        while not self._over():
-            if self._run_block():
-                break
-            levels.append(_log(self._rule.means[-1]))
-        else:
-            levels[-1] = _log(self._episode.validation_loss())
-        return itertools.chain((before - after for before, after in itertools.pairwise(levels)), itertools.repeat(0.0))
-
-    def _over(self) -> bool:
-        return self._left < self._episode.steps / self._settings.blocks
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self._rule.act(min(max(float(action[0]), -1.0), 1.0))
@@ -91,13 +65,12 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
         if self._run_block():
             return self._seen, -PENALTY, True, False, {"diverged": True}
         after = self._rule.means[-1]
-        over = self._over()
+        over = self._left < self._episode.steps / self._settings.blocks
         if over:
             after = self._episode.validation_loss()
             if not math.isfinite(after):
                 return self._seen, -PENALTY, True, False, {"diverged": True}
-        reward = _log(before) - _log(after) - next(self._twin_falls)
-        return self._seen, min(max(reward, -PENALTY), PENALTY), over, False, {}
+        return self._seen, min(max(_log(before) - _log(after), -PENALTY), PENALTY), over, False, {}
 
     def _run_block(self) -> bool:
         """Whether the run diverged in it."""

@@ -38,7 +38,6 @@ class TaskFamily(Protocol):
     """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`.
 
     It may have a `decay_ratio`: the share of a run over which the LR decays linearly to 0, whatever the policy does.
-    With `paired = True` the reward is what a run gains on a twin that stays at scale 1, for twice the time.
     """
 
     name: str
