@@ -47,7 +47,7 @@ class Settings:
     rate: float = 8.0  # factor = exp(-rate / T)
     threshold: float = 1.0
     patience: int = 0
-    settle_ratio: float = 0.4
+    pace: float = 1.0
     decay_ratio: float = 0.3
 
     def controller(self, steps: int) -> GreedyController:
@@ -56,7 +56,7 @@ class Settings:
             factor=max(0.5, math.exp(-self.rate / steps)),
             threshold=self.threshold,
             patience=self.patience,
-            settle_ratio=self.settle_ratio,
+            pace=self.pace,
         )
         return GreedyController(config, horizon=steps)
 
@@ -122,7 +122,7 @@ def fit(runs: list[Trained], trials: int, seed: int) -> Settings:
             rate=float(2 ** rng.uniform(1, 6)),
             threshold=float(rng.choice([0, 0.5, 1, 1.5, 2, 3])),
             patience=int(rng.choice([0, 0, 1, 3, 10])),
-            settle_ratio=float(rng.choice([0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0])),
+            pace=float(rng.choice([0, 0.5, 1, 2])),
             decay_ratio=float(rng.choice([0, 0.2, 0.3, 0.5, 0.7, 0.9])),
         )
         if trial == 0:
@@ -213,7 +213,7 @@ def report(name: str, policy: Policy, agreements: dict[str, dict], outcomes: dic
     lines += [
         "",
         f"Fitted, for a run of T steps: `window_size={fitted.window:.3f}*T, factor=exp(-{fitted.rate:.1f}/T),"
-        f" threshold={fitted.threshold:g}, patience={fitted.patience}, settle_ratio={fitted.settle_ratio:g}`,"
+        f" threshold={fitted.threshold:g}, patience={fitted.patience}, pace={fitted.pace:g}`,"
         f" `decay_ratio={fitted.decay_ratio:g}`. They are not a preset.",
         "",
     ]

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 
 from greedylr_integrations import runs
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyRule
-from recipes.common.flags import new_output_dir, run
+from recipes.common.flags import run
 from recipes.common.offline import RecipeError
 from recipes.learn.environment import ScheduleEnv, Settings
 from recipes.learn.tasks import FAMILIES, family
@@ -81,7 +82,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         if getattr(args, name) < 1:
             raise RecipeError(f"--{name} {getattr(args, name)} is not allowed: it must be at least 1")
     family(args.family)  # is it known?
-    args.output_dir = Path(args.output_dir or new_output_dir("learn_schedule"))
+    args.output_dir = Path(args.output_dir or f"runs/learn_schedule/{time.strftime('%Y%m%d-%H%M%S')}")
     if (args.output_dir / "arguments.json").exists():
         raise RecipeError(f"{args.output_dir} has another run already: choose another --output-dir, or --resume it")
     return args

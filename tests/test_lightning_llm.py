@@ -27,7 +27,7 @@ def parts(tmp_path_factory):
 
 
 def words(parts, out, **more):
-    given = flags(parts, out, **{"max_steps": STEPS, "save_steps": 20, "precision": "64-true", "batch_size": 4, **more})
+    given = flags(parts, out, **{"max_steps": STEPS, "save_steps": 20, "dtype": "float64", "batch_size": 4, **more})
     at = given.index("--disable-tqdm")
     return given[:at] + given[at + 2 :]
 
@@ -128,7 +128,7 @@ def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
         ({"model": "no-template"}, "has no chat template"),
         ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
         ({"schedule": "cosin"}, "schedule 'cosin' is unknown"),
-        ({"precision": "8"}, "argument --precision: invalid choice: '8'"),
+        ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
         ({"batch_size": 50}, "train: 36 rows of"),
         ({"devices": 0}, "--devices 0 and --num-nodes 1: at least 1 of each"),
     ],

@@ -30,10 +30,9 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
             rows = load_dataset(dataset, split=split)
     if not len(rows):
         raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
-    if not {"messages", "text"} & set(rows.column_names):
-        raise RecipeError(
-            f"dataset {dataset!r} has no column 'messages' or 'text', only: {', '.join(rows.column_names)}"
-        )
+    if not set(columns) & set(rows.column_names):
+        wanted = " or ".join(map(repr, columns))
+        raise RecipeError(f"dataset {dataset!r} has no column {wanted}, only: {', '.join(rows.column_names)}")
     return rows.select(range(min(limit, len(rows)))) if limit else rows
 
 

@@ -152,6 +152,8 @@ def loading(what: str, name: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0]
+        if "corresponds to no data" in reason:  # as datasets says it
+            raise RecipeError(f"{what} {name!r} is empty: give one that has rows") from error
         raise RecipeError(f"{what} {name!r} cannot be loaded ({type(error).__name__}: {reason})") from error
 
 

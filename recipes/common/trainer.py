@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -124,9 +125,17 @@ class _SaveOnSignal(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last one that is whole: its trainer_state.json is written last."""
-    whole = folder.glob("checkpoint-*/trainer_state.json")
-    return max((file.parent for file in whole), key=lambda path: int(path.name.split("-")[1]), default=None)
+    """The last one that is whole: its trainer_state.json is written last, and a kill may leave a part of it."""
+    whole = (file.parent for file in folder.glob("checkpoint-*/trainer_state.json") if _is_json(file))
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text())
+    except ValueError:
+        return False
+    return True
 
 
 def greedy_callback(folder: Path, **more) -> GreedyLRCallback:
