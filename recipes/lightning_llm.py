@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -151,16 +152,22 @@ def save_on_signal(folder: Path):
     import lightning.pytorch as pl
 
     class SaveOnSignal(pl.Callback):
+        def __init__(self):
+            self.handlers = ExitStack()
+
         def on_train_start(self, trainer, module):  # Lightning has set its own handler of SIGTERM: one that broadcasts
-            self.stop = StopOnSignal().__enter__()
+            self.stop = self.handlers.enter_context(StopOnSignal())
 
         def on_train_batch_end(self, trainer, module, *batch):
             if self.stop.asked() and trainer.global_step < trainer.max_steps:
                 trainer.save_checkpoint(folder / f"checkpoint-{trainer.global_step}.ckpt")
                 raise Stopped(self.stop.number, folder.parent)
 
-        def teardown(self, trainer, module, stage):
-            self.stop.__exit__()
+        def on_train_end(self, trainer, module):
+            self.handlers.close()
+
+        def on_exception(self, trainer, module, exception):
+            self.handlers.close()
 
     return SaveOnSignal()
 
