@@ -4,7 +4,7 @@
     python -m recipes.lightning_llm --compare greedy cosine             # the same start and data under two schedules
     python -m recipes.lightning_llm --devices 2                         # DDP: two GPUs, or two CPU processes
     python -m recipes.lightning_llm --model Qwen/Qwen3-0.6B --dataset HuggingFaceH4/ultrachat_200k --split train_sft \\
-        --max-length 1024 --max-steps 1000 --batch-size 8 --devices 4 --precision bf16-true
+        --max-length 1024 --max-steps 1000 --batch-size 8 --devices 4 --dtype bfloat16
 
 The loss counts the replies only, each token of a step alike, on whichever process it is: so two devices with half the
 --batch-size are the same run. Ctrl-C saves, and --resume goes on as if nothing had been, on any such split.
@@ -17,6 +17,7 @@ import os
 import sys
 import time
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -30,6 +31,8 @@ from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
 from recipes.common.trainer import load_tokenizer
 from recipes.finetune_llm import load_model
+
+PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}  # of the arithmetic, by --dtype
 
 
 def parse_flags(argv: list[str] | None = None):
@@ -48,14 +51,10 @@ def parse_flags(argv: list[str] | None = None):
         ("--num-nodes", 1, "nodes"),
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
-    kinds = ("32-true", "bf16-true", "bf16-mixed", "16-mixed", "64-true")
-    made.add_argument(
-        "--precision", default="32-true", choices=kinds, help="as Lightning has it (default: %(default)s)"
-    )
+    made.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float64")
     args = parse(made, argv)
     if args.devices < 1 or args.num_nodes < 1:
         raise RecipeError(f"--devices {args.devices} and --num-nodes {args.num_nodes}: at least 1 of each")
-    args.dtype = {"bf16-true": "bfloat16", "64-true": "float64"}.get(args.precision, "float32")
     return args
 
 
@@ -153,16 +152,22 @@ def save_on_signal(folder: Path):
     import lightning.pytorch as pl
 
     class SaveOnSignal(pl.Callback):
+        def __init__(self):
+            self.handlers = ExitStack()
+
         def on_train_start(self, trainer, module):  # Lightning has set its own handler of SIGTERM: one that broadcasts
-            self.stop = StopOnSignal().__enter__()
+            self.stop = self.handlers.enter_context(StopOnSignal())
 
         def on_train_batch_end(self, trainer, module, *batch):
             if self.stop.asked() and trainer.global_step < trainer.max_steps:
                 trainer.save_checkpoint(folder / f"checkpoint-{trainer.global_step}.ckpt")
                 raise Stopped(self.stop.number, folder.parent)
 
-        def teardown(self, trainer, module, stage):
-            self.stop.__exit__()
+        def on_train_end(self, trainer, module):
+            self.handlers.close()
+
+        def on_exception(self, trainer, module, exception):
+            self.handlers.close()
 
     return SaveOnSignal()
 
@@ -195,6 +200,7 @@ def train(schedule: str, args, tokenizer, data) -> Run:
         callbacks.insert(
             0, GreedyLRCallback(linear_warmup_steps=args.warmup_steps, history_file=str(log), prog_bar=True)
         )
+    module = make_module(schedule, args, load_model(args, args))
     trainer = pl.Trainer(
         max_steps=args.max_steps,
         max_epochs=-1,
@@ -203,13 +209,12 @@ def train(schedule: str, args, tokenizer, data) -> Run:
         num_sanity_val_steps=0,
         devices=args.devices,
         num_nodes=args.num_nodes,
-        precision=args.precision,
+        precision=PRECISION[args.dtype],
         use_distributed_sampler=False,
         callbacks=callbacks,
         logger=False,
         enable_model_summary=False,
     )
-    module = make_module(schedule, args, load_model(args, args))
     collate = DataCollatorForSeq2Seq(tokenizer, padding="longest")
     start = time.perf_counter()
     trainer.fit(
