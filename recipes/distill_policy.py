@@ -21,8 +21,8 @@ from greedylr_integrations import GreedyConfig, GreedyController
 from greedylr_integrations.core import logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
-from recipes.common.flags import run
-from recipes.common.offline import RecipeError
+from recipes.common.flags import check_at_least_one, run
+from recipes.common.report import write_or_print
 from recipes.learn.environment import step
 from recipes.learn.tasks import FAMILIES, TaskFamily, family
 
@@ -234,11 +234,8 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--picture", type=Path, help="where to draw what it does over trend and noise")
     made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
     args = made.parse_args(argv)
-    for name in ("runs", "trials"):
-        if getattr(args, name) < 1:
-            raise RecipeError(f"--{name} {getattr(args, name)} is not allowed: it must be at least 1")
+    check_at_least_one(args, "runs", "trials")
     torch.set_num_threads(1)
-    logger.setLevel("ERROR")  # many base LRs are too low on purpose
     policy = Policy.load(args.policy)
     name = args.family or policy.trained.get("family")
     tasks = family(name)
@@ -253,11 +250,9 @@ def main(argv: list[str] | None = None) -> None:
     text = report(name, policy, agreements, outcomes, fitted)
     if args.picture:
         draw(runs, fitted, args.picture)
-    if args.report:
-        args.report.write_text(text)
-    else:
-        print(text)
+    write_or_print(text, args.report)
 
 
 if __name__ == "__main__":
+    logger.setLevel("ERROR")  # many base LRs are too low on purpose
     run("distill_policy", main)

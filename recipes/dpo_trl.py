@@ -15,11 +15,8 @@ That teaches a model to answer what was said, and says nothing about people's pr
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-
 from recipes.common import trainer as common
-from recipes.common.chat import check_length, check_template, load_rows, split_rows
+from recipes.common.chat import check_template, load_rows, split_rows
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run
@@ -33,19 +30,13 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class RecipeArguments(common.RecipeArguments):
-    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
-
-
 def parse_flags(argv: list[str] | None = None):
     from trl import DPOConfig
 
-    return common.parse_trainer("dpo_trl", __doc__, (RecipeArguments, DPOConfig), argv, **DEFAULTS)
+    return common.parse_trainer("dpo_trl", __doc__, (common.RecipeArguments, DPOConfig), argv, **DEFAULTS)
 
 
-def load_data(recipe: RecipeArguments, tokenizer):
+def load_data(recipe: common.RecipeArguments, tokenizer):
     """`train` and `test` of pairs."""
     rows = load_rows(recipe.dataset, recipe.split, recipe.rows, columns=("chosen", "messages"))
     check_template(rows, tokenizer, recipe.model, recipe.dataset)
@@ -73,23 +64,11 @@ def shuffled_pairs(rows, seed: int):
     return pairs.filter(lambda pair: pair["chosen"] != pair["rejected"])
 
 
-def train(schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
-    from peft import LoraConfig
+def train(schedule: str, recipe: common.RecipeArguments, args, tokenizer, data) -> Run:
     from trl import DPOTrainer
 
-    folder = recipe.output_dir / schedule
-    model = common.load_model(recipe)
-    check_length(args.max_length, model.config)
-    trainer = DPOTrainer(
-        model,  # the reference is the same one without LoRA
-        args=dataclasses.replace(args, output_dir=str(folder)),
-        train_dataset=data["train"],
-        eval_dataset=data["test"],
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear"),
-        callbacks=[common.greedy_callback(folder)] if schedule == "greedy" else None,
-    )
-    return common.train(trainer, schedule)
+    # without a model of its own, the reference is the same one without LoRA
+    return common.train_lora(DPOTrainer, schedule, recipe, args, tokenizer, data)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,8 +30,6 @@ from recipes.common.report import Run
 class RecipeArguments(common.RecipeArguments):
     max_length: int = field(default=128, metadata={"help": "tokens of a row that are used"})
     packing: bool = field(default=False, metadata={"help": "train on rows end to end, in blocks of --max-length"})
-    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
     qlora: bool = field(default=False, metadata={"help": "LoRA on weights in 4 bits"})
     full: bool = field(default=False, metadata={"help": "train every weight instead of LoRA's"})
 

@@ -24,7 +24,7 @@ import torch
 
 from greedylr_integrations import runs
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyRule
-from recipes.common.flags import run
+from recipes.common.flags import check_at_least_one, run
 from recipes.common.offline import RecipeError
 from recipes.learn.environment import ScheduleEnv, Settings
 from recipes.learn.tasks import FAMILIES, family
@@ -78,9 +78,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         except (OSError, ValueError) as error:
             raise RecipeError(f"--resume {args.resume} has no run to go on with: {error}") from error
         return args
-    for name in ("decisions", "envs"):
-        if getattr(args, name) < 1:
-            raise RecipeError(f"--{name} {getattr(args, name)} is not allowed: it must be at least 1")
+    check_at_least_one(args, "decisions", "envs")
     family(args.family)  # is it known?
     args.output_dir = Path(args.output_dir or f"runs/learn_schedule/{time.strftime('%Y%m%d-%H%M%S')}")
     if (args.output_dir / "arguments.json").exists():

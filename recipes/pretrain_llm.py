@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Sampler
 
-from recipes.common.flags import agreed, finish, loading, parse, parser, run, run_all
+from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
 from recipes.common.offline import GPT2_BPE, PYTHON_DOCS, RecipeError, gpt2_bpe, python_docs
 from recipes.common.report import Run, peak_memory_gib
 from recipes.common.schedules import fixed
@@ -454,16 +454,8 @@ def parse_flags(argv: list[str] | None = None):
     add("--save-steps", type=int, default=60, help="steps between checkpoints; 0 saves nothing (default: %(default)s)")
     add("--log-steps", type=int, default=1, help="steps between readings of the loss, which wait for the device")
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length", "width", "layers"))
-    for name in (
-        "max_steps",
-        "batch_size",
-        "max_length",
-        "validation_rows",
-        "gradient_accumulation_steps",
-        "log_steps",
-    ):
-        if getattr(args, name) < 1:
-            raise RecipeError(f"--{name.replace('_', '-')} {getattr(args, name)} is not allowed: it must be at least 1")
+    counts = ("max_steps", "batch_size", "max_length", "validation_rows", "gradient_accumulation_steps", "log_steps")
+    check_at_least_one(args, *counts)
     if args.batch_size % args.gradient_accumulation_steps:
         raise RecipeError(
             f"--batch-size {args.batch_size} does not part into --gradient-accumulation-steps"

@@ -15,12 +15,10 @@ folder or a file. Every field of TRL's `SFTConfig` is a flag. Writes metrics.jso
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_length, check_template, load_rows, split_rows
+from recipes.common.chat import check_template, load_rows, split_rows
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import SMOLLM2, RecipeError
 from recipes.common.report import Run
@@ -35,22 +33,16 @@ DEFAULTS = {
 }
 
 
-@dataclass
-class RecipeArguments(common.RecipeArguments):
-    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
-
-
 def parse_flags(argv: list[str] | None = None):
     from trl import SFTConfig
 
-    recipe, args = common.parse_trainer("sft_trl", __doc__, (RecipeArguments, SFTConfig), argv, **DEFAULTS)
+    recipe, args = common.parse_trainer("sft_trl", __doc__, (common.RecipeArguments, SFTConfig), argv, **DEFAULTS)
     if recipe.model == SMOLLM2 and args.chat_template_path is None:
         args.chat_template_path = str(SMOLLM2_TEMPLATE)
     return recipe, args
 
 
-def load_data(recipe: RecipeArguments, args, tokenizer):
+def load_data(recipe: common.RecipeArguments, args, tokenizer):
     rows = load_rows(recipe.dataset, recipe.split, recipe.rows)
     check_template(rows, tokenizer, recipe.model, recipe.dataset)
     column = "messages" if "messages" in rows.column_names else "text"
@@ -59,7 +51,7 @@ def load_data(recipe: RecipeArguments, args, tokenizer):
     return split_rows(rows.select_columns(column), recipe.validation_rows, recipe.seed, recipe.dataset)
 
 
-def check_marks(recipe: RecipeArguments, args, tokenizer) -> None:
+def check_marks(recipe: common.RecipeArguments, args, tokenizer) -> None:
     """Whether TRL can tell the assistant's tokens from the others."""
     from trl.chat_template_utils import get_training_chat_template
 
@@ -74,23 +66,10 @@ def check_marks(recipe: RecipeArguments, args, tokenizer) -> None:
         ) from error
 
 
-def train(schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
-    from peft import LoraConfig
+def train(schedule: str, recipe: common.RecipeArguments, args, tokenizer, data) -> Run:
     from trl import SFTTrainer
 
-    folder = recipe.output_dir / schedule
-    model = common.load_model(recipe)
-    check_length(args.max_length, model.config)
-    trainer = SFTTrainer(
-        model,
-        args=dataclasses.replace(args, output_dir=str(folder)),
-        train_dataset=data["train"],
-        eval_dataset=data["test"],
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear"),
-        callbacks=[common.greedy_callback(folder)] if schedule == "greedy" else None,
-    )
-    return common.train(trainer, schedule)
+    return common.train_lora(SFTTrainer, schedule, recipe, args, tokenizer, data)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -12,6 +12,16 @@ import tiny
 
 ROOT = Path(__file__).parents[1]
 
+WRONG = [  # flags of every recipe on chats, and what it says of them
+    ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
+    ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
+    ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+    ({"model": "nothing"}, "cannot be loaded"),
+    ({"model": "no-template"}, "has no chat template"),
+    ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
+    ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, wsd, constant"),
+]
+
 
 def make(out):
     """A folder with `model`, and data of every kind."""

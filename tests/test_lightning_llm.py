@@ -124,13 +124,7 @@ def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
-        ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
-        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
-        ({"model": "nothing"}, "cannot be loaded"),
-        ({"model": "no-template"}, "has no chat template"),
-        ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
-        ({"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        *recipe_parts.WRONG,
         ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
         ({"batch_size": 50}, "train: 36 rows of"),
         ({"devices": 0}, "--devices 0 and --num-nodes 1: at least 1 of each"),

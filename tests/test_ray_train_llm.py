@@ -112,13 +112,7 @@ def test_stopped_then_killed_with_all_of_ray(undisturbed, parts, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
-        ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
-        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
-        ({"model": "nothing"}, "cannot be loaded"),
-        ({"model": "no-template"}, "has no chat template"),
-        ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
-        ({"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        *recipe_parts.WRONG,
         ({"resume": True}, "has no checkpoint of a run to resume"),
         ({"workers": 0}, "--workers 0: at least 1"),
     ],

@@ -203,14 +203,8 @@ def test_lora_on_4_bits(parts, tmp_path):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
-        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
-        ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
-        ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, wsd, constant"),
-        ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
+        *recipe_parts.WRONG,
         ({"validation_rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
-        ({"model": "nothing"}, "cannot be loaded"),
-        ({"model": "no-template"}, "has no chat template"),
         ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
         ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
         ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),

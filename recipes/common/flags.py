@@ -70,6 +70,12 @@ def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) ->
     return args
 
 
+def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(args, name) < 1:
+            raise RecipeError(f"--{name.replace('_', '-')} {getattr(args, name)} is not allowed: it must be at least 1")
+
+
 def fail(message: str) -> None:
     raise RecipeError(message)
 

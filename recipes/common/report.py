@@ -112,6 +112,13 @@ def write(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
+def write_or_print(text: str, path: Path | None) -> None:
+    if path is None:
+        print(text)
+    else:
+        write(path, text)
+
+
 def plot(runs: list[Run], path: Path) -> None:
     """Loss above, learning rate below, one colour a schedule; raises and lowerings marked."""
     import matplotlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from transformers.trainer_utils import SchedulerType
 
 from greedylr_integrations import history
 from greedylr_integrations.transformers import GreedyLRCallback
+from recipes.common.chat import check_length
 from recipes.common.flags import agreed, fail, loading, settle, with_config
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
 from recipes.common.report import Run, peak_memory_gib
@@ -38,6 +40,8 @@ class RecipeArguments:
     compare: list[str] | None = field(default=None, metadata={"help": "schedules to run from the same start"})
     batch_size: int | None = field(default=None, metadata={"help": "per_device_train_batch_size, by its shorter name"})
     resume: bool = field(default=False, metadata={"help": "go on in --output-dir from the last checkpoint"})
+    lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
+    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
     plot: bool = field(default=True, metadata={"help": "draw loss_and_lr.png"})
 
 
@@ -144,6 +148,25 @@ def greedy_callback(folder: Path, **more) -> GreedyLRCallback:
     if last_checkpoint(folder) is None:
         file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
     return GreedyLRCallback(history_file=str(file), **more)
+
+
+def train_lora(kind, schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
+    """Train LoRA with one of TRL's trainers: a `kind` that takes `peft_config`."""
+    from peft import LoraConfig
+
+    folder = recipe.output_dir / schedule
+    model = load_model(recipe)
+    check_length(args.max_length, model.config)
+    trainer = kind(
+        model,
+        args=dataclasses.replace(args, output_dir=str(folder)),
+        train_dataset=data["train"],
+        eval_dataset=data["test"],
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear"),
+        callbacks=[greedy_callback(folder)] if schedule == "greedy" else None,
+    )
+    return train(trainer, schedule)
 
 
 def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSignal | None = None) -> Run:

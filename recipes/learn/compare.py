@@ -21,6 +21,7 @@ from greedylr_integrations.core import GreedyController, logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import Policy, PolicyConfig, PolicyController
 from recipes.common.flags import run
+from recipes.common.report import write_or_print
 from recipes.learn.networks import NetworkEpisode, Task
 
 LRS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times the usual one: the trials that every schedule has
@@ -194,14 +195,11 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
     args = made.parse_args(argv)
     torch.set_num_threads(1)
-    logger.setLevel("ERROR")  # many base LRs are too low on purpose
     policy = Policy.load(args.policy)
     text = report(run_all(args.results, policy), policy)
-    if args.report:
-        args.report.write_text(text)
-    else:
-        print(text)
+    write_or_print(text, args.report)
 
 
 if __name__ == "__main__":
+    logger.setLevel("ERROR")  # many base LRs are too low on purpose
     run("learn.compare", main)

@@ -23,6 +23,7 @@ from greedylr_integrations.core import logger
 from greedylr_integrations.learned import Policy, PolicyError
 from recipes.common import flags
 from recipes.common.offline import RecipeError
+from recipes.common.report import write_or_print
 from recipes.nmf.problem import Factorization, Matrix, faces, genes, planted, reuters
 from recipes.nmf.schedules import METHODS, Run
 
@@ -127,9 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
     made.add_argument("--pictures", type=Path, help="folder to draw the schedules and loss histories to")
     args = made.parse_args(argv)
-    for name in ("steps", "seeds"):
-        if getattr(args, name) < 1:
-            raise RecipeError(f"--{name} {getattr(args, name)} is not allowed: it must be at least 1")
+    flags.check_at_least_one(args, "steps", "seeds")
     for name in args.matrices:
         if name not in MATRICES:
             raise RecipeError(f"--matrices {name!r} is unknown: choose from {', '.join(MATRICES)}")
@@ -139,14 +138,9 @@ def main(argv: list[str] | None = None) -> None:
         raise RecipeError(f"--policy {args.policy}: {error}") from error
     from recipes.nmf.report import draw, tables
 
-    logger.setLevel("ERROR")  # trials that start far off are meant to
-
     runs = compare(Results(args.results, policy), args.matrices, args.steps, range(args.seeds))
     text = tables(runs, args.steps, policy)
-    if args.report:
-        args.report.write_text(text)
-    else:
-        print(text)
+    write_or_print(text, args.report)
     if args.pictures:
         draw(runs, args.pictures)
 
@@ -171,4 +165,5 @@ def compare(results: Results, matrices: Iterable[str], steps: int, seeds: Iterab
 
 
 if __name__ == "__main__":
+    logger.setLevel("ERROR")  # trials that start far off are meant to
     flags.run("nmf", main)
