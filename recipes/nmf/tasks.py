@@ -29,7 +29,6 @@ class NMF:
     """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 300 steps."""
 
     name = "nmf"
-    paired = True
 
     def sample(self, rng: np.random.Generator) -> Episode:
         seed, rank, batch = int(rng.integers(2**31)), int(rng.integers(3, 11)), int(rng.integers(4, 33))
