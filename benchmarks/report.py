@@ -544,9 +544,10 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f"{args.results} has no results: run `python -m benchmarks.suite` first")
     pictures = draw(e, (args.output or HERE) / "img")
     head = environment_of(args.results / "held-out.jsonl")
+    files = [args.results / f"{stage}.jsonl" for stage in ("search", "tune", "ablate", "held-out", "large")]
     text = [
         f"Configuration {head['config']}, {', '.join(f'{k} {v}' for k, v in head['versions'].items())}; "
-        f"{head['machine']}; {sum(len(Results(p).runs) for p in args.results.glob('*.jsonl'))} runs."
+        f"{head['machine']}; {sum(len(Results(file).runs) for file in files)} runs."
     ]
     text += ["### Targets", targets_table(e)]
     text += ["### Every arm", LEGEND, arms_table(e)]
