@@ -16,7 +16,7 @@ from recipes import finetune_llm
 from recipes.common import chat, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
 from recipes.common.offline import RecipeError
-from recipes.common.stop import resume_command
+from recipes.common.stop import StopOnSignal, resume_command
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,24 @@ def test_killed_twice_and_resumed(parts, tmp_path):
         assert len({lr for _, lr in one["learning_rate"]}) > 10
         assert_same(one, other)
     assert (out / "greedy" / "result.json").read_text() == finished  # it was not trained again
+
+
+def test_a_signal_while_the_ranks_agree_is_not_lost(monkeypatch):
+    import torch.distributed as dist
+
+    first = iter([True])
+
+    def all_reduce(numbers, operation):
+        if next(first, False):
+            signal.raise_signal(signal.SIGTERM)
+
+    for name, result in (("is_initialized", True), ("get_world_size", 2), ("get_backend", "gloo")):
+        monkeypatch.setattr(dist, name, lambda result=result: result)
+    monkeypatch.setattr(dist, "all_reduce", all_reduce)
+    with StopOnSignal() as stop:
+        assert not stop.asked()  # the other ranks have not heard of it
+        assert stop.asked()
+        assert stop.number == signal.SIGTERM
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):

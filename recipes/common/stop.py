@@ -63,7 +63,9 @@ class StopOnSignal:
             device = "cuda" if dist.get_backend() == "nccl" else "cpu"
             numbers = torch.tensor(self.number, device=device)
             dist.all_reduce(numbers, dist.ReduceOp.MAX)
-            self.number = int(numbers)
+            agreed = int(numbers)
+            self.number = agreed or self.number  # a signal that came during the reduce: for the next time
+            return bool(agreed)
         return bool(self.number)
 
 
