@@ -2,19 +2,22 @@
 
     python -m recipes.accelerate_text                                # MiniLM on reviews, split by film
     python -m recipes.accelerate_text --compare greedy cosine linear
-    accelerate launch --num-processes 2 -m recipes.accelerate_text
+    torchrun --nproc-per-node 2 -m recipes.accelerate_text           # two GPUs, or two CPU processes
 
-Writes metrics.json and loss_and_lr.png into --output-dir.
+Saves each --save-steps into --output-dir/SCHEDULE; Ctrl-C and SIGTERM save too, and --resume goes on with the same
+learning rates and the same rows. Writes metrics.json and loss_and_lr.png into --output-dir.
 """
 
 from __future__ import annotations
 
 import time
 
-from recipes.common.flags import agreed, finish, loading, parse, parser, run, run_all
-from recipes.common.offline import minilm, reviews
+from recipes.common.accelerated import Order, add_decisions, make_accelerator, make_scheduler, resumed, save
+from recipes.common.chat import check_length
+from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
+from recipes.common.offline import RecipeError, minilm, reviews
 from recipes.common.report import Run, peak_memory_gib
-from recipes.common.schedules import fixed
+from recipes.common.stop import StopOnSignal, Stopped
 
 MINILM = "minilm"
 
@@ -26,6 +29,7 @@ def load_model(args):
     with loading("model", args.model):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
+    check_length(args.max_length, model.config)
     return model, tokenizer
 
 
@@ -37,79 +41,89 @@ def load_data(args):
 
     with loading("dataset", args.dataset):
         parts = load_dataset(args.dataset)
-        return [parts["train"], parts["test"]]
+    for part in ("train", "test"):
+        if part not in parts:
+            raise RecipeError(f"dataset {args.dataset!r} has no split {part!r}, only: {', '.join(parts)}")
+        if not len(parts[part]):
+            raise RecipeError(f"dataset {args.dataset!r} has an empty split {part!r}: give one that has rows")
+        if missing := {"text", "label"} - set(parts[part].column_names):
+            raise RecipeError(
+                f"dataset {args.dataset!r} has no column {min(missing)!r}, only: {', '.join(parts[part].column_names)}"
+            )
+    return [parts["train"], parts["test"]]
 
 
-def train(schedule: str, args, accelerator, data) -> Run:
+def tokenize(args, data, tokenizer):
+    """Token ids of the training rows, and of the validation rows."""
+
+    def cut(row):
+        return tokenizer(row["text"], truncation=True, max_length=args.max_length)
+
+    parts = data[0], data[1].select(range(min(args.validation_rows, len(data[1]))))
+    return [part.map(cut, remove_columns=["text"]) for part in parts]
+
+
+def train(schedule: str, args, data) -> Run:
     import torch
     from torch.utils.data import DataLoader
     from tqdm.auto import tqdm
     from transformers import DataCollatorWithPadding, set_seed
 
-    from greedylr_integrations.accelerate import GreedyLR
-
+    accelerator = make_accelerator()
+    folder, batch = args.output_dir / schedule, args.batch_size * accelerator.num_processes
     set_seed(args.seed)
     model, tokenizer = load_model(args)
-    rows = min(args.validation_rows, len(data[1]))
-    tokenized = [
-        part.map(lambda row: tokenizer(row["text"], truncation=True, max_length=64), remove_columns=["text"])
-        for part in (data[0], data[1].select(range(rows)))
-    ]
+    rows, validation_rows = tokenize(args, data, tokenizer)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=args.learning_rate))
+    scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, folder, args.max_steps))
+    result = resumed(accelerator, schedule, folder)
+    order = Order(len(rows), args.seed, len(result.train_loss) * batch, args.max_steps * batch)
     collate = DataCollatorWithPadding(tokenizer)
-    loaders = [
-        DataLoader(tokenized[0], batch_size=args.batch_size, shuffle=True, collate_fn=collate, drop_last=True),
-        DataLoader(tokenized[1], batch_size=100, collate_fn=collate),
-    ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
-    ramp = args.max_steps // 20
-    if schedule == "greedy":
-        scheduler = GreedyLR(optimizer, total_steps=args.max_steps, linear_warmup_steps=ramp)
-    else:
-        scheduler = fixed(schedule, optimizer, args.max_steps, ramp)
-    # `prepare` would step a fixed schedule once for each process
-    model, optimizer, *loaders = accelerator.prepare(model, optimizer, *loaders)
-    if schedule == "greedy":
-        scheduler = accelerator.prepare(scheduler)
+    loader, validation = accelerator.prepare(
+        DataLoader(rows, batch, sampler=order, collate_fn=collate),
+        DataLoader(validation_rows, 50 * accelerator.num_processes, collate_fn=collate),
+    )
 
     @torch.no_grad()
     def validate() -> tuple[float, float]:
+        """Loss and accuracy."""
         model.eval()
         losses, right = [], []
-        for batch in loaders[1]:
-            outputs = model(**batch)
-            hits = (outputs.logits.argmax(-1) == batch["labels"]).float()
-            losses.append(accelerator.gather_for_metrics(outputs.loss.repeat(len(hits))))
-            right.append(accelerator.gather_for_metrics(hits))
+        for rows in validation:
+            logits, labels = accelerator.gather_for_metrics((model(**rows).logits, rows["labels"]))
+            losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
+            right.append((logits.argmax(-1) == labels).float())
         model.train()
         return float(torch.cat(losses).mean()), float(torch.cat(right).mean())
 
-    result = Run(schedule, [], [], [], 0.0, 0.0)
-    start, step, accuracy = time.perf_counter(), 0, 0.0
+    model.train()
+    start, accuracy = time.perf_counter(), 0.0
     progress = tqdm(total=args.max_steps, disable=not accelerator.is_main_process, desc=schedule)
-    while step < args.max_steps:
-        for batch in loaders[0]:
-            lr = scheduler.get_last_lr()[0]
-            loss = model(**batch).loss
+    progress.update(len(result.train_loss))
+    with StopOnSignal() as stop:
+        for step, rows in enumerate(loader, len(result.train_loss) + 1):
+            result.learning_rate.append((step, scheduler.get_last_lr()[0]))
+            loss = model(**rows).loss
             accelerator.backward(loss)
             optimizer.step()
             scheduler.step(loss) if schedule == "greedy" else scheduler.step()
             optimizer.zero_grad()
-            step += 1
-            result.train_loss.append((step, loss.item()))
-            result.learning_rate.append((step, lr))
+            result.train_loss.append((step, float(accelerator.reduce(loss.detach(), "mean"))))
             progress.update()
-            progress.set_postfix(loss=f"{loss.item():.3f}", lr=f"{lr:.1e}")
-            if step % max(1, args.max_steps // 4) == 0:
-                validation, accuracy = validate()
-                result.validation_loss.append((step, validation))
-            if step == args.max_steps:
-                break
+            progress.set_postfix(loss=f"{result.train_loss[-1][1]:.3f}", lr=f"{result.learning_rate[-1][1]:.1e}")
+            last, stopped = step == args.max_steps, stop.asked()
+            if last or step % max(1, args.max_steps // 4) == 0:
+                loss, accuracy = validate()
+                result.validation_loss.append((step, loss))
+            if last or stopped or step % args.save_steps == 0:
+                save(accelerator, folder, step)
+            if stopped and not last:
+                raise Stopped(stop.number, args.output_dir)
     progress.close()
     accelerator.print(f"{schedule}: validation accuracy {accuracy:.4f}")
     result.seconds, result.peak_memory_gib = time.perf_counter() - start, peak_memory_gib()
-    if schedule == "greedy":
-        result.decisions = list(scheduler.history)
-        result.next_learning_rate = scheduler.suggested_lr()
+    if schedule == "greedy" and accelerator.is_main_process:
+        add_decisions(result, scheduler, folder, args.learning_rate)
     return result
 
 
@@ -117,18 +131,20 @@ def parse_flags(argv: list[str] | None = None):
     defaults = {"model": MINILM, "dataset": "reviews", "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
     made = parser("accelerate_text", __doc__, **defaults)
     made.add_argument("--validation-rows", type=int, default=500, help="of the test split (default: %(default)s)")
-    return parse(made, argv)
+    made.add_argument("--max-length", type=int, default=64, help="tokens of a row that are used (default: %(default)s)")
+    made.add_argument("--save-steps", type=int, default=60, help="steps between checkpoints (default: %(default)s)")
+    args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length"))
+    check_at_least_one(args, "max_steps", "batch_size", "validation_rows", "max_length", "save_steps")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
-    from accelerate import Accelerator
-
-    accelerator = Accelerator()
-    data = load_data(args)
+    accelerator = make_accelerator()  # makes the process group
     args.output_dir = agreed(args.output_dir)
-    runs = run_all(args, lambda schedule: train(schedule, args, accelerator, data))
-    finish(runs, args)
+    data = load_data(args)
+    finish(run_all(args, lambda schedule: train(schedule, args, data)), args)
+    accelerator.end_training()
 
 
 if __name__ == "__main__":

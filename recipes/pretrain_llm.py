@@ -17,11 +17,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -33,19 +31,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
+from recipes.common.accelerated import Order, add_decisions, make_accelerator, make_scheduler, resumed, save
 from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
 from recipes.common.offline import GPT2_BPE, PYTHON_DOCS, RecipeError, gpt2_bpe, python_docs
 from recipes.common.report import Run, peak_memory_gib
-from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
 
 # width and layers; with GPT-2's 50,257 tokens, one matrix for embeddings and head, 2.1M to 1.0B parameters
 SIZES = {"2M": (40, 4), "5M": (96, 4), "30M": (384, 8), "125M": (768, 12), "350M": (1024, 24), "1B": (2048, 18)}
 LIMIT = 4096  # tokens, of a model made by size
 VALIDATION_SHARE = 0.05  # of the documents
-ON_CPU = not torch.accelerator.is_available()  # Accelerate has to be told, or torchrun's processes train apart
 BOOLEAN = argparse.BooleanOptionalAction
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STREAM_VALIDATION = 500  # documents, at the start of a stream
@@ -220,23 +217,6 @@ def load_data(args, tokenizer):
     return rows, found[torch.linspace(0, len(found) - 1, args.validation_rows).long()]
 
 
-class Order(Sampler):
-    """Numbers of the rows from one place of the run to another, in a new order each epoch."""
-
-    def __init__(self, rows: int, seed: int, start: int, stop: int) -> None:
-        self.rows, self.seed, self.start, self.stop = rows, seed, start, stop
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    def __iter__(self):
-        for i in range(self.start, self.stop):
-            epoch, place = divmod(i, self.rows)
-            if i == self.start or place == 0:
-                order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + epoch)).tolist()
-            yield order[place]
-
-
 def make_loader(args, rows, batch: int, start: int, stop: int):
     """Of rows number `start` to `stop` of the run, `batch` at a time over all processes."""
     if args.streaming:
@@ -275,51 +255,16 @@ def peak_flops(device, bf16: bool) -> tuple[float, str]:
 # ---- training ----
 
 
-def save(accelerator, folder: Path, step: int) -> None:
-    """A whole checkpoint or none: it gets its name when all is written, and only then the ones before go."""
-    unfinished = folder / "unfinished"
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    accelerator.wait_for_everyone()
-    try:
-        accelerator.save_state(str(unfinished), safe_serialization=False)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        older = checkpoints(folder)
-        unfinished.rename(folder / f"checkpoint-{step}")
-        for path in older:
-            if path.name != f"checkpoint-{step}":
-                shutil.rmtree(path)
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-
-
 def train(schedule: str, args, tokenizer, config, data) -> Run:
-    from accelerate import Accelerator
-    from accelerate.utils import DataLoaderConfiguration
     from tqdm.auto import tqdm
     from transformers.utils.logging import disable_progress_bar
 
-    from greedylr_integrations.accelerate import GreedyLR
-    from greedylr_integrations.history import read, suggested_lr
-
-    accelerator = Accelerator(
-        cpu=ON_CPU,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        dataloader_config=DataLoaderConfiguration(split_batches=True),
-    )
+    accelerator = make_accelerator(gradient_accumulation_steps=args.gradient_accumulation_steps)
     folder, processes = args.output_dir / schedule, accelerator.num_processes
-    history_file = folder / "history.jsonl"
     model = make_model(args, config, accelerator.device)
     kind, count = type(next(model.parameters())).__name__, sum(parameter.numel() for parameter in model.parameters())
     accelerator.print(f"{count / 1e6:.1f}M parameters, each a {kind}, on {processes} process(es)")
     optimizer = make_optimizer(args, model)
-    ramp = args.max_steps // 20
     if args.fsdp:
         from accelerate.optimizer import AcceleratedOptimizer
 
@@ -327,21 +272,11 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
         optimizer = AcceleratedOptimizer(optimizer)  # `prepare` would save one process's shards
     else:
         model, optimizer = accelerator.prepare(model, optimizer)
-    if schedule == "greedy":
-        scheduler = GreedyLR(optimizer, total_steps=args.max_steps, linear_warmup_steps=ramp, history_file=history_file)
-    else:
-        scheduler = fixed(schedule, optimizer, args.max_steps, ramp)
-    scheduler = accelerator.prepare(scheduler)
+    scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, folder, args.max_steps))
     loss_of = torch.compile(next_token_loss, backend=args.compile) if args.compile else next_token_loss
     mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=args.bf16)
 
-    result = Run(schedule, [], [], [], 0.0, 0.0)
-    kept = SimpleNamespace(state_dict=lambda: vars(result), load_state_dict=vars(result).update)
-    accelerator.register_for_checkpointing(kept)
-    if found := checkpoints(folder):
-        accelerator.load_state(str(found[-1]))
-    elif accelerator.is_main_process:
-        history_file.unlink(missing_ok=True)  # of a run that was killed before it saved
+    result = resumed(accelerator, schedule, folder)
     step = len(result.train_loss)
 
     batch = args.batch_size // args.gradient_accumulation_steps * processes
@@ -420,9 +355,7 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
     result.more = {"tokens_per_second": speed, "mfu": speed * share_of_peak}
     accelerator.print(f"{schedule}: {speed:.0f} tokens/s, MFU {speed * share_of_peak:.1%} of {peak_source}")
     if schedule == "greedy" and accelerator.is_main_process:
-        scheduler.finish()
-        result.decisions = read(history_file)[1]  # those before a resume too
-        result.next_learning_rate = suggested_lr(result.decisions, args.learning_rate)
+        add_decisions(result, scheduler, folder, args.learning_rate)
     if args.save_steps:
         disable_progress_bar()  # of `save_pretrained`
         weights = get_model_state_dict(model, options=WHOLE)
@@ -468,9 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
     if args.fsdp and "WORLD_SIZE" not in os.environ:
         raise RecipeError("--fsdp needs processes to shard over: start it with torchrun --nproc-per-node 2 or more")
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=ON_CPU)  # makes the process group
+    accelerator = make_accelerator()  # makes the process group
     args.output_dir = agreed(args.output_dir)
     tokenizer, config = load_config(args)
     data = load_data(args, tokenizer)

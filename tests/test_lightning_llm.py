@@ -15,6 +15,7 @@ pytest.importorskip("peft")
 from greedylr_integrations import history
 from recipes import lightning_llm
 from recipes.common import flags as common_flags
+from recipes.common import lightning as common
 from recipes.common.offline import RecipeError
 
 # minutes on a busy machine; of Lightning's warnings there are many
@@ -102,7 +103,7 @@ def test_rows_do_not_repeat_within_an_epoch_and_a_resume_goes_on():
             self.global_rank, self.global_step = rank, step
 
     def first(count, *place):
-        batches = iter(lightning_llm.Batches(Trainer(*place), 11, 2, seed=3))
+        batches = iter(common.Batches(Trainer(*place), 11, 2, seed=3))
         return [next(batches) for _ in range(count)]
 
     ranks = [first(5, rank) for rank in range(2)]
@@ -114,11 +115,11 @@ def test_rows_do_not_repeat_within_an_epoch_and_a_resume_goes_on():
 
 
 def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
-    assert lightning_llm.last_checkpoint(tmp_path) is None
-    data = lightning_llm.last_checkpoint(whole / "greedy").read_bytes()
+    assert common.last_checkpoint(tmp_path) is None
+    data = common.last_checkpoint(whole / "greedy").read_bytes()
     (tmp_path / "checkpoint-8.ckpt").write_bytes(data)
     (tmp_path / "checkpoint-16.ckpt").write_bytes(data[: len(data) // 2])
-    assert lightning_llm.last_checkpoint(tmp_path).name == "checkpoint-8.ckpt"
+    assert common.last_checkpoint(tmp_path).name == "checkpoint-8.ckpt"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 from recipes import pretrain_llm
-from recipes.common import flags, offline, stop
+from recipes.common import accelerated, flags, offline, stop
 from recipes.common.offline import RecipeError
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monke
         patch.setattr(stop.StopOnSignal, "asked", lambda self: True)
         with pytest.raises(stop.Stopped):
             main(stopped)
-    assert [path.name for path in pretrain_llm.checkpoints(tmp_path / "b/greedy")] == ["checkpoint-1"]
+    assert [path.name for path in accelerated.checkpoints(tmp_path / "b/greedy")] == ["checkpoint-1"]
     main([*stopped, "--resume"])
     (a,), (b,) = results(tmp_path / "a"), results(tmp_path / "b")
     assert len(a["train_loss"]) == 24
@@ -149,7 +149,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     assert said.startswith("saved; go on with: python -m recipes.pretrain_llm ")
     again = shlex.split(said.split("recipes.pretrain_llm ")[1])
     assert again == [*arguments, "--resume"]
-    (saved,) = pretrain_llm.checkpoints(out / "greedy")
+    (saved,) = accelerated.checkpoints(out / "greedy")
     reached = int(saved.name.split("-")[1])
     assert 20 <= reached < 120
 
@@ -159,14 +159,14 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     unfinished = out / "greedy/unfinished"  # as a kill leaves it that comes while saving
     unfinished.mkdir(exist_ok=True)
     (unfinished / "optimizer.bin").write_text("half")
-    assert pretrain_llm.checkpoints(out / "greedy")
+    assert accelerated.checkpoints(out / "greedy")
 
     done = processes.run(command(again), cwd=ROOT, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     (a,), (b,) = results(whole), results(out)
     for part in ("learning_rate", "train_loss", "validation_loss", "decisions", "next_learning_rate"):
         assert a[part] == b[part], part
-    assert [path.name for path in pretrain_llm.checkpoints(out / "greedy")] == ["checkpoint-120"]
+    assert [path.name for path in accelerated.checkpoints(out / "greedy")] == ["checkpoint-120"]
 
 
 @pytest.mark.parametrize("more", [[], ["--fsdp"]])
@@ -276,11 +276,11 @@ def test_a_full_disk(parts, tmp_path, main, capfd, monkeypatch):
 
 
 def test_the_order_of_rows_goes_on_from_any_place():
-    whole = list(pretrain_llm.Order(7, 3, 0, 20))
+    whole = list(accelerated.Order(7, 3, 0, 20))
     assert sorted(whole[:7]) == sorted(whole[7:14]) == list(range(7))
     assert whole[:7] != whole[7:14]
     for start in range(20):
-        assert list(pretrain_llm.Order(7, 3, start, 20)) == whole[start:]
+        assert list(accelerated.Order(7, 3, start, 20)) == whole[start:]
 
 
 def test_sizes_are_what_they_are_called():

@@ -1,0 +1,163 @@
+"""What the recipes on Lightning share: a module that logs, rows that go on, Ctrl-C, the run's report."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import zipfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from greedylr_integrations import history
+from greedylr_integrations.lightning import GreedyLRCallback
+from recipes.common.report import Run, peak_memory_gib
+from recipes.common.schedules import fixed
+from recipes.common.stop import StopOnSignal, Stopped
+
+
+class Module(pl.LightningModule):
+    """With the run's log, which is in its checkpoints, and one of the schedules that are compared."""
+
+    def __init__(self, schedule: str, args, warmup_steps: int = 0):
+        super().__init__()
+        self.schedule, self.args, self.warmup_steps = schedule, args, warmup_steps
+        self.train_loss, self.validation_loss, self.learning_rate = [], [], []
+
+    def log_step(self, loss: torch.Tensor) -> None:
+        """For `training_step`: the loss, a mean over the ranks, and the LR that its gradient will be used with."""
+        self.train_loss.append((self.global_step + 1, loss))
+        self.learning_rate.append((self.global_step + 1, self.optimizers().param_groups[0]["lr"]))
+
+    def log_so_far(self):
+        return [(step, float(loss)) for step, loss in self.train_loss], self.validation_loss, self.learning_rate
+
+    def reduced(self, *values: torch.Tensor) -> torch.Tensor:
+        """Means over the ranks."""
+        return self.trainer.strategy.reduce(torch.stack([value.double() for value in values]), reduce_op="mean")
+
+    def make_optimizer(self, parameters):
+        raise NotImplementedError
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.schedule == "greedy":
+            return optimizer
+        scheduler = fixed(self.schedule, optimizer, self.args.max_steps, self.warmup_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["log"] = self.log_so_far()
+
+    def on_load_checkpoint(self, checkpoint):
+        self.train_loss, self.validation_loss, self.learning_rate = checkpoint["log"]
+
+
+class Batches:
+    """This rank's indices of each batch, from the Trainer's step on and without end.
+
+    They depend on seed and step alone, so a resume goes on in the same order.
+    """
+
+    def __init__(self, trainer, rows: int, batch_size: int, seed: int):
+        self.trainer, self.rows, self.batch_size, self.seed = trainer, rows, batch_size, seed
+
+    def __iter__(self):
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        step, size = self.trainer.global_step, self.batch_size * world
+        per_epoch = self.rows // size
+        while True:
+            epoch, first = divmod(step, per_epoch)
+            order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + epoch))
+            for batch in range(first, per_epoch):
+                yield order[batch * size + rank : (batch + 1) * size : world].tolist()
+                step += 1
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last one that is whole: a kill may leave a part of one."""
+    whole = filter(zipfile.is_zipfile, folder.glob("checkpoint-*.ckpt"))
+    return max(whole, key=lambda path: int(path.stem.split("-")[1]), default=None)
+
+
+class SaveOnSignal(pl.Callback):
+    def __init__(self, folder: Path):
+        self.folder, self.handlers = folder, ExitStack()
+
+    def on_train_start(self, trainer, module):  # Lightning has set its own handler of SIGTERM: one that broadcasts
+        self.stop = self.handlers.enter_context(StopOnSignal())
+
+    def on_train_batch_end(self, trainer, module, *batch):
+        if self.stop.asked() and trainer.global_step < trainer.max_steps:
+            trainer.save_checkpoint(self.folder / f"checkpoint-{trainer.global_step}.ckpt")
+            raise Stopped(self.stop.number, self.folder.parent)
+
+    def on_train_end(self, trainer, module):
+        self.handlers.close()
+
+    def on_exception(self, trainer, module, exception):
+        self.handlers.close()
+
+
+def train(module: Module, data, validation_batch: int, collate_fn=None, **more) -> tuple[Run, pl.Trainer]:
+    """Fit the module, from its last checkpoint if there is one.
+
+    `data` is rows to train on and rows to validate on; `more` goes to the Trainer. Checkpoints and decisions are kept
+    in --output-dir/SCHEDULE.
+    """
+    args, folder = module.args, module.args.output_dir / module.schedule
+    checkpoint, log = last_checkpoint(folder), folder / "history.jsonl"
+    if checkpoint is None:
+        log.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+    saving = {"mode": "max", "save_top_k": 2, "every_n_train_steps": args.save_steps}
+    callbacks = [
+        SaveOnSignal(folder),
+        ModelCheckpoint(folder, "checkpoint-{step}", "step", auto_insert_metric_name=False, **saving),
+    ]
+    if module.schedule == "greedy":
+        warmup = module.warmup_steps
+        callbacks.insert(0, GreedyLRCallback(linear_warmup_steps=warmup, history_file=str(log), prog_bar=True))
+    trainer = pl.Trainer(
+        max_steps=args.max_steps,
+        max_epochs=-1,
+        val_check_interval=max(1, args.max_steps // 4),
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        devices=args.devices,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+        logger=False,
+        enable_model_summary=False,
+        **more,
+    )
+    batches = Batches(trainer, len(data[0]), args.batch_size, args.seed)
+    own = data[1].shard(trainer.world_size, trainer.global_rank, contiguous=False)
+    loaders = (
+        DataLoader(data[0], batch_sampler=batches, collate_fn=collate_fn),
+        DataLoader(own, validation_batch, collate_fn=collate_fn),
+    )
+    start = time.perf_counter()
+    try:
+        trainer.fit(module, *loaders, ckpt_path=checkpoint)
+    except Stopped:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            sys.exit()  # with an error, Lightning's first process would be killed by its observer of the others
+        raise
+    train_loss, validation_loss, learning_rate = module.log_so_far()
+    decisions = history.read(log)[1] if module.schedule == "greedy" and trainer.is_global_zero else []
+    run = Run(
+        schedule=module.schedule,
+        train_loss=train_loss,
+        validation_loss=validation_loss,
+        learning_rate=learning_rate,
+        seconds=time.perf_counter() - start,
+        peak_memory_gib=peak_memory_gib(),
+        next_learning_rate=history.suggested_lr(decisions, args.learning_rate),
+        decisions=decisions,
+    )
+    return run, trainer
