@@ -78,10 +78,11 @@ def train(schedule: str, args, data) -> Run:
     scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, folder, args.max_steps))
     result = resumed(accelerator, schedule, folder)
     order = Order(len(rows), args.seed, len(result.train_loss) * batch, args.max_steps * batch)
-    collate = DataCollatorWithPadding(tokenizer)
+    # a generator of its own: else a loader that is begun anew, as after a resume, moves that of the dropout
+    more = {"collate_fn": DataCollatorWithPadding(tokenizer), "generator": torch.Generator()}
     loader, validation = accelerator.prepare(
-        DataLoader(rows, batch, sampler=order, collate_fn=collate),
-        DataLoader(validation_rows, 50 * accelerator.num_processes, collate_fn=collate),
+        DataLoader(rows, batch, sampler=order, **more),
+        DataLoader(validation_rows, 50 * accelerator.num_processes, **more),
     )
 
     @torch.no_grad()
@@ -118,6 +119,7 @@ def train(schedule: str, args, data) -> Run:
             if last or stopped or step % args.save_steps == 0:
                 save(accelerator, folder, step)
             if stopped and not last:
+                progress.close()
                 raise Stopped(stop.number, args.output_dir)
     progress.close()
     accelerator.print(f"{schedule}: validation accuracy {accuracy:.4f}")

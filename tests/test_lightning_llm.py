@@ -114,12 +114,32 @@ def test_rows_do_not_repeat_within_an_epoch_and_a_resume_goes_on():
     assert first(2, 1, 3) == ranks[1][3:]
 
 
+def test_a_signal_at_a_step_that_is_validated(parts, tmp_path, monkeypatch):
+    """Its validation is neither lost nor done twice."""
+    monkeypatch.setattr(common.StopOnSignal, "asked", lambda self: not list(tmp_path.glob("greedy/*.ckpt")))
+    given = words(parts, tmp_path, max_steps=8, save_steps=100)
+    saved = common.Saving.on_train_batch_end
+
+    def at_the_second_validation(self, trainer, module, *batch):
+        if trainer.global_step == 4 or list(tmp_path.glob("greedy/*.ckpt")):
+            saved(self, trainer, module, *batch)
+        else:
+            self.stopped = False
+
+    monkeypatch.setattr(common.Saving, "on_train_batch_end", at_the_second_validation)
+    with pytest.raises(common.Stopped):
+        lightning_llm.main(given)
+    lightning_llm.main([*given, "--resume"])
+    (run,) = runs_of(tmp_path)
+    assert [step for step, _ in run["validation_loss"]] == [2, 4, 6, 8]
+
+
 def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
-    assert common.last_checkpoint(tmp_path) is None
-    data = common.last_checkpoint(whole / "greedy").read_bytes()
+    assert common.checkpoints(tmp_path) == []
+    data = common.checkpoints(whole / "greedy")[-1].read_bytes()
     (tmp_path / "checkpoint-8.ckpt").write_bytes(data)
     (tmp_path / "checkpoint-16.ckpt").write_bytes(data[: len(data) // 2])
-    assert common.last_checkpoint(tmp_path).name == "checkpoint-8.ckpt"
+    assert [path.name for path in common.checkpoints(tmp_path)] == ["checkpoint-8.ckpt"]
 
 
 @pytest.mark.parametrize(

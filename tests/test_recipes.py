@@ -9,6 +9,7 @@ import processes
 import pytest
 import recipe_parts
 import tiny
+import torch
 from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
@@ -410,6 +411,129 @@ def test_accelerate_text(tmp_path):
     wrong = recipe("accelerate_text", "--model", "nobody/nothing", "--output-dir", tmp_path / "other")
     assert wrong.returncode == 2
     assert "model 'nobody/nothing' cannot be loaded" in wrong.stderr.strip().splitlines()[-1]
+
+
+def small_text(tmp_path, dropout=0.1):
+    """A tiny classifier in a folder, and reviews in another."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    tokenizer = tiny.tokenizer()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, pad_token_id=0, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    for part in ("train", "test"):
+        rows = [f"w{i % 20} w{(i * 7) % 20} w{i % 3},{int(i % 20 < 10)}" for i in range(200)]
+        (tmp_path / "data" / f"{part}.csv").write_text("\n".join(["text,label", *rows]))
+    return ["--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "data"), "--learning-rate", "3e-3"]
+
+
+LIGHTNINGS_WARNINGS = pytest.mark.filterwarnings(
+    "ignore:.*LeafSpec:FutureWarning",
+    "ignore:.*isinstance.treespec, LeafSpec.*",
+    "ignore:.*exists and is not empty",
+    "ignore:.*does not have many workers",
+)
+MIDDLE = {
+    "accelerate_text": ["--max-steps", "200", "--batch-size", "8", "--save-steps", "20", "--validation-rows", "50"],
+    "lightning_vision": ["--dataset", "digits", "--max-steps", "240", "--save-steps", "20"],
+}
+
+
+def other(name, tmp_path, **more):
+    """The recipe's main, and flags of a small run."""
+    pytest.importorskip("lightning")
+    words = [*MIDDLE[name], "--no-plot", *(small_text(tmp_path, **more) if name == "accelerate_text" else [])]
+    return importlib.import_module(f"recipes.{name}").main, words
+
+
+@LIGHTNINGS_WARNINGS
+@pytest.mark.parametrize("name", MIDDLE)
+def test_the_others_are_killed_twice_and_resumed(tmp_path, name):
+    main, words = other(name, tmp_path)
+    main([*words, "--output-dir", str(tmp_path / "whole")])
+    out = tmp_path / "killed"
+    words += ["--output-dir", str(out)]
+    there = lambda: any((out / "greedy").glob("checkpoint-[4-9]0*"))  # noqa: E731
+    code, printed = recipe_parts.kill_when(name, words, there, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert printed.strip().splitlines()[-1] == f"saved; go on with: {resume_command(name, words, out)}"
+    there = lambda: any((out / "greedy").glob("checkpoint-1[2-9]0*"))  # noqa: E731
+    code, _ = recipe_parts.kill_when(name, [*words, "--resume"], there, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    main([*words, "--resume"])
+    (resumed,), (whole,) = runs_of(out), runs_of(tmp_path / "whole")
+    assert len({lr for _, lr in whole["learning_rate"]}) > 10
+    assert whole["validation_loss"][-1][1] < whole["validation_loss"][0][1]
+    assert_same(resumed, whole)
+
+
+@LIGHTNINGS_WARNINGS
+@pytest.mark.parametrize("name", MIDDLE)
+def test_two_processes_train_one_run(tmp_path, name):
+    """Each with half of the batch: not two runs."""
+    main, words = other(name, tmp_path, dropout=0.0)
+    words += ["--max-steps", "20"]
+    main([*words, "--batch-size", "8", "--output-dir", str(tmp_path / "one")])
+    words += ["--batch-size", "4", "--output-dir", str(tmp_path / "two")]
+    words += ["--devices", "2"] if name == "lightning_vision" else []
+    worker = ROOT / "tests" / "recipe_worker.py"
+    env = {**os.environ, **processes.ON_CPU, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = processes.run([*processes.torchrun(2), worker, tmp_path, name, *words], cwd=ROOT, env=env)
+    assert done.returncode == 0, done.stderr[-4000:]
+    lrs = [json.loads((tmp_path / f"lrs-{rank}.json").read_text()) for rank in range(2)]
+    assert lrs[0] == lrs[1]
+    assert len(lrs[0]) == 20
+    (one,), (two,) = runs_of(tmp_path / "one"), runs_of(tmp_path / "two")
+    # in float32: later steps differ
+    assert two["train_loss"][0][1] == pytest.approx(one["train_loss"][0][1], rel=1e-5)
+
+
+@LIGHTNINGS_WARNINGS
+@pytest.mark.parametrize(
+    ("name", "more", "says"),
+    [
+        ("accelerate_text", {"model": "nobody/nothing"}, "model 'nobody/nothing' cannot be loaded"),
+        ("accelerate_text", {"dataset": "nobody/nothing"}, "dataset 'nobody/nothing' cannot be loaded"),
+        ("accelerate_text", {"max-length": "65"}, "is beyond the model's limit of 64 tokens"),
+        ("accelerate_text", {"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        ("accelerate_text", {"save-steps": "0"}, "--save-steps 0 is not allowed: it must be at least 1"),
+        ("lightning_vision", {"dataset": "imagenet"}, "is unknown: choose from auto, fashion-mnist, digits"),
+        ("lightning_vision", {"devices": "0"}, "--devices 0 is not allowed: it must be at least 1"),
+    ],
+)
+def test_wrong_input_of_the_others(tmp_path, name, more, says):
+    main, words = other(name, tmp_path)
+    words += [word for flag, value in more.items() for word in (f"--{flag}", value)]
+    with pytest.raises(RecipeError) as error:
+        main([*words, "--output-dir", str(tmp_path / "out")])
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({"train": "text,label\nw1,0"}, "has no split 'test', only: train"),
+        ({"train": "a,label\nw1,0", "test": "a,label\nw1,0"}, "has no column 'text', only: a, label"),
+        ({"train": "text,label\n", "test": "text,label\nw1,0"}, "empty"),
+    ],
+)
+def test_wrong_reviews(tmp_path, files, says):
+    from recipes import accelerate_text
+
+    words = small_text(tmp_path)
+    for file in (tmp_path / "data").iterdir():
+        file.unlink()
+    for part, text in files.items():
+        (tmp_path / "data" / f"{part}.csv").write_text(text)
+    with pytest.raises(RecipeError, match=says):
+        accelerate_text.main([*words, *MIDDLE["accelerate_text"], "--output-dir", str(tmp_path / "out")])
 
 
 def test_reviews_are_split_by_film():

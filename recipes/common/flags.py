@@ -157,10 +157,13 @@ def loading(what: str, name: str) -> Iterator[None]:
     except RecipeError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        if "corresponds to no data" in reason:  # as datasets says it
+        told = error
+        if type(error).__name__ == "DatasetGenerationError" and error.__cause__:  # which says nothing itself
+            told = error.__cause__
+        reason = (str(told).strip().splitlines() or [""])[0]
+        if "corresponds to no data" in reason or "the first 0 values" in reason:  # as datasets says it
             raise RecipeError(f"{what} {name!r} is empty: give one that has rows") from error
-        raise RecipeError(f"{what} {name!r} cannot be loaded ({type(error).__name__}: {reason})") from error
+        raise RecipeError(f"{what} {name!r} cannot be loaded ({type(told).__name__}: {reason})") from error
 
 
 # ---- the run ----

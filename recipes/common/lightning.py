@@ -11,7 +11,6 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from greedylr_integrations import history
@@ -79,22 +78,38 @@ class Batches:
                 step += 1
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The last one that is whole: a kill may leave a part of one."""
-    whole = filter(zipfile.is_zipfile, folder.glob("checkpoint-*.ckpt"))
-    return max(whole, key=lambda path: int(path.stem.split("-")[1]), default=None)
+def checkpoints(folder: Path) -> list[Path]:
+    """Those that are whole, the last one last: a kill may leave a part of one."""
+    return sorted(filter(zipfile.is_zipfile, folder.glob("checkpoint-*.ckpt")), key=lambda p: int(p.stem.split("-")[1]))
 
 
-class SaveOnSignal(pl.Callback):
-    def __init__(self, folder: Path):
-        self.folder, self.handlers = folder, ExitStack()
+class Saving(pl.Callback):
+    """Saves each `every` steps, and ends with a checkpoint on Ctrl-C and SIGTERM.
+
+    Where a step is validated too, after that: Lightning takes up a checkpoint from before it as if it had been done.
+    """
+
+    def __init__(self, folder: Path, every: int, validated: int):
+        self.folder, self.every, self.validated, self.handlers = folder, every, validated, ExitStack()
 
     def on_train_start(self, trainer, module):  # Lightning has set its own handler of SIGTERM: one that broadcasts
         self.stop = self.handlers.enter_context(StopOnSignal())
 
     def on_train_batch_end(self, trainer, module, *batch):
-        if self.stop.asked() and trainer.global_step < trainer.max_steps:
+        self.stopped = self.stop.asked() and trainer.global_step < trainer.max_steps
+        if trainer.global_step % self.validated:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer, module):
+        self.save(trainer)
+
+    def save(self, trainer):
+        if self.stopped or trainer.global_step % self.every == 0:
+            older = checkpoints(self.folder)
             trainer.save_checkpoint(self.folder / f"checkpoint-{trainer.global_step}.ckpt")
+            for path in older[:-1] if trainer.is_global_zero else []:
+                path.unlink()
+        if self.stopped:
             raise Stopped(self.stop.number, self.folder.parent)
 
     def on_train_end(self, trainer, module):
@@ -111,27 +126,25 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
     in --output-dir/SCHEDULE.
     """
     args, folder = module.args, module.args.output_dir / module.schedule
-    checkpoint, log = last_checkpoint(folder), folder / "history.jsonl"
-    if checkpoint is None:
+    found, log = checkpoints(folder), folder / "history.jsonl"
+    if not found:
         log.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
-    saving = {"mode": "max", "save_top_k": 2, "every_n_train_steps": args.save_steps}
-    callbacks = [
-        SaveOnSignal(folder),
-        ModelCheckpoint(folder, "checkpoint-{step}", "step", auto_insert_metric_name=False, **saving),
-    ]
+    validated = max(1, args.max_steps // 4)
+    callbacks = [Saving(folder, args.save_steps, validated)]
     if module.schedule == "greedy":
         warmup = module.warmup_steps
         callbacks.insert(0, GreedyLRCallback(linear_warmup_steps=warmup, history_file=str(log), prog_bar=True))
     trainer = pl.Trainer(
         max_steps=args.max_steps,
         max_epochs=-1,
-        val_check_interval=max(1, args.max_steps // 4),
+        val_check_interval=validated,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         devices=args.devices,
         use_distributed_sampler=False,
         callbacks=callbacks,
         logger=False,
+        enable_checkpointing=False,
         enable_model_summary=False,
         **more,
     )
@@ -143,7 +156,7 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
     )
     start = time.perf_counter()
     try:
-        trainer.fit(module, *loaders, ckpt_path=checkpoint)
+        trainer.fit(module, *loaders, ckpt_path=found[-1] if found else None)
     except Stopped:
         if os.environ.get("LOCAL_RANK", "0") != "0":
             sys.exit()  # with an error, Lightning's first process would be killed by its observer of the others
