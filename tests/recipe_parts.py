@@ -1,6 +1,8 @@
 """A tiny chat model, good and bad data in files, and command lines on them, for the tests of recipes."""
 
+import contextlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -8,7 +10,10 @@ import time
 from pathlib import Path
 
 import processes
+import pytest
 import tiny
+
+from recipes.common import flags as common_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -101,3 +106,29 @@ def assert_same(one, other):
     """Of two rows of metrics.json, all but time and memory."""
     for name in one.keys() - {"seconds", "peak_memory_gib"}:
         assert one[name] == other[name], name
+
+
+@contextlib.contextmanager
+def full_disk(monkeypatch, module, function):
+    """Once that function of the module has run, no file can grow beyond 8 KiB: as a full disk, to who writes."""
+    whole, limits = getattr(module, function), resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(*args):
+        made = whole(*args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+        return made
+
+    monkeypatch.setattr(module, function, fill)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def assert_full_disk_is_one_line(monkeypatch, capsys, recipe, function, words):
+    name = recipe.__name__.split(".")[-1]
+    with full_disk(monkeypatch, recipe, function), pytest.raises(SystemExit) as ended:
+        common_flags.run(name, lambda: recipe.main(words))
+    assert ended.value.code == 2
+    assert f"{name}: the disk is full (" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (Path(words[words.index("--output-dir") + 1]) / "metrics.json").exists()

@@ -17,13 +17,11 @@ from transformers import (
 WORDS = [f"w{i}" for i in range(40)]
 
 
-def llama():
+def llama(**sizes):
     set_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=48,
-            hidden_size=16,
-            intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
             num_key_value_heads=2,
@@ -31,6 +29,7 @@ def llama():
             pad_token_id=0,
             eos_token_id=1,
             bos_token_id=2,
+            **{"hidden_size": 16, "intermediate_size": 32, **sizes},
         )
     )
 

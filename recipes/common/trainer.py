@@ -116,7 +116,18 @@ def load_model(args: RecipeArguments, **more):
     with loading("model", args.model):
         model = AutoModelForCausalLM.from_pretrained(model_path(args), dtype=getattr(torch, args.dtype), **more)
     model.config.use_cache = False
+    if args.dtype == "float64":
+        model.loss_function = loss_in_float64
     return model
+
+
+def loss_in_float64(logits, labels, vocab_size, num_items_in_batch=None, **kwargs):
+    """Mean over the tokens that count, as transformers' own for causal models: that one rounds to float32."""
+    from torch.nn.functional import cross_entropy
+
+    labels = labels[:, 1:]
+    total = cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
+    return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
 class _SaveOnSignal(TrainerCallback):
