@@ -179,6 +179,18 @@ def arms_table(e: Evidence) -> str:
     )
 
 
+def on_few(e: Evidence) -> str:
+    """Greedy's loss ratio on the workloads that the costly rivals were run on."""
+    few = e.worth("line search").keys()
+    if not few or few == set(e.workloads):
+        return ""
+    ratio = bootstrap({name: found for name, found in e.ratios("greedy").items() if name in few}, geometric_mean)
+    return (
+        f"Hypergradient descent and line search were run on {len(few)} workloads ({', '.join(sorted(few))}). On these"
+        f" greedy's loss ratio is {ratio[0]:.3f} ({ratio[1]:.3f} to {ratio[2]:.3f})."
+    )
+
+
 def cells_table(e: Evidence, arm: str) -> str:
     cells = {(cell.workload, cell.multiple): cell for cell in e.cells(arm)}
     rows = []
@@ -550,7 +562,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{head['machine']}; {sum(len(Results(file).runs) for file in files)} runs."
     ]
     text += ["### Targets", targets_table(e)]
-    text += ["### Every arm", LEGEND, arms_table(e)]
+    text += ["### Every arm", LEGEND, arms_table(e), on_few(e)]
     text += ["### GreedyLR's default against the best fixed schedule of each cell", CELLS, cells_table(e, "greedy")]
     shown = [
         name for name in (*FIXED, "plateau", "transformers", "paper", "greedy", "greedy, no horizon") if name in ARMS
@@ -572,7 +584,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = [[name, f"{each['lr']:g}", each["arm"], f"{each.get('loss', math.nan):.4f}"] for name, each in tuned.items()]
     text += ["### Tuned base LRs", table(["workload", "base LR", "strongest schedule", "loss"], rows)]
     text += ["### Pictures", *(f"![{name}](img/{name})" for name in pictures)]
-    whole = "\n\n".join(part.strip() for part in text)
+    whole = "\n\n".join(part.strip() for part in text if part)
     if args.output:
         (args.output / "report.md").write_text("# Report\n\n" + whole + "\n")
         print(f"{args.output / 'report.md'}: tables; {args.output / 'img'}: pictures")
