@@ -27,7 +27,7 @@ class Data(NamedTuple):
 
 @cache
 def data(name: str) -> Data:
-    """ "digits" and "fashion-mnist" are images, "python-docs" and "chitchat" are text."""
+    """ "digits" and "fashion-mnist" are images, "python-docs", "chitchat" and "reviews" (of films) are text."""
     if name in ("digits", "fashion-mnist"):
         train, test = (part.with_format("numpy")[:] for part in images(name))
         parts = [torch.as_tensor(part[column]) for part in (train, test) for column in ("image", "label")]
@@ -37,6 +37,10 @@ def data(name: str) -> Data:
         from pydoc_data.topics import topics
 
         text = "\n".join(topics[topic] for topic in sorted(topics))
+    elif name == "reviews":
+        from recipes.common.offline import reviews
+
+        text = "\n".join(reviews()[0]["text"])
     else:
         from recipes.common.offline import chitchat
 
