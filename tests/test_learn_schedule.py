@@ -124,10 +124,10 @@ def test_training_and_use_see_the_same():
     observations = [env.reset(seed=3)[0]]
     policy = some_policy()
     over = False
-    losses, episode = [], env._episode
+    losses, episode = [], env._run._episode
     plain = episode.advance
     episode.advance = lambda lr: losses.append(plain(lr)) or losses[-1]
-    start = list(env._rule.means)
+    start = list(env._run.rule.means)
     while not over:
         observation, _, over, _, _ = env.step(np.array([policy(observations[-1].tolist())]))
         observations.append(observation)
