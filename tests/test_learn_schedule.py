@@ -77,6 +77,16 @@ def test_the_reward_is_the_fall_of_the_log_loss():
     assert (reward, over) == (pytest.approx(np.log(4)), True)  # from 4 to the validation loss
 
 
+def test_with_a_twin_the_reward_is_the_fall_beyond_it_as_a_share_of_its_own():
+    task, twin = Given([8.0, 4.0, 1.0], bound=0.7), Given([8.0, 4.0, 3.0], bound=0.3, validation=2.0)
+    task.twin = lambda: twin.sample(None)
+    env = ScheduleEnv(task, Settings(blocks=3, decay_ratio=0.5))
+    env.reset(seed=0)
+    rewards = [env.step(np.array([1.0]))[1] for _ in range(2)]
+    assert rewards == pytest.approx([0, np.log(2) / np.log(4)])  # from 4 to 1, where the twin gets from 4 to 2
+    assert twin.lrs == pytest.approx([0.3, 0.3, 0.3 * 2 / 3])  # at the bound, with the final decay
+
+
 def test_an_action_multiplies_the_lr_of_a_block_within_the_bounds():
     task = Given([1.0] * 10)
     env = ScheduleEnv(task, Settings(blocks=5, max_factor=4.0, max_scale=6.0))

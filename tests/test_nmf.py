@@ -54,6 +54,17 @@ def test_matrices_are_real_and_the_start_is_better_than_zeros(matrix):
     assert factorization.bound_w == pytest.approx(factorization.bound_h, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", compare.VALIDATION)
+def test_matrices_to_choose_a_policy_with_are_none_of_the_comparison(name):
+    x = compare.VALIDATION[name](0).x
+    assert x.min() >= 0
+    assert 0.1 < Factorization(compare.VALIDATION[name](0)).loss() < 1
+    assert name not in compare.MATRICES
+    for made in compare.MATRICES.values():
+        other = made(0).x
+        assert x.shape != other.shape
+
+
 def test_the_gradient_is_that_of_the_loss_and_the_sampled_ones_average_to_it():
     factorization = Factorization(planted(0, rows=6, columns=5, rank=2, batch=2))
     w, h = factorization.w.copy(), factorization.h.copy()
@@ -209,6 +220,17 @@ def test_the_same_generator_draws_the_same_episodes_and_none_diverges():
             assert first.advance(lr) == second.advance(lr)
         assert first.validation_loss() < start
         assert first.factorization.over == 0
+
+
+def test_a_twin_has_the_same_batches_to_come_and_a_state_of_its_own():
+    episode = NMF().sample(np.random.default_rng(0))
+    episode.advance(episode.bound())
+    twin = episode.twin()
+    losses = [episode.advance(0.5 * episode.bound()) for _ in range(10)]
+    assert (twin.base_lr, twin.steps) == (twin.bound(), episode.steps)
+    assert [twin.advance(0.5 * twin.bound()) for _ in range(10)] == losses
+    twin.advance(twin.bound())
+    assert twin.validation_loss() != episode.validation_loss()
 
 
 def test_a_missing_package_is_named(monkeypatch):

@@ -35,25 +35,25 @@ class NMF:
     """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 300 steps."""
 
     name = "nmf"
-    decay_ratio = 0.2
+    decay_ratio = 0.1
 
     def sample(self, rng: np.random.Generator) -> Episode:
         def between(low: float, high: float) -> int:
             """As likely in each doubling."""
             return round(np.exp(rng.uniform(np.log(low), np.log(high))))
 
-        seed, rank, steps = int(rng.integers(2**31)), int(rng.integers(3, 11)), int(rng.integers(150, 401))
-        if rng.random() < 0.75:
+        seed, rank, steps = int(rng.integers(2**31)), int(rng.integers(3, 13)), int(rng.integers(150, 401))
+        if rng.random() < 0.7:
             rows, columns = between(60, 1500), between(30, 400)
             matrix = planted(
                 seed,
                 rows,
                 columns,
                 rank=rank,
-                hidden=int(rng.integers(0, 31)),
+                hidden=int(rng.integers(0, 31)) * int(rng.integers(2)),
                 noise=10 ** rng.uniform(-1.3, 0.3),
                 density=rng.uniform(0.3, 1.0),
-                spread=rng.uniform(0.0, 1.5),
+                spread=rng.uniform(0.0, 1.2),
                 batch=min(between(6, 64), rows // 4),
             )
         else:
