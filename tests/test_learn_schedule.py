@@ -83,8 +83,16 @@ def test_with_a_twin_the_reward_is_the_fall_beyond_it_as_a_share_of_its_own():
     env = ScheduleEnv(task, Settings(blocks=3, decay_ratio=0.5))
     env.reset(seed=0)
     rewards = [env.step(np.array([1.0]))[1] for _ in range(2)]
-    assert rewards == pytest.approx([0, np.log(2) / np.log(4)])  # from 4 to 1, where the twin gets from 4 to 2
+    assert rewards == pytest.approx([0, 1 / 6])  # from 4 to 1, where the twin gets from 8 to 4 to 2
     assert twin.lrs == pytest.approx([0.3, 0.3, 0.3 * 2 / 3])  # at the bound, with the final decay
+
+
+def test_an_episode_whose_twin_diverges_or_gains_nothing_is_drawn_again():
+    task = Given([8.0, 4.0, 1.0])
+    twins = iter([Given([8.0, np.inf, 1.0]), Given([8.0, 8.0, 8.0], validation=8.0), Given([8.0, 4.0, 3.0])])
+    task.twin = lambda: next(twins).sample(None)
+    ScheduleEnv(task, Settings(blocks=3)).reset(seed=0)
+    assert next(twins, None) is None
 
 
 def test_an_action_multiplies_the_lr_of_a_block_within_the_bounds():

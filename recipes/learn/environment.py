@@ -41,8 +41,8 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     of the block's mean loss, after the last block from there to the validation loss too; a run that diverges ends with
     -PENALTY. An episode ends with its last whole block.
 
-    Where the episode has a twin, that one runs at scale 1 throughout, and the reward is the fall beyond the twin's in
-    the same block, as a share of the twin's whole fall.
+    Where the episode has a twin, that one runs at scale 1 throughout. The reward is then the fall of the loss itself
+    beyond the twin's in the same block, as a share of the twin's whole fall.
     """
 
     def __init__(self, family: TaskFamily, settings: Settings | None = None) -> None:
@@ -57,18 +57,19 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
             episode = self._family.sample(self.np_random)
             self._run = _Run(episode, self._settings)
             self._twin = _Run(episode.twin(), self._settings).falls() if hasattr(episode, "twin") else None
-            if self._run.block():
+            if (self._twin is None or self._twin.sum() > 0) and self._run.block():
                 return self._run.seen, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         run = self._run
         run.rule.act(min(max(float(action[0]), -1.0), 1.0))
-        before = run.log_loss
+        before = run.loss
         if not run.block():
             return run.seen, -PENALTY, True, False, {"diverged": True}
-        reward = before - run.log_loss
-        if self._twin is not None:
-            reward = (reward - self._twin[run.blocks - 2]) / self._twin.sum()
+        if self._twin is None:
+            reward = _log(before) - _log(run.loss)
+        else:
+            reward = (before - run.loss - float(self._twin[run.blocks - 2])) / float(self._twin.sum())
         return run.seen, min(max(reward, -PENALTY), PENALTY), run.over, False, {}
 
 
@@ -80,7 +81,7 @@ class _Run:
         seen: what there was to see after the last block.
         blocks: how many it has had.
         over: whether that was the last whole one.
-        log_loss: of the last block's mean; when it is over, of the validation loss.
+        loss: mean of the last block; when it is over, the validation loss.
     """
 
     def __init__(self, episode: Episode, settings: Settings) -> None:
@@ -90,7 +91,7 @@ class _Run:
         self._shortest = episode.steps / settings.blocks
         self.seen = np.zeros(len(OBSERVED), np.float32)
         self.blocks = 0
-        self.log_loss = math.nan
+        self.loss = math.nan
 
     @property
     def over(self) -> bool:
@@ -112,15 +113,17 @@ class _Run:
             return False
         self.seen = np.array(observation, np.float32)
         self.blocks += 1
-        self.log_loss = math.log(max(loss, 1e-12))
+        self.loss = loss
         return True
 
     def falls(self) -> np.ndarray:
-        """Run to the end at the scale that it has; the fall of the log loss in each block after the first."""
-        logs = []
-        while not self.over and self.block():
-            logs.append(self.log_loss)
-        return -np.diff(logs)
+        """The fall of the loss in each block after the first, at the scale that it has; 0 where it diverges."""
+        losses = []
+        while not self.over:
+            if not self.block():
+                return np.zeros(1)
+            losses.append(self.loss)
+        return -np.diff(losses)
 
 
 def step(episode: Episode, rule: PolicyRule, envelope: float) -> float:
@@ -129,3 +132,7 @@ def step(episode: Episode, rule: PolicyRule, envelope: float) -> float:
     if bound is not None:
         rule.limit = bound / episode.base_lr
     return episode.advance(episode.base_lr * rule.scales[0] * envelope)
+
+
+def _log(loss: float) -> float:
+    return math.log(max(loss, 1e-12))
