@@ -302,6 +302,19 @@ def test_the_learned_schedule_is_the_policys_under_the_bound(policy):
     assert lrs[-1] < 0.6
 
 
+@pytest.mark.parametrize("name", ["planted, noisy", "planted, dense"])
+def test_the_shipped_policy_stays_under_the_bound_and_ends_below_a_run_at_it(name):
+    """On matrices that neither its training nor its choice has seen."""
+    shipped = Policy.load("nmf")
+    for seed in range(100, 106):
+        learned, at_the_bound = (
+            compare.train(compare.Job(name, method, seed, 300, {}), shipped) for method in ("learned", "at the bound")
+        )
+        assert (np.array(learned["lr"]) <= np.array(learned["bound"]) * 1.001).all()  # the curves are rounded
+        assert learned["over"] == 0
+        assert learned["loss"] < 0.99 * at_the_bound["loss"]
+
+
 @pytest.mark.parametrize(
     ("flag", "value", "told"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium
@@ -29,7 +29,7 @@ class Settings:
 
     @staticmethod
     def of(family: TaskFamily) -> Settings:
-        return Settings(decay_ratio=getattr(family, "decay_ratio", 0.0))
+        return Settings(**{x.name: getattr(family, x.name) for x in fields(Settings) if hasattr(family, x.name)})
 
 
 class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):

@@ -35,7 +35,8 @@ class NMF:
     """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 300 steps."""
 
     name = "nmf"
-    decay_ratio = 0.1
+    decay_ratio = 0.15
+    blocks = 20
 
     def sample(self, rng: np.random.Generator) -> Episode:
         def between(low: float, high: float) -> int:
