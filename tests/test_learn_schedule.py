@@ -111,9 +111,10 @@ def test_an_action_multiplies_the_lr_of_a_block_within_the_bounds():
     assert max(bounded.lrs) == pytest.approx(0.7)
 
 
-def test_the_final_decay_is_part_of_an_episode():
+def test_a_family_has_settings_of_its_own_and_the_final_decay_is_part_of_an_episode():
     task = Given([1.0] * 10)
-    task.decay_ratio = 0.5
+    task.decay_ratio, task.blocks = 0.5, 10
+    assert Settings.of(task) == Settings(blocks=10, decay_ratio=0.5)
     env = ScheduleEnv(task)
     env.reset(seed=0)
     for _ in range(9):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from greedylr_integrations.learned import Policy
-from recipes.nmf.__main__ import KNOWN, Runs
+from recipes.nmf.__main__ import KNOWN, VALIDATION, Runs
 from recipes.nmf.problem import Factorization
 from recipes.nmf.schedules import METHODS, TRIALS
 
@@ -49,10 +49,11 @@ def floor(matrix: str, solver: str, seed: int) -> float:
 def tables(runs: Runs, steps: int, policy: Policy) -> str:
     methods = list(METHODS)
     seeds = len(next(iter(runs.values()))["learned"][1])
+    command = "python -m recipes.nmf" + (" --validation" if runs.keys() <= VALIDATION.keys() else "")
     lines = [
         "# Schedules of stochastic NMF",
         "",
-        f"Written by `python -m recipes.nmf`. {steps} steps, {seeds} seeds; policy `{policy.digest}`"
+        f"Written by `{command}`. {steps} steps, {seeds} seeds; policy `{policy.digest}`"
         f" ({policy.trained.get('decisions', 0):,} decisions of PPO on planted matrices of up to rank 12 and parts of"
         f" Reuters). Every tuned schedule has {TRIALS} trials on each matrix, of 3 other seeds each; `at the bound` and"
         " `learned` have none. The seeds of a planted matrix are matrices of their own. A loss of 1 is that of factors"

@@ -32,7 +32,7 @@ class Episode:
 
 
 class NMF:
-    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 300 steps."""
+    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 150 to 400 steps."""
 
     name = "nmf"
     decay_ratio = 0.15
