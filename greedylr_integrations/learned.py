@@ -150,7 +150,7 @@ class Policy:
 
     @staticmethod
     def load(name_or_path: str | os.PathLike[str]) -> Policy:
-        """Read a policy file, or one that comes with the package: "network".
+        """Read a policy file, or one that comes with the package: "network" or "nmf".
 
         Safetensors and JSON, so nothing in it can run. Checked whole before anything is used.
 

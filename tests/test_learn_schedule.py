@@ -77,6 +77,24 @@ def test_the_reward_is_the_fall_of_the_log_loss():
     assert (reward, over) == (pytest.approx(np.log(4)), True)  # from 4 to the validation loss
 
 
+def test_with_a_twin_the_reward_is_the_fall_beyond_it_as_a_share_of_its_own():
+    task, twin = Given([8.0, 4.0, 1.0], bound=0.7), Given([8.0, 4.0, 3.0], bound=0.3, validation=2.0)
+    task.twin = lambda: twin.sample(None)
+    env = ScheduleEnv(task, Settings(blocks=3, decay_ratio=0.5))
+    env.reset(seed=0)
+    rewards = [env.step(np.array([1.0]))[1] for _ in range(2)]
+    assert rewards == pytest.approx([0, 1 / 6])  # from 4 to 1, where the twin gets from 8 to 4 to 2
+    assert twin.lrs == pytest.approx([0.3, 0.3, 0.3 * 2 / 3])  # at the bound, with the final decay
+
+
+def test_an_episode_whose_twin_diverges_or_gains_nothing_is_drawn_again():
+    task = Given([8.0, 4.0, 1.0])
+    twins = iter([Given([8.0, np.inf, 1.0]), Given([8.0, 8.0, 8.0], validation=8.0), Given([8.0, 4.0, 3.0])])
+    task.twin = lambda: next(twins).sample(None)
+    ScheduleEnv(task, Settings(blocks=3)).reset(seed=0)
+    assert next(twins, None) is None
+
+
 def test_an_action_multiplies_the_lr_of_a_block_within_the_bounds():
     task = Given([1.0] * 10)
     env = ScheduleEnv(task, Settings(blocks=5, max_factor=4.0, max_scale=6.0))
@@ -93,9 +111,10 @@ def test_an_action_multiplies_the_lr_of_a_block_within_the_bounds():
     assert max(bounded.lrs) == pytest.approx(0.7)
 
 
-def test_the_final_decay_is_part_of_an_episode():
+def test_a_family_has_settings_of_its_own_and_the_final_decay_is_part_of_an_episode():
     task = Given([1.0] * 10)
-    task.decay_ratio = 0.5
+    task.decay_ratio, task.blocks = 0.5, 10
+    assert Settings.of(task) == Settings(blocks=10, decay_ratio=0.5)
     env = ScheduleEnv(task)
     env.reset(seed=0)
     for _ in range(9):
@@ -124,10 +143,10 @@ def test_training_and_use_see_the_same():
     observations = [env.reset(seed=3)[0]]
     policy = some_policy()
     over = False
-    losses, episode = [], env._episode
+    losses, episode = [], env._run._episode
     plain = episode.advance
     episode.advance = lambda lr: losses.append(plain(lr)) or losses[-1]
-    start = list(env._rule.means)
+    start = list(env._run.rule.means)
     while not over:
         observation, _, over, _, _ = env.step(np.array([policy(observations[-1].tolist())]))
         observations.append(observation)

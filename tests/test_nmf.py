@@ -54,6 +54,14 @@ def test_matrices_are_real_and_the_start_is_better_than_zeros(matrix):
     assert factorization.bound_w == pytest.approx(factorization.bound_h, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", compare.VALIDATION)
+def test_matrices_to_choose_a_policy_with_are_none_of_the_comparison(name):
+    matrix = compare.VALIDATION[name](0)
+    assert matrix.x.min() >= 0
+    assert 0.1 < Factorization(matrix).loss() < 1
+    assert matrix.x.shape not in {made(0).x.shape for made in compare.MATRICES.values()}
+
+
 def test_the_gradient_is_that_of_the_loss_and_the_sampled_ones_average_to_it():
     factorization = Factorization(planted(0, rows=6, columns=5, rank=2, batch=2))
     w, h = factorization.w.copy(), factorization.h.copy()
@@ -211,6 +219,17 @@ def test_the_same_generator_draws_the_same_episodes_and_none_diverges():
         assert first.factorization.over == 0
 
 
+def test_a_twin_has_the_same_batches_to_come_and_a_state_of_its_own():
+    episode = NMF().sample(np.random.default_rng(0))
+    episode.advance(episode.bound())
+    twin = episode.twin()
+    losses = [episode.advance(0.5 * episode.bound()) for _ in range(10)]
+    assert (twin.base_lr, twin.steps) == (twin.bound(), episode.steps)
+    assert [twin.advance(0.5 * twin.bound()) for _ in range(10)] == losses
+    twin.advance(twin.bound())
+    assert twin.validation_loss() != episode.validation_loss()
+
+
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(problem.importlib.util, "find_spec", lambda name: None)
     reuters.cache_clear()
@@ -281,6 +300,19 @@ def test_the_learned_schedule_is_the_policys_under_the_bound(policy):
     assert (lrs <= free * 1.001).all()
     assert lrs[0] == 1
     assert lrs[-1] < 0.6
+
+
+@pytest.mark.parametrize("name", ["planted, noisy", "planted, dense"])
+def test_the_shipped_policy_stays_under_the_bound_and_ends_below_a_run_at_it(name):
+    """On matrices that neither its training nor its choice has seen."""
+    shipped = Policy.load("nmf")
+    for seed in range(100, 106):
+        learned, at_the_bound = (
+            compare.train(compare.Job(name, method, seed, 300, {}), shipped) for method in ("learned", "at the bound")
+        )
+        assert (np.array(learned["lr"]) <= np.array(learned["bound"]) * 1.001).all()  # the curves are rounded
+        assert learned["over"] == 0
+        assert learned["loss"] < 0.99 * at_the_bound["loss"]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import gymnasium
@@ -29,7 +29,7 @@ class Settings:
 
     @staticmethod
     def of(family: TaskFamily) -> Settings:
-        return Settings(decay_ratio=getattr(family, "decay_ratio", 0.0))
+        return Settings(**{x.name: getattr(family, x.name) for x in fields(Settings) if hasattr(family, x.name)})
 
 
 class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
@@ -40,6 +40,9 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     the episode's stability bound. LR = base LR x scale x final decay, as in the schedulers. Reward: the fall of the log
     of the block's mean loss, after the last block from there to the validation loss too; a run that diverges ends with
     -PENALTY. An episode ends with its last whole block.
+
+    Where the episode has a twin, that one runs at scale 1 throughout. The reward is then the fall of the loss itself
+    beyond the twin's in the same block, as a share of the twin's whole fall.
     """
 
     def __init__(self, family: TaskFamily, settings: Settings | None = None) -> None:
@@ -51,40 +54,76 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         while True:
-            self._episode = self._family.sample(self.np_random)
-            self._rule = PolicyRule(self._settings, 1, self._episode.steps)
-            self._left = self._episode.steps
-            self._envelope = Envelope(total_steps=self._left, decay_ratio=self._settings.decay_ratio)
-            self._seen = np.zeros(len(OBSERVED), np.float32)
-            if not self._run_block():
-                return self._seen, {}
+            episode = self._family.sample(self.np_random)
+            self._run = _Run(episode, self._settings)
+            self._twin = _Run(episode.twin(), self._settings).falls() if hasattr(episode, "twin") else None
+            if (self._twin is None or self._twin.sum() > 0) and self._run.block():
+                return self._run.seen, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        self._rule.act(min(max(float(action[0]), -1.0), 1.0))
-        before = self._rule.means[-1]
-        if self._run_block():
-            return self._seen, -PENALTY, True, False, {"diverged": True}
-        after = self._rule.means[-1]
-        over = self._left < self._episode.steps / self._settings.blocks
-        if over:
-            after = self._episode.validation_loss()
-            if not math.isfinite(after):
-                return self._seen, -PENALTY, True, False, {"diverged": True}
-        return self._seen, min(max(_log(before) - _log(after), -PENALTY), PENALTY), over, False, {}
+        run = self._run
+        run.rule.act(min(max(float(action[0]), -1.0), 1.0))
+        before = run.loss
+        if not run.block():
+            return run.seen, -PENALTY, True, False, {"diverged": True}
+        if self._twin is None:
+            reward = _log(before) - _log(run.loss)
+        else:
+            reward = (before - run.loss - float(self._twin[run.blocks - 2])) / float(self._twin.sum())
+        return run.seen, min(max(reward, -PENALTY), PENALTY), run.over, False, {}
 
-    def _run_block(self) -> bool:
-        """Whether the run diverged in it."""
+
+class _Run:
+    """An episode, block by block.
+
+    Attributes:
+        rule: takes its losses, and has its scale.
+        seen: what there was to see after the last block.
+        blocks: how many it has had.
+        over: whether that was the last whole one.
+        loss: mean of the last block; when it is over, the validation loss.
+    """
+
+    def __init__(self, episode: Episode, settings: Settings) -> None:
+        self._episode, self.rule = episode, PolicyRule(settings, 1, episode.steps)
+        self._envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
+        self._left = episode.steps
+        self._shortest = episode.steps / settings.blocks
+        self.seen = np.zeros(len(OBSERVED), np.float32)
+        self.blocks = 0
+        self.loss = math.nan
+
+    @property
+    def over(self) -> bool:
+        return self._left < self._shortest
+
+    def block(self) -> bool:
+        """Run the next; False where the run diverges in it."""
         observation = None
         while observation is None:
-            loss = step(self._episode, self._rule, self._envelope(self._episode.steps - self._left))
+            loss = step(self._episode, self.rule, self._envelope(self._episode.steps - self._left))
             self._left -= 1
             if not math.isfinite(loss):
-                return True
-            observation = self._rule.push(loss)
-        if not observation or self._rule.means[-1] > DIVERGED * abs(self._rule.means[0]):
-            return True
-        self._seen = np.array(observation, np.float32)
-        return False
+                return False
+            observation = self.rule.push(loss)
+        if not observation or self.rule.means[-1] > DIVERGED * abs(self.rule.means[0]):
+            return False
+        loss = self._episode.validation_loss() if self.over else self.rule.means[-1]
+        if not math.isfinite(loss):
+            return False
+        self.seen = np.array(observation, np.float32)
+        self.blocks += 1
+        self.loss = loss
+        return True
+
+    def falls(self) -> np.ndarray:
+        """The fall of the loss in each block after the first, at the scale that it has; 0 where it diverges."""
+        losses = []
+        while not self.over:
+            if not self.block():
+                return np.zeros(1)
+            losses.append(self.loss)
+        return -np.diff(losses)
 
 
 def step(episode: Episode, rule: PolicyRule, envelope: float) -> float:

@@ -33,11 +33,14 @@ class Episode(Protocol):
         """Loss now on data that `advance` does not see."""
         ...
 
+    # twin() -> Episode, if there is one: the same run from its state now, with the same batches to come
+
 
 class TaskFamily(Protocol):
     """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`.
 
-    It may have a `decay_ratio`: the share of a run over which the LR decays linearly to 0, whatever the policy does.
+    It may have settings of its own, by the names of `environment.Settings`, such as `decay_ratio`: the share of a run
+    over which the LR decays linearly to 0, whatever the policy does.
     """
 
     name: str

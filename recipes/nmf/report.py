@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from greedylr_integrations.learned import Policy
-from recipes.nmf.__main__ import MATRICES, Runs
+from recipes.nmf.__main__ import KNOWN, VALIDATION, Runs
 from recipes.nmf.problem import Factorization
 from recipes.nmf.schedules import METHODS, TRIALS
 
@@ -38,7 +38,7 @@ def floor(matrix: str, solver: str, seed: int) -> float:
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
 
-    made = MATRICES[matrix](seed)
+    made = KNOWN[matrix](seed)
     x = Factorization(made).x
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -49,11 +49,12 @@ def floor(matrix: str, solver: str, seed: int) -> float:
 def tables(runs: Runs, steps: int, policy: Policy) -> str:
     methods = list(METHODS)
     seeds = len(next(iter(runs.values()))["learned"][1])
+    command = "python -m recipes.nmf" + (" --validation" if runs.keys() <= VALIDATION.keys() else "")
     lines = [
         "# Schedules of stochastic NMF",
         "",
-        f"Written by `python -m recipes.nmf`. {steps} steps, {seeds} seeds; policy `{policy.digest}`"
-        f" ({policy.trained.get('decisions', 0):,} decisions of PPO on planted matrices of up to rank 10 and parts of"
+        f"Written by `{command}`. {steps} steps, {seeds} seeds; policy `{policy.digest}`"
+        f" ({policy.trained.get('decisions', 0):,} decisions of PPO on planted matrices of up to rank 12 and parts of"
         f" Reuters). Every tuned schedule has {TRIALS} trials on each matrix, of 3 other seeds each; `at the bound` and"
         " `learned` have none. The seeds of a planted matrix are matrices of their own. A loss of 1 is that of factors"
         " of zeros; a run that ends above it has diverged and counts as 1.",
@@ -104,7 +105,7 @@ def tables(runs: Runs, steps: int, policy: Policy) -> str:
 
 
 def _floor_seeds(matrix: str, seeds: int) -> range:
-    return range(min(seeds, 5) if matrix.startswith("planted") else 1)
+    return range(min(seeds, 5) if matrix.startswith(("planted", "part")) else 1)
 
 
 def _shown(setting: dict[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from recipes.nmf.problem import Factorization, planted, reuters
@@ -24,25 +26,38 @@ class Episode:
         """Of the whole matrix: a step sees the loss of a few rows."""
         return self.factorization.loss()
 
+    def twin(self) -> Episode:
+        """From the same state, with the same batches to come."""
+        return Episode(copy.deepcopy(self.factorization), self.steps)
+
 
 class NMF:
-    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 100 to 300 steps."""
+    """Planted matrices of many shapes, ranks and noises, and parts of the Reuters counts; 150 to 400 steps."""
 
     name = "nmf"
+    decay_ratio = 0.15
+    blocks = 20
 
     def sample(self, rng: np.random.Generator) -> Episode:
-        seed, rank, batch = int(rng.integers(2**31)), int(rng.integers(3, 11)), int(rng.integers(4, 33))
-        if rng.random() < 0.8:
+        def between(low: float, high: float) -> int:
+            """As likely in each doubling."""
+            return round(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+        seed, rank, steps = int(rng.integers(2**31)), int(rng.integers(3, 13)), int(rng.integers(150, 401))
+        if rng.random() < 0.7:
+            rows, columns = between(60, 1500), between(30, 400)
             matrix = planted(
                 seed,
-                *map(int, rng.integers(60, 201, size=2)),
+                rows,
+                columns,
                 rank=rank,
-                hidden=int(rng.integers(0, 31)),
-                noise=10 ** rng.uniform(-1, 0.3),
+                hidden=int(rng.integers(0, 31)) * int(rng.integers(2)),
+                noise=10 ** rng.uniform(-1.3, 0.3),
                 density=rng.uniform(0.3, 1.0),
-                spread=rng.uniform(0.0, 1.0),
-                batch=batch,
+                spread=rng.uniform(0.0, 1.2),
+                batch=min(between(6, 64), rows // 4),
             )
         else:
-            matrix = reuters().part(rng, rows=200, columns=150, rank=rank, batch=batch)
-        return Episode(Factorization(matrix, seed), steps=int(rng.integers(100, 301)))
+            rows, columns = between(100, 300), between(100, 500)
+            matrix = reuters().part(rng, rows, columns, rank, between(6, 40))
+        return Episode(Factorization(matrix, seed), steps)
