@@ -150,10 +150,12 @@ def _draw_schedules(ax: Any, of: dict[str, tuple[dict[str, Any], list[dict[str, 
 
 
 def _draw_losses(ax: Any, of: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]) -> None:
+    least = 1.0
     for method, (_, runs) in of.items():
         losses = np.median([run["loss_at"] for run in runs], axis=0)
+        least = min(least, losses.min())
         learned = method == "learned"
         colour = {"color": "black"} if learned else {}
         ax.plot(runs[0]["step"], losses, linewidth=2 if learned else 1.2, label=method, **colour)
     ax.set_ylabel("loss (1: factors of zeros)")
-    ax.set_ylim(None, 1)
+    ax.set_ylim(0.9 * least, 1)  # what is too high for a while leaves the picture
