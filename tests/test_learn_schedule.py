@@ -337,7 +337,6 @@ def test_greedylr_is_fitted_to_what_a_policy_does(tmp_path, monkeypatch, capsys)
         distill_policy.main(["--runs", "0"])
 
 
-@pytest.mark.xfail(reason="since raises have a pace, the search does not come near enough", strict=False)
 def test_a_fit_finds_greedylr_itself():
     """LRs that GreedyLR made, of settings that the search does not begin with, are fitted closely."""
     made = distill_policy.run_policy(family("quadratic"), some_policy(), 4, seed=0)

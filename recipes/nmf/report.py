@@ -50,6 +50,7 @@ def tables(runs: Runs, steps: int, policy: Policy) -> str:
     methods = list(METHODS)
     seeds = len(next(iter(runs.values()))["learned"][1])
     command = "python -m recipes.nmf" + (" --validation" if runs.keys() <= VALIDATION.keys() else "")
+    command += f" --seeds {seeds}"
     lines = [
         "# Schedules of stochastic NMF",
         "",
