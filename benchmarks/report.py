@@ -580,7 +580,7 @@ def main(argv: list[str] | None = None) -> None:
         text += [f"### Ablations, on {len(a.workloads)} workloads of the tuning half ({names})"]
         text += [ablations_table(a)]
     if (args.results / "large.jsonl").exists():
-        text += ["### Larger models, as illustration", large_table(Results(args.results / "large.jsonl"))]
+        text += ["### Larger models, as illustration", LARGE, large_table(Results(args.results / "large.jsonl"))]
     rows = [[name, f"{each['lr']:g}", each["arm"], f"{each.get('loss', math.nan):.4f}"] for name, each in tuned.items()]
     text += ["### Tuned base LRs", table(["workload", "base LR", "strongest schedule", "loss"], rows)]
     text += ["### Pictures", *(f"![{name}](img/{name})" for name in pictures)]
@@ -602,6 +602,8 @@ afterwards, in its own favour), geometric mean over workloads and base LRs of 0.
 workloads resampled. Win, tie, loss: against the best fixed schedule, chosen on half of the seeds and scored on the
 others, a tie being within 5% of steps. Worth at 1x: how long the tuned best schedule would have to run for the same
 loss, in horizons. LR-free methods stand at 1x only. Diverged runs are in no mean."""
+LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so no evidence. "classify" is MiniLM on film
+reviews, "lora" LoRA on SmolLM2-135M over three epochs of a few chats."""
 CELLS = """Gain in steps (how many more the opponent would need), ± its standard error, by base LR."""
 
 

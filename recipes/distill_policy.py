@@ -195,8 +195,9 @@ def report(name: str, policy: Policy, agreements: dict[str, dict], outcomes: dic
     lines = [
         f"# The {name} policy beside GreedyLR",
         "",
-        f"Written by `python -m recipes.distill_policy --policy {name}`, for the policy `{policy.digest}`. GreedyLR looks at the losses"
-        " of runs that the policy trained. Distance: root mean square of the log2 of the ratio of the two LRs."
+        f"Written by `python -m recipes.distill_policy --policy {name}`, for the policy `{policy.digest}`. GreedyLR"
+        " looks at the losses of runs that the policy trained. Distance: root mean square of the log2 of the ratio of"
+        " the two LRs."
         f" Direction: share of the blocks in which both raise, both lower or both hold (a move below {STILL} of a"
         " doubling). Both on runs that were not fitted to. Validation loss: geometric mean over other runs of the"
         " family, trained with it.",
