@@ -602,8 +602,8 @@ afterwards, in its own favour), geometric mean over workloads and base LRs of 0.
 workloads resampled. Win, tie, loss: against the best fixed schedule, chosen on half of the seeds and scored on the
 others, a tie being within 5% of steps. Worth at 1x: how long the tuned best schedule would have to run for the same
 loss, in horizons. LR-free methods stand at 1x only. Diverged runs are in no mean."""
-LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so no evidence. "classify" is MiniLM on film
-reviews, "lora" LoRA on SmolLM2-135M over three epochs of a few chats."""
+LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so no evidence. "classify" is MiniLM on
+film reviews, "lora" LoRA on SmolLM2-135M over three epochs of a few chats."""
 CELLS = """Gain in steps (how many more the opponent would need), ± its standard error, by base LR."""
 
 
