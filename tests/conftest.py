@@ -2,6 +2,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # fast on busy cores, and sums are equal in every process
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # by the host's name would ask a resolver
 
 import pytest

@@ -125,9 +125,9 @@ def full_disk(monkeypatch, module, function):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def assert_full_disk_is_one_line(monkeypatch, capsys, recipe, function, words):
+def assert_full_disk_is_one_line(monkeypatch, capsys, recipe, words, module, function):
     name = recipe.__name__.split(".")[-1]
-    with full_disk(monkeypatch, recipe, function), pytest.raises(SystemExit) as ended:
+    with full_disk(monkeypatch, module, function), pytest.raises(SystemExit) as ended:
         common_flags.run(name, lambda: recipe.main(words))
     assert ended.value.code == 2
     assert f"{name}: the disk is full (" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -237,6 +237,7 @@ def test_a_seed_gives_a_policy_and_a_resume_the_same(learn, tmp_path, monkeypatc
 def test_ctrl_c_keeps_the_last_round_and_says_how_to_go_on(tmp_path):
     out = tmp_path / "run"
     words = command(*TINY, "--subprocesses", "--decisions", "1000000", "--output-dir", out)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&`, and children inherit that
     with (tmp_path / "out").open("w+") as told, (tmp_path / "err").open("w+") as errors:
         process = subprocess.Popen(
             [str(word) for word in words],

@@ -165,4 +165,4 @@ def test_the_results_of_another_run_are_left_alone(whole, parts):
 
 def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
     given = words(parts, tmp_path, schedule="linear", save_steps=2)
-    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, lightning_llm, "load_tokens", given)
+    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, lightning_llm, given, lightning_llm, "load_tokens")

@@ -21,7 +21,6 @@ from recipes.common import accelerated, flags, offline, stop
 from recipes.common.offline import RecipeError
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,7 @@ def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monke
 def started(arguments, out, until):
     """A run that has just written `until`."""
     with (out.parent / "log").open("w") as log:
-        process = subprocess.Popen(command(arguments), cwd=ROOT, env=ENVIRONMENT, stdout=log, stderr=log)
+        process = subprocess.Popen(command(arguments), cwd=ROOT, stdout=log, stderr=log)
     deadline = time.monotonic() + 120
     while not (out / until).exists():
         assert process.poll() is None, (out.parent / "log").read_text()
@@ -161,7 +160,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     (unfinished / "optimizer.bin").write_text("half")
     assert accelerated.checkpoints(out / "greedy")
 
-    done = processes.run(command(again), cwd=ROOT, env=ENVIRONMENT)
+    done = processes.run(command(again), cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     (a,), (b,) = results(whole), results(out)
     for part in ("learning_rate", "train_loss", "validation_loss", "decisions", "next_learning_rate"):
@@ -174,7 +173,7 @@ def test_two_processes_are_one_with_the_whole_batch(parts, tmp_path, main, more)
     main([*words(parts, tmp_path / "one"), "--float64"])
     arguments = [*words(parts, tmp_path / "two", **{"batch-size": 2}), "--float64", *more]
     launch = [*processes.torchrun(2), ROOT / "tests/pretrain_worker.py", *arguments]
-    done = processes.run(launch, cwd=ROOT, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"})
+    done = processes.run(launch, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"})
     assert done.returncode == 0, done.stderr[-3000:]
     (one,), (two,) = results(tmp_path / "one"), results(tmp_path / "two")
     ranks = [json.loads((tmp_path / f"two/rank{i}.json").read_text()) for i in range(2)]
@@ -190,7 +189,7 @@ def test_two_processes_are_one_with_the_whole_batch(parts, tmp_path, main, more)
 @pytest.mark.parametrize("more", [[], ["--fsdp"]])
 def test_two_processes_are_killed_and_resumed(parts, tmp_path, more):
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     for folder in (whole, out):
         arguments = [*words(parts, folder, **{"max-steps": 100, "batch-size": 2}), *more]
         launch = [*map(str, processes.torchrun(2)), "-m", "recipes.pretrain_llm", *arguments]

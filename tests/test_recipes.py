@@ -259,7 +259,7 @@ def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):
 
 def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
     words = flags(parts, tmp_path, schedule="linear", save_steps=2, eval_strategy="no", full=True)
-    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, finetune_llm, "load_tokens", words)
+    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, finetune_llm, words, finetune_llm, "load_tokens")
 
 
 # ---- what all recipes share ----

@@ -153,15 +153,6 @@ def test_a_decay_after_a_resume_begins_where_the_lr_stood_whatever_the_new_lengt
     assert lrs_of(branch.optimizer) == [0.0]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # for small tensors on busy cores, many times faster
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
 def test_a_branch_from_the_middle_ends_as_a_run_that_was_planned_to_end_there():
     """Loss on 597 unseen digits, 10 seeds, paired: within two standard errors; without the decay far outside."""
     digits = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed").load_digits()
