@@ -395,10 +395,8 @@ def ablations_table(e: Evidence) -> str:
     for label, knob in ABLATIONS.items():
         rows.append(_ablation_row(e, label, "greedy", knob))
     rows.append(_ablation_row(e, "no horizon", "greedy, no horizon", {}))
-    return table(
-        ["the default, but", "loss ratio to cosine and wsd", "worst cell", "win / tie / loss / unresolved", "diverged"],
-        rows,
-    )
+    head = ["the default, but", "loss ratio to the default", "loss ratio to cosine and wsd", "worst cell"]
+    return table([*head, "win / tie / loss / unresolved", "diverged"], rows)
 
 
 def complete(e: Evidence, workload: str) -> bool:
@@ -409,20 +407,24 @@ def complete(e: Evidence, workload: str) -> bool:
 
 def _ablation_row(e: Evidence, label: str, arm: str, knob: Mapping) -> list[str]:
     ratios: dict[str, list[float]] = defaultdict(list)
+    paired: dict[str, list[float]] = defaultdict(list)
     for workload in e.workloads:
         for multiple in MULTIPLES:
-            own = [x for x in e.finals(workload, arm, multiple, knob).values() if math.isfinite(x)]
+            default = e.finals(workload, "greedy", multiple)
+            own = {seed: x for seed, x in e.finals(workload, arm, multiple, knob).items() if math.isfinite(x)}
+            paired[workload] += [x / default[seed] for seed, x in own.items() if math.isfinite(default[seed])]
             fixed = [e.finals(workload, name, multiple).values() for name in ("cosine", "wsd")]
             best = [mean(losses) for losses in fixed if losses and all(map(math.isfinite, losses))]
             if own and best:
-                ratios[workload].append(mean(own) / min(best))
+                ratios[workload].append(mean(own.values()) / min(best))
     if not ratios:
-        return [label, "-", "-", "-", "-"]
-    found, low, high = bootstrap(ratios, geometric_mean)
+        return [label, "-", "-", "-", "-", "-"]
+    intervals = [bootstrap(each, geometric_mean) for each in (paired, ratios)]
+    against = [f"{x:.3f} ({low:.3f} to {high:.3f})" for x, low, high in intervals]
     bad, runs = e.diverged(arm, knob)
     cells = e.cells(arm, knob, opponents=("cosine", "wsd"))
     worst = max(x for each in ratios.values() for x in each)
-    return [label, f"{found:.3f} ({low:.3f} to {high:.3f})", f"{worst:.2f}", counts(cells), f"{bad} of {runs}"]
+    return [label, *against, f"{worst:.2f}", counts(cells), f"{bad} of {runs}"]
 
 
 def large_table(results: Results) -> str:

@@ -112,9 +112,9 @@ def train(job: Job, scales: list[float] | None = None, device: str = "cpu") -> d
         "seconds": round(seconds, 3),
         "evaluations": method.evaluations,
     }
-    if job.seed < 2 and job.stage in ("held-out", "quick"):
+    if job.stage == "held-out" and job.seed < 2:
         result["losses"] = [_short(x) for x in _means(losses, CURVE)]
-    if seen and seen[-1] is not None and not diverged:
+    if job.stage == "held-out" and seen and seen[-1] is not None and not diverged:
         result["scales"] = [_short(x) for x in _points([1.0, *seen], CURVE)]
     return result
 
@@ -321,8 +321,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def ablate_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
-    """On every second workload of the tuning half, two seeds."""
-    for workload in _workloads("tune")[::2]:
+    """On the tuning half, two seeds."""
+    for workload in _workloads("tune"):
         yield from reference_jobs(workload.name, workload.steps, tuned[workload.name], 2)
         for multiple, seed in itertools.product(MULTIPLES, range(2)):
             lr = tuned[workload.name]["lr"] * multiple
