@@ -240,7 +240,7 @@ def yoked(s: Setting) -> Method:
 class RangeTest(Scheduled):
     """A tenth of the steps finds the LR, from 1% to 10x the base LR; warmup-stable-decay has the rest, from the start.
 
-    The LR taken is a third of that at which the smoothed loss was lowest before it left for 4x that.
+    The LR taken is a third of that at which the smoothed loss was lowest.
     """
 
     def __init__(self, s: Setting) -> None:
@@ -415,7 +415,8 @@ class LineSearch(Method):
 class Arm:
     """
     Attributes:
-        kind: "fixed", "ours", "control", "rival" (follows the loss or the gradient) or "free" (has no LR to tune).
+        kind: "fixed", "ours", "control", "rival" (follows the loss or the gradient) or "free" (its authors say that it
+            needs no schedule, or no LR; it stands beside the LR grid).
         knobs: values of the main knob to tune; the first is the default.
     """
 

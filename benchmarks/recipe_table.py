@@ -30,6 +30,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.report import replace_part
+from benchmarks.scoring import reach
 from benchmarks.suite import RESULTS, Job, Results, environment
 from recipes.common.stop import Stopped
 
@@ -153,10 +154,10 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
-    """Of the losses by seed: the paired difference decides where it is above two standard errors."""
+    """Of the losses by seed: the paired difference decides where its 95% interval is clear of 0."""
     seeds = sorted(greedy.keys() & other.keys())
     mean, error = mean_and_error([greedy[seed] - other[seed] for seed in seeds])
-    if not math.isfinite(mean) or math.isnan(error) or abs(mean) <= 2 * error:
+    if not math.isfinite(mean) or math.isnan(error) or abs(mean) <= reach(error, len(seeds)):
         return "undecided"
     return f"{'**loses**' if mean > 0 else 'wins'} by {abs(mean):.3f} ± {error:.3f}"
 
@@ -185,7 +186,7 @@ def table(results: Results) -> str:
     seconds = [entry["seconds"] for entry in results.of(stage="table", workload="pretrain")]
     note = (
         f"Final validation loss, mean and standard error of {SEEDS} seeds ({LORA_SEEDS} for LoRA); wins and losses are"
-        " paired by seed, and decided above two standard errors."
+        " paired by seed, and decided where Student's 95% interval is clear of 0."
     )
     if found is not None:
         note += f" The tuned LR is the best of {len(SEARCHED)} for the strongest fixed schedule, {NAMES[found[1]]}."

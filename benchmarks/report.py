@@ -7,11 +7,12 @@ Writes the part between its two marks in `benchmarks/RESULTS.md`, the part of th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,6 +23,7 @@ from benchmarks.suite import ABLATIONS, LENGTHS, MULTIPLES, RESULTS, YOKED, Resu
 
 HERE = Path(__file__).parent
 NEAR = (0.3, 1.0, 3.0)
+SHOWN = (*FIXED, "plateau", "transformers", "paper", "envelope", "greedy", "greedy, no horizon")
 
 
 class Evidence:
@@ -81,16 +83,21 @@ class Evidence:
                     cells.append(compare(workload, multiple, own, fixed, self.references[workload]))
         return cells
 
-    def ratios(self, arm: str, knob: Mapping | None = None) -> dict[str, list[float]]:
-        """Workload -> loss ratios to the best fixed schedule of each cell, picked afterwards, without divergences."""
+    def ratios(
+        self,
+        arm: str,
+        knob: Mapping | None = None,
+        multiples: Iterable[float] = MULTIPLES,
+        opponents: Iterable[str] = FIXED,
+    ) -> dict[str, list[float]]:
+        """Workload -> loss ratios to the best opponent of each cell, picked afterwards, where nothing diverged."""
         found: dict[str, list[float]] = defaultdict(list)
-        for workload in self.workloads:
-            for multiple in MULTIPLES:
-                own = [x for x in self.finals(workload, arm, multiple, knob).values() if math.isfinite(x)]
-                fixed = [self.finals(workload, name, multiple).values() for name in FIXED]
-                best = [mean(losses) for losses in fixed if losses and all(map(math.isfinite, losses))]
-                if own and best:
-                    found[workload].append(mean(own) / min(best))
+        for workload, multiple in itertools.product(self.workloads, multiples):
+            own = self.finals(workload, arm, multiple, knob).values()
+            fixed = [self.finals(workload, name, multiple).values() for name in opponents]
+            best = [mean(losses) for losses in fixed if losses and all(map(math.isfinite, losses))]
+            if own and all(map(math.isfinite, own)) and best:
+                found[workload].append(mean(own) / min(best))
         return found
 
     def diverged(self, arm: str, knob: Mapping | None = None) -> tuple[int, int]:
@@ -179,6 +186,18 @@ def arms_table(e: Evidence) -> str:
     )
 
 
+def by_base_lr(e: Evidence, names: Iterable[str]) -> str:
+    """Loss ratios as in the table of arms, of one base LR at a time."""
+    rows = []
+    for name in names:
+        row = [name]
+        for multiple in MULTIPLES:
+            found = [x for each in e.ratios(name, multiples=[multiple]).values() for x in each]
+            row.append(f"{geometric_mean(found):.3f} ({len(found)})" if found else "-")
+        rows.append(row)
+    return table(["loss ratio (cells in it)", *(f"{multiple:g}x" for multiple in MULTIPLES)], rows)
+
+
 def on_few(e: Evidence) -> str:
     """Greedy's loss ratio on the workloads that the costly rivals were run on."""
     few = e.worth("line search").keys()
@@ -201,8 +220,9 @@ def cells_table(e: Evidence, arm: str) -> str:
             if cell is None:
                 row.append("-")
                 continue
-            error = "" if math.isinf(cell.error) else f" ± {100 * cell.error:.0f}"
-            row.append(f"{gain(cell.gain)}{error}, {cell.verdict} ({cell.opponent})")
+            error = f" ± {100 * cell.reach:.0f}" if cell.pairs > 1 and math.isfinite(cell.error) else ""
+            told = f"{gain(cell.gain)}{error}" if cell.pairs or math.isinf(cell.gain) else "no pair"
+            row.append(f"{told}, {cell.verdict} ({cell.opponent})")
         rows.append(row)
     return table(["workload", *(f"{multiple:g}x" for multiple in MULTIPLES)], rows)
 
@@ -301,7 +321,7 @@ def targets_table(e: Evidence) -> str:
     )
     at_1 = [cell for cell in cells if cell.multiple == 1.0]
     worst = min(at_1, key=lambda cell: cell.gain)
-    clear = [cell for cell in at_1 if cell.gain + 2 * cell.error < -0.1]
+    clear = [cell for cell in at_1 if cell.gain + cell.reach < -0.1]
     rows.append(
         row(
             "clear losses of more than 10% of steps at 1x",
@@ -315,17 +335,11 @@ def targets_table(e: Evidence) -> str:
         against = by_workload(e.cells("greedy", opponents=[control]))
         if not against:
             continue
-        finite = {name: [max(-1.0, min(cell.gain, 10.0)) for cell in each] for name, each in against.items()}
-        found, low, high = bootstrap(finite, mean)
-        rows.append(
-            row(
-                f"steps gained on {control}",
-                "above 0",
-                gain(found),
-                interval(low, high, gain),
-                low > 0 or (None if found > 0 else False),
-            )
-        )
+        finite = {
+            name: [math.log1p(cell.gain) for cell in each if cell.pairs and math.isfinite(cell.gain)]
+            for name, each in against.items()
+        }
+        rows.append(row(f"steps gained on {control}, over the LR grid", "above 0", *ahead(finite)))
     lost = {name: [1 - worth] for name, worth in e.worth("greedy", multiple=0.1).items()}
     if lost:
         found, low, high = bootstrap(lost, mean)
@@ -360,23 +374,24 @@ def targets_table(e: Evidence) -> str:
     for name, arm in ARMS.items():
         if arm.kind != "free" and not name.startswith(("hypergradient", "line search")):
             continue
-        theirs = e.worth(name)
+        tuned = e.worth(name, e.knobs[name]) if e.knobs.get(name) else {}
+        theirs = tuned or e.worth(name)
         both = {workload: [math.log(ours[workload] / theirs[workload])] for workload in theirs if workload in ours}
         if both:
-            found, low, high = bootstrap(both, lambda values: math.exp(mean(values)) - 1)
+            measured, spread, met = ahead(both)
             behind = [workload for workload, (value,) in both.items() if value < -TIE]
-            rows.append(
-                row(
-                    f"steps gained on {name} at 1x, in the mean",
-                    "above 0",
-                    gain(found),
-                    interval(low, high, gain) + (f"; behind in {', '.join(behind)}" if behind else ""),
-                    found > 0,
-                )
-            )
+            spread += f"; behind in {', '.join(behind)}" if behind else ""
+            label = f"{name}, {'tuned' if tuned else 'at its default'}"
+            rows.append(row(f"steps gained on {label}, at 1x", "above 0", measured, spread, met))
     return table(
         ["target (default configuration, held-out half)", "wanted", "measured", "95% interval, losses", ""], rows
     )
+
+
+def ahead(logs: Mapping[str, Sequence[float]]) -> tuple[str, str, bool | None]:
+    """From logarithms of gains: their geometric mean, its interval, and whether it is above 0 (None if undecided)."""
+    found, low, high = bootstrap(logs, lambda values: math.exp(mean(values)) - 1 if values else math.nan)
+    return gain(found), interval(low, high, gain), low > 0 or (None if found > 0 else False)
 
 
 def _clearly_better(cells: list[Cell]) -> bool:
@@ -406,17 +421,13 @@ def complete(e: Evidence, workload: str) -> bool:
 
 
 def _ablation_row(e: Evidence, label: str, arm: str, knob: Mapping) -> list[str]:
-    ratios: dict[str, list[float]] = defaultdict(list)
+    ratios = e.ratios(arm, knob, opponents=("cosine", "wsd"))
     paired: dict[str, list[float]] = defaultdict(list)
-    for workload in e.workloads:
-        for multiple in MULTIPLES:
-            default = e.finals(workload, "greedy", multiple)
-            own = {seed: x for seed, x in e.finals(workload, arm, multiple, knob).items() if math.isfinite(x)}
-            paired[workload] += [x / default[seed] for seed, x in own.items() if math.isfinite(default[seed])]
-            fixed = [e.finals(workload, name, multiple).values() for name in ("cosine", "wsd")]
-            best = [mean(losses) for losses in fixed if losses and all(map(math.isfinite, losses))]
-            if own and best:
-                ratios[workload].append(mean(own.values()) / min(best))
+    for workload, multiple in itertools.product(e.workloads, MULTIPLES):
+        default = e.finals(workload, "greedy", multiple)
+        for seed, loss in e.finals(workload, arm, multiple, knob).items():
+            if math.isfinite(loss) and math.isfinite(default[seed]):
+                paired[workload].append(loss / default[seed])
     if not ratios:
         return [label, "-", "-", "-", "-", "-"]
     intervals = [bootstrap(each, geometric_mean) for each in (paired, ratios)]
@@ -564,12 +575,10 @@ def main(argv: list[str] | None = None) -> None:
         f"{head['machine']}; {sum(len(Results(file).runs) for file in files)} runs."
     ]
     text += ["### Targets", targets_table(e)]
-    text += ["### Every arm", LEGEND, arms_table(e), on_few(e)]
+    shares = by_base_lr(e, SHOWN)
+    text += ["### Every arm", LEGEND, arms_table(e), on_few(e), "### Loss ratio by base LR", shares]
     text += ["### GreedyLR's default against the best fixed schedule of each cell", CELLS, cells_table(e, "greedy")]
-    shown = [
-        name for name in (*FIXED, "plateau", "transformers", "paper", "greedy", "greedy, no horizon") if name in ARMS
-    ]
-    text += ["### Final validation losses", losses_table(e, shown)]
+    text += ["### Final validation losses", losses_table(e, SHOWN)]
     if long := long_table(e):
         text += ["### Four times the horizon", long]
     if (unknown := unknown_end(e))[1]:
@@ -592,7 +601,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.output / 'report.md'}: tables; {args.output / 'img'}: pictures")
         return
     replace_part(HERE / "RESULTS.md", whole)
-    replace_part(HERE.parent / "README.md", targets_table(e))
+    replace_part(HERE.parent / "README.md", f"{targets_table(e)}\n{shares}")
 
 
 def environment_of(path: Path) -> dict[str, Any]:
@@ -601,12 +610,20 @@ def environment_of(path: Path) -> dict[str, Any]:
 
 LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked
 afterwards, in its own favour), geometric mean over workloads and base LRs of 0.1x to 10x, with an interval from whole
-workloads resampled. Win, tie, loss: against the best fixed schedule, chosen on half of the seeds and scored on the
-others, a tie being within 5% of steps. Worth at 1x: how long the tuned best schedule would have to run for the same
-loss, in horizons. LR-free methods stand at 1x only. Diverged runs are in no mean."""
+workloads resampled; cells in which a run of the arm diverged are not in it, and the runs are counted beside. Win, tie,
+loss: against the fixed schedule that was best on the other seeds, pair by pair, a tie being within 5% of steps; decided
+where Student's 95% interval is clear of that, or the standard error within a third of it. Worth at 1x: how long the
+tuned best schedule would have to run for the same loss, in horizons. LR-free methods stand at 1x only.
+
+Controls: *open loop* climbs from the start and decays at the end, whatever the loss; *yoked* repeats the scales that
+greedy took on another seed or workload; *envelope* is ramp and final decay alone; *range test* spends the first steps
+on a sweep of the LR, then is warmup-stable-decay. Rivals were tuned with 8 trials on seven workloads of the tuning
+half, one seed, at 0.3x and 1x; greedy's default was chosen in about 40 trials over the whole LR grid (LOG.md), so of
+the two greedy had the larger budget."""
 LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so no evidence. "classify" is MiniLM on
 film reviews, "lora" LoRA on SmolLM2-135M over three epochs of a few chats."""
-CELLS = """Gain in steps (how many more the opponent would need), ± its standard error, by base LR."""
+CELLS = """Gain in steps (how many more the opponent would need), ± half of its 95% interval, by base LR. No pair: in
+each a run diverged, or both were worse than a tenth of the steps are, or better than twice as many."""
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 
+from scipy.stats import t as student
+
 TIE = 0.05  # of the steps
 
 
@@ -46,14 +48,24 @@ def _falling(values: Sequence[float]) -> list[float]:
     return [pool[0] for pool in pools for _ in range(int(pool[1]))]
 
 
+def reach(error: float, count: int) -> float:
+    """Half of the 95% interval around a mean of `count` values with this standard error.
+
+    By Student's t, since a few values know their own spread badly: of two or three, two errors are no 95%.
+    """
+    return error * float(student.ppf(0.975, count - 1)) if count > 1 else error
+
+
 @dataclass(frozen=True)
 class Cell:
     """An arm against the best fixed schedule at one base LR of one workload.
 
     Attributes:
-        opponent: the fixed schedule that was best on the seeds that are not scored.
-        gain: relative gain in step-equivalents, mean over the scored seeds; 0.1 is 10% more steps' worth.
-        error: its standard error.
+        opponent: the fixed schedule that was best on the seeds that are not scored, most often.
+        gain: relative gain in step-equivalents, mean over the pairs; 0.1 is 10% more steps' worth. Infinite where all
+            runs of one side diverged and none of the other.
+        error: its standard error; infinite where it cannot be told.
+        pairs: seeds that were scored.
         diverged: runs of the arm that diverged, and of the opponent.
     """
 
@@ -62,12 +74,19 @@ class Cell:
     opponent: str
     gain: float
     error: float
+    pairs: int = 0
     diverged: tuple[int, int] = (0, 0)
 
     @property
+    def reach(self) -> float:
+        """Half of the 95% interval of the gain."""
+        return reach(self.error, self.pairs)
+
+    @property
     def resolved(self) -> bool:
-        """Whether the noise allows a verdict: an error within a third of the tie, or a gain clear of the tie by 2."""
-        return self.error <= TIE / 3 or abs(abs(self.gain) - TIE) > 2 * self.error
+        """Whether the noise allows a verdict: the interval is clear of the tie's edge, or the error a third of it."""
+        within = abs(self.gain) <= TIE and self.error <= TIE / 3
+        return within or (math.isfinite(self.error) and abs(abs(self.gain) - TIE) > self.reach)
 
     @property
     def verdict(self) -> str:
@@ -85,25 +104,32 @@ def compare(
     fixed: Mapping[str, Mapping[int, float]],
     reference: Mapping[float, float],
 ) -> Cell:
-    """A cell from final losses by seed; the opponent is chosen on the first half of the seeds, scored on the others.
+    """A cell from final losses by seed; each seed is scored against the schedule that was best on the others.
 
-    Runs are paired by seed. A diverged run (infinite) enters no mean: its seed drops out and is counted.
+    Runs are paired by seed. A pair in which one diverged (infinite), or in which both are beyond the same end of the
+    reference, says nothing in steps and enters no mean. Divergences are counted, and where the two sides differ in
+    them the surviving pairs give no verdict, unless one side diverged always and the other never.
     """
-    seeds = sorted(arm)
-    chosen_on, scored = seeds[: len(seeds) // 2], seeds[len(seeds) // 2 :]
-    opponent = min(fixed, key=lambda name: mean([min(fixed[name][seed], 1e9) for seed in chosen_on]))
-    gains, diverged = [], [0, 0]
-    for seed in scored:
+    gains, opponents, diverged = [], [], [0, 0]
+    ends = {min(reference), max(reference)}
+    for seed in sorted(arm):
+        rest = [other for other in arm if other != seed]
+        opponent = min(fixed, key=lambda name: mean([min(fixed[name][other], 1e9) for other in rest]))
+        opponents.append(opponent)
         a, b = arm[seed], fixed[opponent][seed]
         diverged[0] += math.isinf(a)
         diverged[1] += math.isinf(b)
-        if math.isfinite(a) and math.isfinite(b):
-            gains.append(step_equivalents(a, reference) / step_equivalents(b, reference) - 1)
-    if not gains:
-        gain = 0.0 if diverged[0] == diverged[1] else math.copysign(math.inf, diverged[1] - diverged[0])
-        return Cell(workload, multiple, opponent, gain, 0.0, (diverged[0], diverged[1]))
+        worth = [step_equivalents(loss, reference) for loss in (a, b)]
+        if math.isfinite(a) and math.isfinite(b) and not (worth[0] == worth[1] and worth[0] in ends):
+            gains.append(worth[0] / worth[1] - 1)
+    opponent = max(opponents, key=opponents.count)
+    gain = mean(gains) if gains else 0.0
     error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
-    return Cell(workload, multiple, opponent, mean(gains), error, (diverged[0], diverged[1]))
+    if diverged[0] != diverged[1]:
+        error = math.inf
+        if sorted(diverged) == [0, len(arm)]:
+            gain, error = math.copysign(math.inf, diverged[1] - diverged[0]), 0.0
+    return Cell(workload, multiple, opponent, gain, error, len(gains), (diverged[0], diverged[1]))
 
 
 def bootstrap(
