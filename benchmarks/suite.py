@@ -33,6 +33,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned base LR
+SEEDS = 5
 LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
 SEARCHED = ("linear", "cosine", "wsd")
 CURVE = 60  # points of a run's loss and scale that are kept
@@ -55,10 +56,6 @@ class Job:
     @property
     def key(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
-
-
-def seeds_at(multiple: float) -> int:
-    return 5 if multiple == 1.0 else 3
 
 
 # ---- one run ----
@@ -114,7 +111,7 @@ def train(job: Job, scales: list[float] | None = None, device: str = "cpu") -> d
     }
     if job.stage == "held-out" and job.seed < 2:
         result["losses"] = [_short(x) for x in _means(losses, CURVE)]
-    if job.stage == "held-out" and seen and seen[-1] is not None and not diverged:
+    if job.stage == "held-out" and job.arm == "greedy" and not diverged:  # for the pictures, and to be yoked to
         result["scales"] = [_short(x) for x in _points([1.0, *seen], CURVE)]
     return result
 
@@ -355,7 +352,7 @@ def held_out_jobs(tuned: dict[str, Any], knobs: dict[str, Any] | None = None) ->
         if name in ON_FOUR and workload not in workloads[:4]:
             continue
         for multiple in (1.0,) if arm.kind == "free" else MULTIPLES:
-            for seed in range(seeds_at(multiple)):
+            for seed in range(SEEDS):
                 lr = tuned[workload.name]["lr"] * multiple
                 yield Job("held-out", workload.name, name, lr, seed, workload.steps, multiple, dict(knob))
 
@@ -387,8 +384,8 @@ def yoked_jobs(results: Results, tuned: dict[str, Any], half: str, stage: str) -
     for i, workload in enumerate(workloads):
         sources = {YOKED[0]: workload, YOKED[1]: workloads[(i + 1) % len(workloads)]}
         for (name, source), multiple in itertools.product(sources.items(), MULTIPLES):
-            for seed in range(seeds_at(multiple)):
-                other = (seed + 1) % seeds_at(multiple)
+            for seed in range(SEEDS):
+                other = (seed + 1) % SEEDS
                 recorded = results.of(
                     stage=stage, workload=source.name, arm="greedy", multiple=multiple, seed=other, knob={}
                 )

@@ -48,7 +48,7 @@ def parse_flags(argv: list[str] | None = None):
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
     made.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float64")
-    args = parse(made, argv)
+    args = parse(made, argv, same=("max_steps", "learning_rate"))
     if args.devices < 1 or args.num_nodes < 1:
         raise RecipeError(f"--devices {args.devices} and --num-nodes {args.num_nodes}: at least 1 of each")
     return args

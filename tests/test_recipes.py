@@ -3,6 +3,8 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import processes
 import pytest
@@ -15,8 +17,10 @@ pytest.importorskip("peft")
 from recipes import finetune_llm
 from recipes.common import chat, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
+from recipes.common.flags import run_all
 from recipes.common.offline import RecipeError
-from recipes.common.stop import StopOnSignal, resume_command
+from recipes.common.report import Run
+from recipes.common.stop import StopOnSignal, Stopped, resume_command
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,8 @@ def test_killed_twice_and_resumed(parts, tmp_path):
         finetune_llm.main(words)
     with pytest.raises(RecipeError, match="was begun with seed 0, so it is not resumed with 1"):
         finetune_llm.main([*words, "--resume", "--seed", "1"])
+    with pytest.raises(RecipeError, match="was begun with learning_rate 0.003, so it is not resumed with 0.1"):
+        finetune_llm.main([*words, "--resume", "--learning-rate", "0.1"])
     finetune_llm.main([*words, "--resume"])
     for one, other in zip(runs_of(out), runs_of(tmp_path / "whole"), strict=True):
         assert len({lr for _, lr in one["learning_rate"]}) > 10
@@ -141,6 +147,81 @@ def test_a_signal_while_the_ranks_agree_is_not_lost(monkeypatch):
         assert not stop.asked()  # the other ranks have not heard of it
         assert stop.asked()
         assert stop.number == signal.SIGTERM
+
+
+def run_of(schedule):
+    return Run(schedule, [(1, 2.0)], [(1, 2.0)], [(1, 0.1)], 1.0, 1.0)
+
+
+def test_a_signal_after_the_last_step_ends_the_run_before_the_next_schedule(tmp_path):
+    args, trained = SimpleNamespace(schedules=["linear", "cosine"], output_dir=tmp_path, settings={}), []
+
+    def train(schedule):
+        with StopOnSignal():
+            signal.raise_signal(signal.SIGINT)
+        trained.append(schedule)
+        return run_of(schedule)
+
+    with pytest.raises(Stopped) as stopped:
+        run_all(args, train)
+    assert (trained, stopped.value.number) == (["linear"], signal.SIGINT)
+    assert [run.schedule for run in run_all(args, run_of)] == ["linear", "cosine"]
+
+
+def test_a_signal_between_schedules_reaches_the_next_one(tmp_path):
+    with StopOnSignal():
+        signal.raise_signal(signal.SIGTERM)
+        with StopOnSignal() as stop:
+            assert stop.asked()
+    with StopOnSignal() as stop:
+        assert not stop.asked()
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({}, f"{sys.executable} -m recipes.x --seed 1 --output-dir out --resume"),
+        (
+            {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"},
+            "-m torch.distributed.run --nproc-per-node 2 -m ",
+        ),
+        ({"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "4"}, "the same command with --output-dir out --resume"),
+        ({"LOCAL_WORLD_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}, "the same command with --output-dir out"),
+        ({"RAY_ADDRESS": "auto"}, "the same command with --output-dir out --resume"),
+    ],
+)
+def test_how_to_go_on(monkeypatch, environment, says):
+    for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "SLURM_NNODES", "NODE_RANK", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert says in resume_command("x", ["--seed", "1"], Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "0", "SLURM_PROCID": "1", "GROUP_RANK": "0"}, True),  # torchrun numbers the nodes as it likes
+        ({"RANK": "3", "LOCAL_RANK": "0"}, False),
+        ({"NODE_RANK": "1"}, False),  # Lightning's first process of the second node
+        ({"NODE_RANK": "0", "LOCAL_RANK": "1"}, False),
+        ({"SLURM_PROCID": "2"}, False),
+    ],
+)
+def test_who_writes_the_results(monkeypatch, environment, first):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert common_flags.is_first_process() == first
+
+
+def test_a_run_that_is_all_warmup(parts, tmp_path, capsys):
+    finetune_llm.main(flags(parts, tmp_path, max_steps=3, warmup_steps=3, plot=True))
+    (run,) = runs_of(tmp_path)
+    assert run["decisions"] == []
+    assert "greedy" in capsys.readouterr().out
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path):
@@ -251,10 +332,12 @@ def test_wrong_input_is_one_line(parts, tmp_path, more, says):
 
 
 def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):
-    (tmp_path / "greedy" / "checkpoint-8").mkdir(parents=True)
-    with pytest.raises(RecipeError, match="has the checkpoints of another run: choose another --output-dir"):
-        finetune_llm.main(flags(parts, tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["greedy"]
+    for name in ("greedy/checkpoint-8", "checkpoint-8"):
+        folder = tmp_path / name.replace("/", "-")
+        (folder / name).mkdir(parents=True)
+        with pytest.raises(RecipeError, match="has the checkpoints of another run: choose another --output-dir"):
+            finetune_llm.main(flags(parts, folder))
+        assert len(list(folder.iterdir())) == 1
 
 
 def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
@@ -450,8 +533,8 @@ def test_the_others_are_killed_twice_and_resumed(tmp_path, name):
     out = tmp_path / "killed"
     words += ["--output-dir", str(out)]
     there = lambda: any((out / "greedy").glob("checkpoint-[4-9]0*"))  # noqa: E731
-    code, printed = recipe_parts.kill_when(name, words, there, signal.SIGTERM)
-    assert code == 128 + signal.SIGTERM
+    code, printed = recipe_parts.kill_when(name, words, there, signal.SIGINT)
+    assert code == 128 + signal.SIGINT
     assert printed.strip().splitlines()[-1] == f"saved; go on with: {resume_command(name, words, out)}"
     there = lambda: any((out / "greedy").glob("checkpoint-1[2-9]0*"))  # noqa: E731
     code, _ = recipe_parts.kill_when(name, [*words, "--resume"], there, signal.SIGKILL)

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import torch
 from torch.utils.data import Sampler
 
-from recipes.common.report import Run
+from greedylr_integrations.history import suggested_lr
+from recipes.common.report import Run, decisions_in
 from recipes.common.schedules import fixed
 
 ON_CPU = not torch.accelerator.is_available()  # Accelerate has to be told, or torchrun's processes train apart
@@ -92,8 +93,6 @@ def save(accelerator, folder: Path, step: int) -> None:
 
 def add_decisions(result: Run, scheduler, folder: Path, base_lr: float) -> None:
     """Of all of the run, those before a resume too. For the main process, at the end."""
-    from greedylr_integrations.history import read, suggested_lr
-
     scheduler.finish()
-    result.decisions = read(folder / "history.jsonl")[1]
+    result.decisions = decisions_in(folder / "history.jsonl")
     result.next_learning_rate = suggested_lr(result.decisions, base_lr)

@@ -20,7 +20,7 @@ from pathlib import Path
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run, plot, print_table, save_metrics, write
 from recipes.common.schedules import SCHEDULES
-from recipes.common.stop import Stopped, resume_command
+from recipes.common.stop import StopOnSignal, Stopped, resume_command
 
 # ---- the command line ----
 
@@ -115,7 +115,7 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
 def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
     """Refuse a folder that has another run's results or checkpoints, and --resume where there are none."""
     results = (path / "metrics.json").exists() or any(path.glob("*/result.json"))
-    checkpoints = any(path.glob("*/checkpoint*"))
+    checkpoints = any(path.glob("*/checkpoint*")) or any(path.glob("checkpoint*"))  # a plain Trainer's too
     begun = path / "settings.json"
     if not resume:
         if results or checkpoints:
@@ -134,8 +134,9 @@ def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
 
 
 def is_first_process() -> bool:
-    """By what torchrun, Slurm and Lightning set before there is a process group."""
-    return not any(int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    """By what launchers set before there is a process group: torchrun the rank, Slurm and Lightning its parts."""
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return not any(int(os.environ.get(name, 0)) for name in names)
 
 
 def agreed(value):
@@ -170,19 +171,26 @@ def loading(what: str, name: str) -> Iterator[None]:
 
 
 def run_all(args: argparse.Namespace, train: Callable[[str], Run]) -> list[Run]:
-    """`train(schedule)` for each schedule, but for those that an earlier run has finished: their rows are read."""
-    runs = []
-    for schedule in args.schedules:
-        folder = args.output_dir / schedule
-        if is_first_process():
-            folder.mkdir(parents=True, exist_ok=True)
-            write(args.output_dir / "settings.json", json.dumps(args.settings))
-        if (folder / "result.json").exists():
-            runs.append(Run.from_row(json.loads((folder / "result.json").read_text())))
-            continue
-        runs.append(train(schedule))
-        if is_first_process():
-            write(folder / "result.json", json.dumps(runs[-1].to_row()))
+    """`train(schedule)` for each schedule, but for those that an earlier run has finished: their rows are read.
+
+    Raises:
+        Stopped: before the next schedule, if a signal came when there was no step left to end after.
+    """
+    runs: list[Run] = []
+    with StopOnSignal() as stop:
+        for schedule in args.schedules:
+            folder = args.output_dir / schedule
+            if is_first_process():
+                folder.mkdir(parents=True, exist_ok=True)
+                write(args.output_dir / "settings.json", json.dumps(args.settings))
+            if (folder / "result.json").exists():
+                runs.append(Run.from_row(json.loads((folder / "result.json").read_text())))
+                continue
+            if runs and stop.asked():
+                raise Stopped(stop.number, args.output_dir)
+            runs.append(train(schedule))
+            if is_first_process():
+                write(folder / "result.json", json.dumps(runs[-1].to_row()))
     return runs
 
 
@@ -211,7 +219,7 @@ def run(recipe: str, main: Callable[[], None]) -> None:
             print(f"saved; go on with: {resume_command(recipe, sys.argv[1:], stopped.output_dir)}", flush=True)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        print(f"{recipe}: ended, with nothing saved", file=sys.stderr)
+        print(f"{recipe}: ended; there was nothing new to save", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, RecipeError):

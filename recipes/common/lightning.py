@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from greedylr_integrations import history
 from greedylr_integrations.lightning import GreedyLRCallback
-from recipes.common.report import Run, peak_memory_gib
+from recipes.common.report import Run, decisions_in, peak_memory_gib
 from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
 
@@ -162,7 +162,7 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
             sys.exit()  # with an error, Lightning's first process would be killed by its observer of the others
         raise
     train_loss, validation_loss, learning_rate = module.log_so_far()
-    decisions = history.read(log)[1] if module.schedule == "greedy" and trainer.is_global_zero else []
+    decisions = decisions_in(log) if module.schedule == "greedy" and trainer.is_global_zero else []
     run = Run(
         schedule=module.schedule,
         train_loss=train_loss,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from greedylr_integrations import history
 from greedylr_integrations.core import Action, Decision, Reason
 from greedylr_integrations.history import Record
 
@@ -59,6 +60,11 @@ class Run:
                 Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision, entry["nonfinite"])
             )
         return cls(**{**row, "decisions": decisions})
+
+
+def decisions_in(file: str | Path) -> list[Record]:
+    """Those of a greedy run, from before a resume too; none where its warmup was all of it."""
+    return history.read(file)[1] if Path(file).exists() else []
 
 
 def peak_memory_gib() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -20,7 +21,9 @@ class Stopped(Exception):
 class StopOnSignal:
     """Within this context, Ctrl-C and SIGTERM only set `number`, for the loop to save and end; a second one kills.
 
-    Python takes signals in its main thread only: in others, as Ray's workers are, this does nothing.
+    One within another knows what came before it, and what came within it is known outside: a signal in a schedule's
+    last evaluation ends the run before the next schedule. Python takes signals in its main thread only: in others, as
+    Ray's workers are, this does nothing.
 
         with StopOnSignal() as stop:
             for step in ...:
@@ -34,6 +37,7 @@ class StopOnSignal:
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    innermost: StopOnSignal | None = None
 
     def __init__(self) -> None:
         self.number = 0
@@ -41,11 +45,17 @@ class StopOnSignal:
     def __enter__(self) -> StopOnSignal:
         signals = self.SIGNALS if threading.current_thread() is threading.main_thread() else ()
         self._before = {number: signal.signal(number, self._note) for number in signals}
+        self._outer, StopOnSignal.innermost = StopOnSignal.innermost, self
+        if self._outer is not None:
+            self.number = self._outer.number
         return self
 
     def __exit__(self, *error) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        StopOnSignal.innermost = self._outer
+        if self._outer is not None:
+            self._outer.number = self._outer.number or self.number
 
     def _note(self, number: int, frame) -> None:
         if self.number:
@@ -70,9 +80,14 @@ class StopOnSignal:
 
 
 def resume_command(recipe: str, argv: list[str], output_dir: Path) -> str:
-    """The command of this run, with --resume."""
-    processes = os.environ.get("LOCAL_WORLD_SIZE")  # torchrun's
-    launcher = ["torchrun", "--nproc-per-node", processes, "-m"] if processes else ["python", "-m"]
+    """The command of this run with --resume; where its launcher has settings of its own, what to add to it."""
+    environ = os.environ
     flags = {word.split("=")[0].replace("_", "-") for word in argv}
     more = [] if "--output-dir" in flags else ["--output-dir", str(output_dir)]
-    return shlex.join([*launcher, f"recipes.{recipe}", *argv, *more, *([] if "--resume" in flags else ["--resume"])])
+    more += [] if "--resume" in flags else ["--resume"]
+    nodes = max(int(environ.get(name, 1)) for name in ("GROUP_WORLD_SIZE", "SLURM_NNODES"))
+    if nodes > 1 or any(name in environ for name in ("ACCELERATE_MIXED_PRECISION", "NODE_RANK", "RAY_ADDRESS")):
+        return shlex.join(["the", "same", "command", "with", *more]) if more else "the same command"
+    processes = environ.get("LOCAL_WORLD_SIZE")  # torchrun's
+    launcher = ["torch.distributed.run", "--nproc-per-node", processes, "-m"] if processes else []
+    return shlex.join([sys.executable, "-m", *launcher, f"recipes.{recipe}", *argv, *more])

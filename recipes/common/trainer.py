@@ -20,7 +20,7 @@ from greedylr_integrations.transformers import GreedyLRCallback
 from recipes.common.chat import check_length
 from recipes.common.flags import agreed, fail, loading, settle, with_config
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
-from recipes.common.report import Run, peak_memory_gib
+from recipes.common.report import Run, decisions_in, peak_memory_gib
 from recipes.common.schedules import SCHEDULES, kind_and_arguments
 from recipes.common.stop import StopOnSignal, Stopped
 
@@ -78,7 +78,7 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
     values, unknown = made.parse_known_args(argv)
     if unknown:
         raise RecipeError(f"{unknown[0]!r} is no flag of {recipe}")
-    settle(recipe, values)
+    settle(recipe, values, same=("max_steps", "num_train_epochs", "learning_rate"))
     values.output_dir = str(values.output_dir)
     if values.batch_size is not None:
         values.per_device_train_batch_size = values.batch_size
@@ -202,7 +202,7 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
     if stop.number and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.number, folder.parent)
     log = trainer.state.log_history
-    decisions = history.read(callback.history_file)[1] if callback and args.process_index == 0 else []
+    decisions = decisions_in(callback.history_file) if callback and args.process_index == 0 else []
     return Run(
         schedule=schedule,
         train_loss=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
