@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.suite import RESULTS, Job, Results, environment
+from benchmarks.suite import RESULTS, Job, Results
 
 SCHEDULES = ("greedy", "cosine", "wsd")
 SIZES = {"tiny": (64, 2), "30M": (384, 8), "125M": (768, 12), "1B": (1792, 24)}  # width, layers
@@ -121,8 +121,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.what == "gpu" and args.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU here: run it where there is one, or try --device cpu --sizes tiny --steps 20")
     results = Results(args.results / "large.jsonl")
-    if not results.runs:
-        results.add(None, environment())
     if args.what == "gpu":
         on_gpu(results, args.sizes, args.steps, args.device)
     else:

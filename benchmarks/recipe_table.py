@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.report import replace_part
 from benchmarks.scoring import reach
-from benchmarks.suite import RESULTS, Job, Results, environment
+from benchmarks.suite import RESULTS, Job, Results
 from recipes.common.stop import Stopped
 
 FIXED = ("linear", "cosine", "wsd")
@@ -209,8 +209,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     results = Results(args.results / "recipe_table.jsonl")
     flags = {"pretrain": args.pretrain_flags, "lora": args.lora_flags}
-    if not results.runs and args.what != "show":
-        results.add(None, environment())
     if args.what in ("all", "search"):
         do(results, search_jobs(args.steps), flags)
     if args.what in ("all", "pretrain"):

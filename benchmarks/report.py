@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.arms import ARMS, FIXED
 from benchmarks.scoring import TIE, Cell, bootstrap, compare, geometric_mean, log_slope, share, step_equivalents
-from benchmarks.suite import ABLATIONS, LENGTHS, MULTIPLES, RESULTS, YOKED, Results, load_tuned
+from benchmarks.suite import ABLATIONS, LENGTHS, MULTIPLES, RESULTS, YOKED, Results, environment_of, load_tuned
 
 HERE = Path(__file__).parent
 NEAR = (0.3, 1.0, 3.0)
@@ -602,10 +602,6 @@ def main(argv: list[str] | None = None) -> None:
         return
     replace_part(HERE / "RESULTS.md", whole)
     replace_part(HERE.parent / "README.md", f"{targets_table(e)}\n{shares}")
-
-
-def environment_of(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text().splitlines()[0])
 
 
 LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked

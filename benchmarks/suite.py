@@ -14,7 +14,6 @@ Continues where it stopped; one worker a core. `python -m benchmarks.report` mak
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import itertools
 import json
@@ -26,16 +25,20 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from recipes.common.records import Records
 
 RESULTS = Path(__file__).parent / "results"
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned base LR
 SEEDS = 5
 LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
 SEARCHED = ("linear", "cosine", "wsd")
+OURS = ("greedy", "trunk", "yoked")  # arms that change with the default
 CURVE = 60  # points of a run's loss and scale that are kept
 
 
@@ -137,13 +140,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.runs: dict[str, dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(ValueError):  # a line torn by a kill
-                    entry = json.loads(line)
-                    if "job" in entry:
-                        self.runs[json.dumps(entry["job"], sort_keys=True)] = entry
+        self.runs = Records(path, lambda entry: json.dumps(entry["job"], sort_keys=True) if "job" in entry else None)
 
     def of(self, **wanted: Any) -> list[dict[str, Any]]:
         """Runs whose job has these fields."""
@@ -159,20 +156,26 @@ class Results:
         missing = [(job, scales) for job, scales in jobs if job.key not in self.runs]
         if not missing:
             return
-        if not self.runs:
-            self.add(None, environment())
+        for job, _ in missing:
+            self.check(job)
         with get_context("spawn").Pool(workers or os.cpu_count(), _worker) as pool:
             for job, result in _progress(pool.imap_unordered(_train, missing, chunksize=1), len(missing), title):
                 self.add(job, result)
 
-    def add(self, job: Job | None, result: dict[str, Any]) -> None:
-        """Write a run's result; without a job, what the next ones have in common."""
-        entry = result if job is None else {"job": asdict(job), **result}
-        if job is not None:
-            self.runs[job.key] = entry
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+    def check(self, job: Job) -> None:
+        """SystemExit for a run of another default than those in the file."""
+        if self.runs and job.arm.startswith(OURS):
+            before = environment_of(self.path)["config"]
+            if before != config_hash():
+                raise SystemExit(
+                    f"{self.path} is of configuration {before}, the default is {config_hash()}: give other --results"
+                )
+
+    def add(self, job: Job, result: dict[str, Any]) -> None:
+        if not self.runs:
+            self.runs.add(environment())
+        self.check(job)
+        self.runs.add({"job": asdict(job), **result})
 
 
 def _worker() -> None:
@@ -208,6 +211,13 @@ def environment() -> dict[str, Any]:
     }
 
 
+@cache
+def environment_of(path: Path) -> dict[str, Any]:
+    with path.open() as file:
+        return json.loads(file.readline())
+
+
+@cache
 def config_hash() -> str:
     """Of the default rule as it is: its fields, and what it decides on fixed losses with and without a horizon."""
     from greedylr_integrations import GreedyConfig, GreedyController

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -242,13 +242,25 @@ def test_results_continue_where_they_stopped(tmp_path):
     Results(path).run(jobs[:2], workers=1)
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:-1], lines[-1][:20]]))  # killed while it wrote the second
-    path.write_text(path.read_text() + "\n")
     results = Results(path)
     assert len(results.runs) == 1
     results.run(jobs, workers=1)
     assert len(Results(path).runs) == 3
+    assert len(path.read_text().splitlines()) == 1 + 1 + 1 + 2  # what they have in common, whole, torn, run now
     assert "versions" in json.loads(path.read_text().splitlines()[0])
     assert len(Results(path).losses(stage="x", arm="cosine")) == 3
+
+
+def test_two_defaults_are_not_mixed_in_one_file(tmp_path, monkeypatch):
+    path = tmp_path / "runs.jsonl"
+    ours, fixed = (Job("x", "digits-mlp", arm, 0.03, 0, 10) for arm in ("greedy", "cosine"))
+    Results(path).run([(ours, None)], workers=1)
+    monkeypatch.setattr(suite, "config_hash", lambda: "another")
+    Results(path).run([(fixed, None)], workers=1)
+    before = path.read_text()
+    with pytest.raises(SystemExit, match="is of configuration .*, the default is another: give other --results"):
+        Results(path).run([(replace(ours, seed=1), None)], workers=1)
+    assert path.read_text() == before
 
 
 def test_the_halves_share_no_data_and_use_every_optimizer():
