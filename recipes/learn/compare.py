@@ -8,7 +8,6 @@ Each run is a line of the results; what is there already is not run again, so th
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from greedylr_integrations.core import GreedyController, logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import Policy, PolicyConfig, PolicyController
 from recipes.common.flags import run
+from recipes.common.records import Records
 from recipes.common.report import write_or_print
 from recipes.learn.networks import NetworkEpisode, Task
 
@@ -100,32 +100,28 @@ def best_lr(done: dict[tuple, dict], task: str, name: str) -> float:
     return min(LRS, key=lambda lr: done[task, name, lr, TUNING_SEED]["final"])
 
 
-def read(path: Path, policy: Policy) -> dict[tuple, dict]:
+def read(path: Path, policy: Policy) -> Records:
     """The runs that are there already; another policy's are no longer the learned schedule's."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {
-        (row["task"], row["schedule"], row["lr"], row["seed"]): row
-        for row in rows
-        if row["schedule"] != "learned" or row["policy"] == policy.digest
-    }
+
+    def key(row: dict[str, Any]) -> tuple | None:
+        current = row["schedule"] != "learned" or row["policy"] == policy.digest
+        return (row["task"], row["schedule"], row["lr"], row["seed"]) if current else None
+
+    return Records(path, key)
 
 
-def run_all(path: Path, policy: Policy) -> dict[tuple, dict]:
+def run_all(path: Path, policy: Policy) -> Records:
     from rich.progress import track
 
     done = read(path, policy)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        total = len(TASKS) * len(SCHEDULES) * (len(LRS) + 2 * len(SEEDS))
-        for job in track(jobs(done), "training", total):
-            if job in done:
-                continue
-            name, arm, lr, seed = job
-            task = TASKS[name]._replace(base_lr=USUAL[TASKS[name].optimizer] * lr, seed=seed)
-            row = {"task": name, "schedule": arm, "lr": lr, "seed": seed, "policy": policy.digest}
-            done[job] = row | train(task, schedule(arm, task.steps, policy))
-            file.write(json.dumps(done[job]) + "\n")
-            file.flush()
+    total = len(TASKS) * len(SCHEDULES) * (len(LRS) + 2 * len(SEEDS))
+    for job in track(jobs(done), "training", total):
+        if job in done:
+            continue
+        name, arm, lr, seed = job
+        task = TASKS[name]._replace(base_lr=USUAL[TASKS[name].optimizer] * lr, seed=seed)
+        row = {"task": name, "schedule": arm, "lr": lr, "seed": seed, "policy": policy.digest}
+        done.add(row | train(task, schedule(arm, task.steps, policy)))
     return done
 
 

@@ -10,7 +10,6 @@ Each run is a line of the results; what is there already is not run again, so th
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -24,6 +23,7 @@ from greedylr_integrations.core import logger
 from greedylr_integrations.learned import Policy, PolicyError
 from recipes.common import flags
 from recipes.common.offline import RecipeError
+from recipes.common.records import Records
 from recipes.common.report import write_or_print
 from recipes.nmf.problem import Factorization, Matrix, cells, digits, faces, genes, passages, planted, reuters
 from recipes.nmf.schedules import METHODS, Run
@@ -101,15 +101,8 @@ class Results:
     """The results file."""
 
     def __init__(self, path: Path, policy: Policy | None) -> None:
-        self._path, self._policy = path, policy
-        self._runs: dict[str, dict[str, Any]] = {}
-        text = path.read_text() if path.exists() else ""
-        if text and not text.endswith("\n"):  # a line torn by a kill
-            path.write_text(text[: text.rfind("\n") + 1])
-        for line in text.splitlines():
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                self._runs[json.dumps(entry.pop("job"), sort_keys=True)] = entry
+        self._policy = policy
+        self._runs = Records(path, lambda run: json.dumps(run["job"], sort_keys=True))
 
     def job(self, matrix: str, method: str, seed: int, steps: int, setting: dict[str, Any]) -> Job:
         digest = self._policy.digest if self._policy and method == "learned" else None
@@ -118,10 +111,7 @@ class Results:
     def of(self, job: Job) -> dict[str, Any]:
         """The run, made now if it is not there."""
         if job.key not in self._runs:
-            self._runs[job.key] = train(job, self._policy)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
-                file.write(json.dumps({"job": asdict(job), **self._runs[job.key]}) + "\n")
+            self._runs.add({"job": asdict(job), **train(job, self._policy)})
         return self._runs[job.key]
 
     def loss(self, job: Job) -> float:
