@@ -411,7 +411,7 @@ def test_the_comparison_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert len(trained) == 2 * count - 7
     assert {key: row["final"] for key, row in again.items()} == {key: row["final"] for key, row in done.items()}
     text = compare.report(done, policy)
-    assert len([line for line in text.splitlines() if line.startswith("| digits adamw |")]) == 10
+    assert len([line for line in text.splitlines() if line.startswith("| digits adamw |")]) == 15
     assert policy.digest in text
     assert compare.best_lr(done, "digits adamw", "cosine") in (1.0, 3.0)
     monkeypatch.setattr(pictures, "TASKS", compare.TASKS)
