@@ -26,6 +26,7 @@ from recipes.common.report import write_or_print
 from recipes.learn.environment import step
 from recipes.learn.tasks import FAMILIES, TaskFamily, family
 
+DRAWS = 10_000  # of the bootstrap
 STILL = 0.05  # of a doubling a block: less is no move
 
 
@@ -137,25 +138,33 @@ def fit(runs: list[Trained], trials: int, seed: int) -> Settings:
     return best
 
 
-def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: int) -> float:
-    """Mean log validation loss of runs that are really trained with the settings, or with the policy."""
+def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: int) -> np.ndarray:
+    """Log validation losses of runs that are really trained with the settings, or with the policy."""
     rng, logs = np.random.default_rng(seed), []
     for _ in range(count):
         episode = tasks.sample(rng)
-        if isinstance(settings, Policy):
+        learned = isinstance(settings, Policy)
+        if learned:
             controller: Any = PolicyController(PolicyConfig(policy=settings), horizon=episode.steps)
         else:
             controller = settings.controller(episode.steps)
         envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
         for i in range(episode.steps):
-            controller.observe(episode.advance(_lr(episode, controller.scales[0] * envelope(i))))
+            bound = episode.bound()
+            most = math.inf if bound is None else bound / episode.base_lr
+            if learned:  # it sees where it stands below the bound
+                controller.limit(most)
+            scale = min(controller.scales[0] * envelope(i), most)
+            controller.observe(episode.advance(episode.base_lr * scale))
         logs.append(math.log(episode.validation_loss()))
-    return float(np.mean(logs))
+    return np.array(logs)
 
 
-def _lr(episode: Any, scale: float) -> float:
-    bound = episode.bound()
-    return episode.base_lr * scale if bound is None else min(bound, episode.base_lr * scale)
+def paired(logs: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
+    """Geometric mean of the ratio of losses on the same runs, and its 95% bootstrap interval."""
+    ratios = logs - others
+    means = np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios))).mean(1)
+    return tuple(np.exp([ratios.mean(), *np.percentile(means, [2.5, 97.5])]).tolist())
 
 
 # ---- picture and report ----
@@ -191,7 +200,9 @@ def draw(runs: list[Trained], settings: Settings, path: Path) -> None:
     plt.close(figure)
 
 
-def report(name: str, policy: Policy, agreements: dict[str, dict], outcomes: dict[str, float], fitted: Settings) -> str:
+def report(
+    name: str, policy: Policy, agreements: dict[str, dict], outcomes: dict[str, np.ndarray], fitted: Settings
+) -> str:
     lines = [
         f"# The {name} policy beside GreedyLR",
         "",
@@ -200,15 +211,17 @@ def report(name: str, policy: Policy, agreements: dict[str, dict], outcomes: dic
         " the two LRs."
         f" Direction: share of the blocks in which both raise, both lower or both hold (a move below {STILL} of a"
         " doubling). Both on runs that were not fitted to. Validation loss: geometric mean over other runs of the"
-        " family, trained with it.",
+        " family, trained with it. Beside it: the policy's loss as a share of this one on the same runs, with its 95%"
+        " bootstrap interval; below 1 the policy is better.",
         "",
-        "| | distance | correlation of log LR | same direction | validation loss |",
-        "| --- | --- | --- | --- | --- |",
-        f"| learned policy | | | | {math.exp(outcomes['policy']):.4f} |",
+        "| | distance | correlation of log LR | same direction | validation loss | policy's / this |",
+        "| --- | --- | --- | --- | --- | --- |",
+        f"| learned policy | | | | {math.exp(outcomes['policy'].mean()):.4f} | |",
     ]
     lines += [
         f"| GreedyLR, {which} | {told['distance']:.2f} | {told['correlation']:.2f} | {told['same direction']:.0%} |"
-        f" {math.exp(outcomes[which]):.4f} |"
+        f" {math.exp(outcomes[which].mean()):.4f} |"
+        " {:.3f} ({:.3f} to {:.3f}) |".format(*paired(outcomes["policy"], outcomes[which]))
         for which, told in agreements.items()
     ]
     lines += [

@@ -338,6 +338,32 @@ def test_greedylr_is_fitted_to_what_a_policy_does(tmp_path, monkeypatch, capsys)
         distill_policy.main(["--runs", "0"])
 
 
+class Once:
+    """A family with the same episode for everyone."""
+
+    def sample(self, rng):
+        return family("nmf").sample(np.random.default_rng(1))
+
+
+def test_a_policy_that_is_measured_sees_what_it_was_trained_on():
+    """Under a bound too, which is part of what it sees."""
+
+    class Recording(Policy):
+        def __call__(self, observation):
+            seen.append(observation)
+            return super().__call__(observation)
+
+    seen = []
+    shipped = Policy.load("nmf")
+    distill_policy.outcome(Once(), Recording(shipped.layers, shipped.settings), 1, seed=0)
+    env = ScheduleEnv(Once(), Settings.of(family("nmf")))
+    trained, over = [env.reset(seed=0)[0]], False
+    while not over:
+        observation, _, over, _, _ = env.step(np.array([shipped(trained[-1].tolist())]))
+        trained.append(observation)
+    assert np.array(seen) == pytest.approx(np.array(trained), abs=1e-5)
+
+
 def test_a_fit_finds_greedylr_itself():
     """LRs that GreedyLR made, of settings that the search does not begin with, are fitted closely."""
     made = distill_policy.run_policy(family("quadratic"), some_policy(), 4, seed=0)
@@ -385,7 +411,7 @@ def test_the_comparison_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert len(trained) == 2 * count - 7
     assert {key: row["final"] for key, row in again.items()} == {key: row["final"] for key, row in done.items()}
     text = compare.report(done, policy)
-    assert len([line for line in text.splitlines() if line.startswith("| digits adamw |")]) == 10
+    assert len([line for line in text.splitlines() if line.startswith("| digits adamw |")]) == 15
     assert policy.digest in text
     assert compare.best_lr(done, "digits adamw", "cosine") in (1.0, 3.0)
     monkeypatch.setattr(pictures, "TASKS", compare.TASKS)

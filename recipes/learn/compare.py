@@ -11,6 +11,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -86,18 +87,23 @@ def train(task: Task, scale: Schedule) -> dict[str, Any]:
 
 
 def jobs(done: dict[tuple, dict]) -> Iterator[tuple]:
-    """(task, schedule, LR, seed), first those that tune, then the best of them on other seeds, and at a tenth."""
+    """(task, schedule, LR, seed), first those that tune, then other seeds at each of `BASE_LRS`."""
     for task in TASKS:
         for name in SCHEDULES:
             yield from ((task, name, lr, TUNING_SEED) for lr in LRS)
-            best = best_lr(done, task, name)
-            yield from ((task, name, best, seed) for seed in SEEDS)
-        low = best_lr(done, task, "cosine") / 10
-        yield from ((task, name, low, seed) for name in SCHEDULES for seed in SEEDS)
+        for lr_of, name, seed in product(BASE_LRS.values(), SCHEDULES, SEEDS):
+            yield task, name, lr_of(done, task, name), seed
 
 
 def best_lr(done: dict[tuple, dict], task: str, name: str) -> float:
     return min(LRS, key=lambda lr: done[task, name, lr, TUNING_SEED]["final"])
+
+
+BASE_LRS: dict[str, Callable[[dict[tuple, dict], str, str], float]] = {
+    "tuned for each schedule": best_lr,
+    "a tenth of what is best for each": lambda done, task, name: best_lr(done, task, name) / 10,
+    "a tenth of what is best for cosine": lambda done, task, name: best_lr(done, task, "cosine") / 10,
+}
 
 
 def read(path: Path, policy: Policy) -> Records:
@@ -114,7 +120,7 @@ def run_all(path: Path, policy: Policy) -> Records:
     from rich.progress import track
 
     done = read(path, policy)
-    total = len(TASKS) * len(SCHEDULES) * (len(LRS) + 2 * len(SEEDS))
+    total = len(TASKS) * len(SCHEDULES) * (len(LRS) + len(BASE_LRS) * len(SEEDS))
     for job in track(jobs(done), "training", total):
         if job in done:
             continue
@@ -130,53 +136,73 @@ def run_all(path: Path, policy: Policy) -> Records:
 
 def report(done: dict[tuple, dict], policy: Policy) -> str:
     lines = [
-        "# The learned network policy on unseen data",
+        "# The learned network policy on data that it was not trained on",
         "",
         "Written by `python -m recipes.learn.compare`. The policy"
         f" (`{policy.digest}`, {policy.trained.get('decisions', 0):,} decisions of PPO on digits and Python's"
-        " documentation) has seen none of this data, nor networks as wide (two hidden layers of 128). It was chosen"
-        " among four with the tasks on Fashion-MNIST and chats in view; those on film reviews were added afterwards."
-        " Every schedule has the same six trials of its base LR on another seed. Mean final validation"
-        f" loss of {len(SEEDS)} seeds, the seeds' range in brackets.",
+        " documentation) was trained on none of this data, nor on networks as wide (two hidden layers of 128). It was"
+        " chosen among four with the tasks on Fashion-MNIST and the chats in view; those on film reviews were added"
+        " afterwards. Every schedule has the same six trials of its base LR on another seed.",
         "",
-        "## Base LR tuned for each schedule",
+        "## Final validation loss beside tuned linear decay's",
         "",
-        *_table(done, lambda task, name: best_lr(done, task, name)),
+        f"Least and largest over the {len(TASKS)} tasks. Of each task: mean of {len(SEEDS)} seeds, each beside linear"
+        " decay's loss on the same seed. The reference has linear's tuned base LR in every column.",
         "",
-        "## Base LR a tenth of what is best for cosine",
-        "",
-        *_table(done, lambda task, name: best_lr(done, task, "cosine") / 10),
-        "",
-        "Steps: mean of the optimizer steps after which the validation loss was first at or below the target, measured"
-        f" {MEASUREMENTS} times a run; the target is what tuned linear decay ends with, on average, plus 2%."
-        " A run that does not get there counts as `never`.",
-        "",
+        "| schedule | " + " | ".join(f"base LR {title}" for title in BASE_LRS) + " |",
+        "| --- " * (1 + len(BASE_LRS)) + "|",
     ]
-    return "\n".join(lines)
+    for name in SCHEDULES:
+        cells = []
+        for lr_of in BASE_LRS.values():
+            means = [statistics.mean(_beside_linear(done, task, name, lr_of(done, task, name))) for task in TASKS]
+            cells.append(f"{min(means):+.1%} to {max(means):+.1%}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Below: mean final validation loss of {len(SEEDS)} seeds, the seeds' range in brackets; the same beside tuned"
+        " linear decay's; and the mean of the optimizer steps after which the validation loss was first at or below the"
+        f" target, measured {MEASUREMENTS} times a run. The target is what tuned linear decay ends with, on average,"
+        " plus 2%. A run that does not get there counts as `never`.",
+    ]
+    for title, lr_of in BASE_LRS.items():
+        lines += ["", f"## Base LR {title}", "", *_table(done, lr_of)]
+    return "\n".join([*lines, ""])
 
 
-def _table(done: dict[tuple, dict], lr_of: Callable[[str, str], float]) -> list[str]:
+def _finals(done: dict[tuple, dict], task: str, name: str, lr: float) -> list[float]:
+    return [done[task, name, lr, seed]["final"] for seed in SEEDS]
+
+
+def _beside_linear(done: dict[tuple, dict], task: str, name: str, lr: float) -> list[float]:
+    """How far each seed's loss is above that of tuned linear decay, as a share of it."""
+    linear = _finals(done, task, "linear", best_lr(done, task, "linear"))
+    return [own / other - 1 for own, other in zip(_finals(done, task, name, lr), linear, strict=True)]
+
+
+def _table(done: dict[tuple, dict], lr_of: Callable[[dict[tuple, dict], str, str], float]) -> list[str]:
     lines = [
-        "| task | schedule | base LR | final validation loss | target | steps to target |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| task | schedule | base LR | final validation loss | beside linear | target | steps to target |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for task in TASKS:
-        linear = [done[task, "linear", best_lr(done, task, "linear"), seed]["final"] for seed in SEEDS]
-        target = 1.02 * statistics.mean(linear)
-        finals = {name: [done[task, name, lr_of(task, name), seed]["final"] for seed in SEEDS] for name in SCHEDULES}
+        target = 1.02 * statistics.mean(_finals(done, task, "linear", best_lr(done, task, "linear")))
+        lrs = {name: lr_of(done, task, name) for name in SCHEDULES}
+        finals = {name: _finals(done, task, name, lr) for name, lr in lrs.items()}
         best = min(statistics.mean(values) for values in finals.values())
         for name, values in finals.items():
             mean = statistics.mean(values)
             shown = f"**{mean:.4f}**" if mean == best else f"{mean:.4f}"
-            lr = lr_of(task, name)
-            steps = [_first(done[task, name, lr, seed]["validation"], target) for seed in SEEDS]
+            beside = _beside_linear(done, task, name, lrs[name])
+            steps = [_first(done[task, name, lrs[name], seed]["validation"], target) for seed in SEEDS]
             reached = [count for count in steps if count is not None]
             told = f"{statistics.mean(reached):.0f}" if reached else "never"
             if reached and len(reached) < len(SEEDS):
                 told += f" ({len(SEEDS) - len(reached)} of {len(SEEDS)} never)"
             lines.append(
-                f"| {task} | {name} | {USUAL[TASKS[task].optimizer] * lr:.2g} | {shown}"
-                f" ({min(values):.4f} to {max(values):.4f}) | {target:.4f} | {told} |"
+                f"| {task} | {name} | {USUAL[TASKS[task].optimizer] * lrs[name]:.2g} | {shown}"
+                f" ({min(values):.4f} to {max(values):.4f}) | {statistics.mean(beside):+.1%}"
+                f" ({min(beside):+.1%} to {max(beside):+.1%}) | {target:.4f} | {told} |"
             )
     return lines
 

@@ -13,10 +13,10 @@ import numpy as np
 from greedylr_integrations.learned import Policy
 from recipes.common.flags import run
 from recipes.common.offline import RecipeError
-from recipes.learn.compare import SCHEDULES, SEEDS, TASKS, USUAL, best_lr, jobs, read
+from recipes.learn.compare import BASE_LRS, SCHEDULES, SEEDS, TASKS, USUAL, jobs, read
 
 
-def draw(done: dict[tuple, dict], path: Path, low: bool) -> None:
+def draw(done: dict[tuple, dict], path: Path, base_lr: str) -> None:
     """A column for each task: LR above, validation loss below; the learned policy with every seed, the others' mean."""
     import matplotlib
 
@@ -27,7 +27,7 @@ def draw(done: dict[tuple, dict], path: Path, low: bool) -> None:
     figure, axes = plt.subplots(2, len(TASKS), figsize=size, sharex="col", squeeze=False, layout="constrained")
     for (above, below), (name, task) in zip(axes.T, TASKS.items(), strict=True):
         for i, schedule in enumerate(SCHEDULES):
-            lr = best_lr(done, name, "cosine") / 10 if low else best_lr(done, name, schedule)
+            lr = BASE_LRS[base_lr](done, name, schedule)
             rows = [done[name, schedule, lr, seed] for seed in SEEDS]
             base, steps = USUAL[task.optimizer] * lr, [step for step, _ in rows[0]["validation"]]
             losses = np.array([[loss for _, loss in row["validation"]] for row in rows])
@@ -64,8 +64,12 @@ def main(argv: list[str] | None = None) -> None:
         missing = [error]
     if missing:
         raise RecipeError(f"--results {args.results} is not complete: run recipes.learn.compare first")
-    for name, low in (("learned-schedules.png", False), ("learned-schedules-low.png", True)):
-        draw(done, args.output_dir / name, low)
+    pictures = {
+        "learned-schedules.png": "tuned for each schedule",
+        "learned-schedules-low.png": "a tenth of what is best for cosine",
+    }
+    for name, base_lr in pictures.items():
+        draw(done, args.output_dir / name, base_lr)
         print(f"written to {args.output_dir / name}")
 
 

@@ -86,12 +86,15 @@ def tables(runs: Runs, steps: int, policy: Policy) -> str:
     for method in methods:
         if method != "learned":
             cells = [
-                "{:.3f} ({:.3f} to {:.3f})".format(*ratio(of["learned"][1], of[method][1])) for of in runs.values()
+                "{:.4f} ({:.4f} to {:.4f})".format(*ratio(of["learned"][1], of[method][1])) for of in runs.values()
             ]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     lines += [
         "",
         "## Stability",
+        "",
+        "`capped`: the cap lets no step be above the bound, whatever the schedule asks for. `(edge)`: the lowest or the"
+        " highest peak that was tried.",
         "",
         "| schedule | diverged | runs with a step over the bound | settings that were tuned |",
         "|---|---|---|---|",
@@ -99,8 +102,8 @@ def tables(runs: Runs, steps: int, policy: Policy) -> str:
     for method in methods:
         every = [run for of in runs.values() for run in of[method][1]]
         diverged = sum(run["loss"] is None for run in every)
-        over = sum(run["over"] > 0 for run in every)
-        settings = "; ".join(_shown(of[method][0]) for of in runs.values() if of[method][0]) or "none"
+        over = "capped" if METHODS[method].cap else sum(run["over"] > 0 for run in every)
+        settings = "; ".join(shown(method, of[method][0]) for of in runs.values() if of[method][0]) or "none"
         lines.append(f"| {method} | {diverged} of {len(every)} | {over} | {settings} |")
     return "\n".join([*lines, ""])
 
@@ -109,8 +112,11 @@ def _floor_seeds(matrix: str, seeds: int) -> range:
     return range(min(seeds, 5) if matrix.startswith(("planted", "part")) else 1)
 
 
-def _shown(setting: dict[str, Any]) -> str:
+def shown(method: str, setting: dict[str, Any]) -> str:
     peak = f"{setting['peak']:g}"
+    tried = [trial["peak"] for trial in METHODS[method].trials]
+    if setting["peak"] in (min(tried), max(tried)):
+        peak += " (edge)"
     if "at" in setting:
         peak += f" x {setting['factor']:g} at " + ", ".join(f"{share:.0%}" for share in setting["at"])
     return peak

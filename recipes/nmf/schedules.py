@@ -105,8 +105,8 @@ METHODS = {
     ),
     "cosine": Method(cosine, _peaks(0.06, 3.0)),
     "GreedyLR": Method(greedy, _peaks(0.03, 3.0)),
-    "GreedyLR, capped": Method(greedy, _peaks(0.06, 6.0), cap=True),
+    "GreedyLR, capped": Method(greedy, _peaks(0.2, 20.0), cap=True),
     "at the bound": Method(at_the_bound, cap=True),
-    "cosine of the bound": Method(cosine_of_the_bound, _peaks(0.5, 40.0), cap=True),
+    "cosine of the bound": Method(cosine_of_the_bound, _peaks(2.0, 160.0), cap=True),
     "learned": Method(learned, cap=True),
 }
