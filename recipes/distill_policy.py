@@ -21,7 +21,7 @@ from greedylr_integrations import GreedyConfig, GreedyController
 from greedylr_integrations.core import logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
-from recipes.common.flags import check_at_least_one, run
+from recipes.common.flags import check_at_least_one, fail, loading, run
 from recipes.common.report import write_or_print
 from recipes.learn.environment import step
 from recipes.learn.tasks import FAMILIES, TaskFamily, family
@@ -247,10 +247,12 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--picture", type=Path, help="where to draw what it does over trend and noise")
     made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
+    made.error = fail
     args = made.parse_args(argv)
     check_at_least_one(args, "runs", "trials")
     torch.set_num_threads(1)
-    policy = Policy.load(args.policy)
+    with loading("--policy", args.policy):
+        policy = Policy.load(args.policy)
     name = args.family or policy.trained.get("family")
     tasks = family(name)
     runs = run_policy(tasks, policy, 2 * args.runs, args.seed)

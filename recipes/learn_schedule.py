@@ -1,7 +1,7 @@
 """Learn a schedule by reinforcement learning: PPO of Stable-Baselines3 on runs of a task family.
 
     python -m recipes.learn_schedule --family network --output-dir runs/network
-    python -m recipes.learn_schedule --resume runs/network
+    python -m recipes.learn_schedule --resume --output-dir runs/network
 
 Writes the policy to OUTPUT_DIR/FAMILY.safetensors after every round, for `PolicyController.load`.
 """
@@ -24,7 +24,7 @@ import torch
 
 from greedylr_integrations import runs
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyRule
-from recipes.common.flags import check_at_least_one, run
+from recipes.common.flags import check_at_least_one, fail, run
 from recipes.common.offline import RecipeError
 from recipes.learn.environment import ScheduleEnv, Settings
 from recipes.learn.tasks import FAMILIES, family
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         learn(args, env)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; go on from the last round with --resume {args.output_dir}")
+        print(f"\ninterrupted; go on from the last round with --resume --output-dir {args.output_dir}")
         raise SystemExit(130) from None
     finally:
         env.close()
@@ -66,17 +66,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     made.add_argument("--subprocesses", action="store_true", help="a process for each of them")
     made.add_argument("--histories", nargs="+", default=[], metavar="RUN", help="recorded runs to begin by imitating")
     made.add_argument("--output-dir", help="for policy and checkpoint (default: runs/learn_schedule/DATE-TIME)")
-    made.add_argument("--resume", metavar="OUTPUT_DIR", help="go on with the run that was begun there, as it was begun")
+    made.add_argument("--resume", action="store_true", help="go on with the run in --output-dir, as it was begun")
+    made.error = fail
     args = made.parse_args(argv)
     if args.resume:
-        given = [f"--{name}" for name in (*KEPT, "output_dir") if getattr(args, name) != made.get_default(name)]
+        if not args.output_dir:
+            raise RecipeError("--resume needs the --output-dir of the run to go on with")
+        given = [f"--{name}" for name in KEPT if getattr(args, name) != made.get_default(name)]
         if given:
             raise RecipeError(f"{', '.join(given)} cannot be changed with --resume: leave it out")
-        args.output_dir = Path(args.resume)
+        args.output_dir = Path(args.output_dir)
         try:
             vars(args).update(json.loads((args.output_dir / "arguments.json").read_text()))
         except (OSError, ValueError) as error:
-            raise RecipeError(f"--resume {args.resume} has no run to go on with: {error}") from error
+            raise RecipeError(f"{args.output_dir} has no run to go on with: {error}") from error
         return args
     check_at_least_one(args, "decisions", "envs")
     family(args.family)  # is it known?

@@ -1,3 +1,4 @@
+import importlib
 import os
 import signal
 import subprocess
@@ -229,7 +230,7 @@ def test_a_seed_gives_a_policy_and_a_resume_the_same(learn, tmp_path, monkeypatc
         learn(*TINY, "--decisions", 512, "--output-dir", tmp_path / "cut")
     monkeypatch.setattr(learn_schedule.PPO, "learn", plain)
     assert (tmp_path / "cut" / "quadratic.safetensors").read_bytes() != first
-    learn("--resume", tmp_path / "cut")
+    learn("--resume", "--output-dir", tmp_path / "cut")
     assert (tmp_path / "cut" / "quadratic.safetensors").read_bytes() == first
     assert len((tmp_path / "cut" / "progress.jsonl").read_text().splitlines()) == 4
 
@@ -257,7 +258,7 @@ def test_ctrl_c_keeps_the_last_round_and_says_how_to_go_on(tmp_path):
             assert wait(process, 60) == 130
         finally:
             kill_tree(process.pid)
-    assert f"go on from the last round with --resume {out}" in (tmp_path / "out").read_text()
+    assert f"go on from the last round with --resume --output-dir {out}" in (tmp_path / "out").read_text()
     assert "Traceback" not in (tmp_path / "err").read_text()
     assert Policy.load(out / "quadratic.safetensors").trained["decisions"] > 0
 
@@ -267,8 +268,10 @@ def test_ctrl_c_keeps_the_last_round_and_says_how_to_go_on(tmp_path):
     [
         (["--family", "linguistics"], "--family 'linguistics' is unknown: choose from network, nmf, quadratic"),
         (["--envs", "0"], "--envs 0 is not allowed: it must be at least 1"),
-        (["--resume", "nowhere"], "--resume nowhere has no run to go on with"),
-        (["--resume", "run", "--seed", "3"], "--seed cannot be changed with --resume: leave it out"),
+        (["--decisions", "many"], "argument --decisions: invalid int value: 'many'"),
+        (["--resume"], "--resume needs the --output-dir of the run to go on with"),
+        (["--resume", "--output-dir", "nowhere"], "nowhere has no run to go on with"),
+        (["--resume", "--output-dir", "run", "--seed", "3"], "--seed cannot be changed with --resume: leave it out"),
         (["--output-dir", "run"], "run has another run already: choose another --output-dir, or --resume it"),
         (["--family", "quadratic", "--histories", "nothing.jsonl"], "--histories nothing.jsonl cannot be read: "),
         (["--family", "quadratic", "--histories", "no_lr.csv"], "--histories no_lr.csv has no learning rates"),
@@ -282,6 +285,15 @@ def test_wrong_arguments(tmp_path, monkeypatch, words, told):
     with pytest.raises(RecipeError, match=told.replace("(", r"\(")):
         learn_schedule.main(words)
     assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["distill_policy", "learn.compare", "learn.pictures", "nmf.__main__"])
+def test_commands_on_a_policy_say_that_it_is_not_there(name):
+    main = importlib.import_module(f"recipes.{name}").main
+    with pytest.raises(RecipeError, match="^--policy 'nothing' cannot be loaded .*nothing is not there"):
+        main(["--policy", "nothing"])
+    with pytest.raises(RecipeError, match="unrecognized arguments: --nope"):
+        main(["--nope"])
 
 
 def test_an_error_is_one_line_and_exit_code_2():

@@ -20,7 +20,7 @@ import torch
 from greedylr_integrations.core import GreedyController, logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import Policy, PolicyConfig, PolicyController
-from recipes.common.flags import run
+from recipes.common.flags import fail, loading, run
 from recipes.common.records import Records
 from recipes.common.report import write_or_print
 from recipes.learn.networks import NetworkEpisode, Task
@@ -216,9 +216,11 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--policy", default="network", help="a policy file or a shipped one (default: %(default)s)")
     made.add_argument("--results", type=Path, default=Path("runs/learn_compare.jsonl"))
     made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
+    made.error = fail
     args = made.parse_args(argv)
     torch.set_num_threads(1)
-    policy = Policy.load(args.policy)
+    with loading("--policy", args.policy):
+        policy = Policy.load(args.policy)
     text = report(run_all(args.results, policy), policy)
     write_or_print(text, args.report)
 

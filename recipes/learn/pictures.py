@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from greedylr_integrations.learned import Policy
-from recipes.common.flags import run
+from recipes.common.flags import fail, loading, run
 from recipes.common.offline import RecipeError
 from recipes.learn.compare import BASE_LRS, SCHEDULES, SEEDS, TASKS, USUAL, jobs, read
 
@@ -56,8 +56,11 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--policy", default="network", help="a policy file or a shipped one (default: %(default)s)")
     made.add_argument("--results", type=Path, default=Path("runs/learn_compare.jsonl"), help="of recipes.learn.compare")
     made.add_argument("--output-dir", type=Path, default=Path("docs/img"))
+    made.error = fail
     args = made.parse_args(argv)
-    done = read(args.results, Policy.load(args.policy))
+    with loading("--policy", args.policy):
+        policy = Policy.load(args.policy)
+    done = read(args.results, policy)
     try:
         missing = [job for job in jobs(done) if job not in done]
     except KeyError as error:

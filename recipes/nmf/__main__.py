@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from greedylr_integrations.core import logger
-from greedylr_integrations.learned import Policy, PolicyError
+from greedylr_integrations.learned import Policy
 from recipes.common import flags
 from recipes.common.offline import RecipeError
 from recipes.common.records import Records
@@ -141,15 +141,14 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--results", type=Path, default=Path("runs/nmf.jsonl"), help="default: %(default)s")
     made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
     made.add_argument("--pictures", type=Path, help="folder to draw the schedules and loss histories to")
+    made.error = flags.fail
     args = made.parse_args(argv)
     flags.check_at_least_one(args, "steps", "seeds")
     for name in args.matrices:
         if name not in KNOWN:
             raise RecipeError(f"--matrices {name!r} is unknown: choose from {', '.join(KNOWN)}")
-    try:
+    with flags.loading("--policy", args.policy):
         policy = Policy.load(args.policy)
-    except (FileNotFoundError, PolicyError) as error:
-        raise RecipeError(f"--policy {args.policy}: {error}") from error
     from recipes.nmf.report import draw, tables
 
     runs = compare(Results(args.results, policy), args.matrices, args.steps, range(args.seeds))
