@@ -23,6 +23,7 @@ from benchmarks.suite import ABLATIONS, LENGTHS, MULTIPLES, RESULTS, YOKED, Resu
 
 HERE = Path(__file__).parent
 NEAR = (0.3, 1.0, 3.0)
+IN_README = ("linear", "cosine", "wsd", "polynomial", "plateau", "transformers", "paper", "greedy")
 SHOWN = (*FIXED, "plateau", "transformers", "paper", "envelope", "greedy", "greedy, no horizon")
 
 
@@ -575,8 +576,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{head['machine']}; {sum(len(Results(file).runs) for file in files)} runs."
     ]
     text += ["### Targets", targets_table(e)]
-    shares = by_base_lr(e, SHOWN)
-    text += ["### Every arm", LEGEND, arms_table(e), on_few(e), "### Loss ratio by base LR", shares]
+    text += ["### Every arm", LEGEND, arms_table(e), on_few(e), "### Loss ratio by base LR", by_base_lr(e, SHOWN)]
     text += ["### GreedyLR's default against the best fixed schedule of each cell", CELLS, cells_table(e, "greedy")]
     text += ["### Final validation losses", losses_table(e, SHOWN)]
     if long := long_table(e):
@@ -601,7 +601,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.output / 'report.md'}: tables; {args.output / 'img'}: pictures")
         return
     replace_part(HERE / "RESULTS.md", whole)
-    replace_part(HERE.parent / "README.md", f"{targets_table(e)}\n{shares}")
+    replace_part(HERE.parent / "README.md", f"{targets_table(e)}\n{by_base_lr(e, IN_README)}")
 
 
 LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked
