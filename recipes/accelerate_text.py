@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 
 from recipes.common.accelerated import Order, add_decisions, make_accelerator, make_scheduler, resumed, save
-from recipes.common.chat import check_length
+from recipes.common.data import check_length
 from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
 from recipes.common.offline import RecipeError, minilm, reviews
 from recipes.common.report import Run, peak_memory_gib

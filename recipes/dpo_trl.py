@@ -16,7 +16,8 @@ That teaches a model to answer what was said, and says nothing about people's pr
 from __future__ import annotations
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_template, load_rows, split_rows
+from recipes.common.chat import check_template, load_rows
+from recipes.common.data import split_rows
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run

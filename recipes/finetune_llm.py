@@ -20,7 +20,8 @@ import dataclasses
 from dataclasses import dataclass, field
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_length, load_tokens, pack
+from recipes.common.chat import load_tokens, pack
+from recipes.common.data import check_length
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run

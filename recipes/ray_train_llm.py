@@ -26,7 +26,8 @@ os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_CHDIR_TO_TRIAL_DIR="0", RAY_T
 
 from recipes import finetune_llm
 from recipes.common import trainer as common
-from recipes.common.chat import check_length, load_tokens
+from recipes.common.chat import load_tokens
+from recipes.common.data import check_length
 from recipes.common.flags import finish, loading, run, run_all, write
 from recipes.common.offline import SMOLLM2, RecipeError
 from recipes.common.report import Run

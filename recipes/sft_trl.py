@@ -18,7 +18,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_template, load_rows, split_rows
+from recipes.common.chat import check_template, load_rows
+from recipes.common.data import split_rows
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import SMOLLM2, RecipeError
 from recipes.common.report import Run

@@ -314,7 +314,7 @@ def test_lora_on_4_bits(parts, tmp_path):
     ("more", "says"),
     [
         *recipe_parts.WRONG,
-        ({"validation_rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
+        ({"validation_rows": 40}, "has 40 rows with a reply within --max-length 48, and 40 are kept for validation"),
         ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
         ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
         ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from recipes.common.flags import loading
+from recipes.common.data import load, split_rows
 from recipes.common.offline import CHITCHAT, RecipeError, chitchat
-
-FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
 def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
@@ -15,19 +11,9 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
 
     `messages` is a list of {role, content}.
     """
-    from datasets import load_dataset, load_from_disk
-
     if dataset == CHITCHAT:
         return chitchat(limit or None)
-    path = Path(dataset)
-    with loading("dataset", dataset):
-        if path.is_file() and path.suffix in FILES:
-            rows = load_dataset(FILES[path.suffix], data_files=str(path), split="train")
-        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            rows = load_from_disk(str(path))
-            rows = rows[split] if isinstance(rows, dict) else rows
-        else:
-            rows = load_dataset(dataset, split=split)
+    rows = load(dataset, split)
     if not len(rows):
         raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
     if not set(columns) & set(rows.column_names):
@@ -39,22 +25,6 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
 def check_template(rows, tokenizer, model: str, dataset: str) -> None:
     if "messages" in rows.column_names and tokenizer.chat_template is None:
         raise RecipeError(f"model {model!r} has no chat template, which {dataset!r} needs: use a chat model")
-
-
-def check_length(max_length: int, config) -> None:
-    limit = getattr(config, "max_position_embeddings", max_length)
-    if max_length > limit:
-        raise RecipeError(f"--max-length {max_length} is beyond the model's limit of {limit} tokens")
-
-
-def split_rows(rows, validation_rows: int, seed: int, dataset: str):
-    """A DatasetDict of `train` and `test`."""
-    if len(rows) <= validation_rows:
-        raise RecipeError(
-            f"dataset {dataset!r} has {len(rows)} usable rows, and {validation_rows} are kept for"
-            " validation: use more --rows, a larger --max-length, or fewer --validation-rows"
-        )
-    return rows.train_test_split(validation_rows, seed=seed)
 
 
 def tokenize(row: dict, tokenizer, max_length: int) -> dict:
@@ -88,7 +58,8 @@ def load_tokens(args, tokenizer, max_length: int):
     more = {"tokenizer": tokenizer, "max_length": max_length}
     data = rows.map(tokenize, fn_kwargs=more, remove_columns=rows.column_names)
     data = data.filter(lambda row: any(label != -100 for label in row["labels"]))
-    return split_rows(data, args.validation_rows, args.seed, args.dataset)
+    what = f"rows with {'a reply' if 'messages' in rows.column_names else 'text'} within --max-length {max_length}"
+    return split_rows(data, args.validation_rows, args.seed, args.dataset, what)
 
 
 def pack(data, length: int):

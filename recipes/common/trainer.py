@@ -17,7 +17,7 @@ from transformers.trainer_utils import SchedulerType
 
 from greedylr_integrations import history
 from greedylr_integrations.transformers import GreedyLRCallback
-from recipes.common.chat import check_length
+from recipes.common.data import check_length
 from recipes.common.flags import agreed, fail, loading, settle, with_config
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
 from recipes.common.report import Run, decisions_in, peak_memory_gib
