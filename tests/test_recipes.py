@@ -578,6 +578,7 @@ def test_two_processes_train_one_run(tmp_path, name):
         ("accelerate_text", {"schedule": "cosin"}, "schedule 'cosin' is unknown"),
         ("accelerate_text", {"save-steps": "0"}, "--save-steps 0 is not allowed: it must be at least 1"),
         ("lightning_vision", {"dataset": "imagenet"}, "is unknown: choose from auto, fashion-mnist, digits"),
+        ("lightning_vision", {"model": "resnet50"}, "--model 'resnet50' is unknown: this recipe has 'cnn' only"),
         ("lightning_vision", {"devices": "0"}, "--devices 0 is not allowed: it must be at least 1"),
     ],
 )
@@ -594,9 +595,14 @@ def test_wrong_input_of_the_others(tmp_path, name, more, says):
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"train": "text,label\nw1,0"}, "has no split 'test', only: train"),
+        ({"test": "text,label\nw1,0"}, "has no split 'train', only: test"),
+        ({"train": "text,label\nw1,0"}, "has 1 rows, and 50 are kept for validation"),
         ({"train": "a,label\nw1,0", "test": "a,label\nw1,0"}, "has no column 'text', only: a, label"),
         ({"train": "text,label\n", "test": "text,label\nw1,0"}, "empty"),
+        ({"train": "text,label\nw1,0\nw2,", "test": "text,label\nw1,0"}, "has in row 1 the label None: it must be"),
+        ({"train": "text,label\nw1,a\n,b", "test": "text,label\nw1,a"}, "has in row 1 the text None: it must be text"),
+        ({"train": "text,label\nw1,a", "test": "text,label\nw1,a"}, "has one label only, 'a'"),
+        ({"train": "text,label\nw1,0\nw2,1", "test": "text,label\nw1,2"}, "the label 2, which 'train' has not"),
     ],
 )
 def test_wrong_reviews(tmp_path, files, says):
@@ -609,6 +615,22 @@ def test_wrong_reviews(tmp_path, files, says):
         (tmp_path / "data" / f"{part}.csv").write_text(text)
     with pytest.raises(RecipeError, match=says):
         accelerate_text.main([*words, *MIDDLE["accelerate_text"], "--output-dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_texts_of_three_labels_in_a_file(tmp_path, kind, capsys):
+    from recipes import accelerate_text
+
+    words = small_text(tmp_path, dropout=0.0)
+    rows = [{"text": f"w{i % 3} w{i % 7}", "label": ["bad", "fair", "good"][i % 3]} for i in range(120)]
+    lines = ["text,label", *(",".join(row.values()) for row in rows)] if kind == "csv" else map(json.dumps, rows)
+    (tmp_path / f"texts.{kind}").write_text("\n".join(lines))
+    words += ["--dataset", str(tmp_path / f"texts.{kind}"), "--max-steps", "60", "--batch-size", "8", "--no-plot"]
+    accelerate_text.main([*words, "--validation-rows", "30", "--output-dir", str(tmp_path / "out")])
+    (run,) = runs_of(tmp_path / "out")
+    assert run["train_loss"][0][1] == pytest.approx(1.1, abs=0.2)  # a guess among three
+    assert run["validation_loss"][-1][1] < 0.8
+    assert "validation accuracy 1.0000" in capsys.readouterr().out
 
 
 def test_reviews_are_split_by_film():
