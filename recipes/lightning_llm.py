@@ -23,10 +23,10 @@ from transformers import DataCollatorForSeq2Seq
 from recipes.common import lightning as common
 from recipes.common.chat import load_tokens
 from recipes.common.flags import finish, parse, parser, run, run_all
+from recipes.common.llm import load_model
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError
 from recipes.common.report import Run
 from recipes.common.trainer import load_tokenizer
-from recipes.finetune_llm import load_model
 
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}  # of the arithmetic, by --dtype
 
@@ -47,7 +47,7 @@ def parse_flags(argv: list[str] | None = None):
         ("--num-nodes", 1, "nodes"),
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
-    made.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float64")
+    made.add_argument("--dtype", choices=PRECISION, default="float32", help="of the weights (default: %(default)s)")
     args = parse(made, argv, same=("max_steps", "learning_rate"))
     if args.devices < 1 or args.num_nodes < 1:
         raise RecipeError(f"--devices {args.devices} and --num-nodes {args.num_nodes}: at least 1 of each")

@@ -15,7 +15,7 @@ from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
 from recipes import finetune_llm
-from recipes.common import chat, offline, report, schedules, trainer
+from recipes.common import chat, llm, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
 from recipes.common.flags import run_all
 from recipes.common.offline import RecipeError
@@ -315,8 +315,9 @@ def test_lora_on_4_bits(parts, tmp_path):
     [
         *recipe_parts.WRONG,
         ({"validation_rows": 40}, "has 40 rows with a reply within --max-length 48, and 40 are kept for validation"),
-        ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
+        ({"dtype": "int8"}, "argument --dtype: invalid choice: 'int8' (choose from "),
         ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
+        ({"packing": True, "rows": 5, "max_length": 64}, "do not fill one block of --max-length 64 tokens"),
         ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),
         ({"max_stepz": 3}, "'--max-stepz' is no flag of finetune_llm"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
@@ -342,7 +343,7 @@ def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):
 
 def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
     words = flags(parts, tmp_path, schedule="linear", save_steps=2, eval_strategy="no", full=True)
-    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, finetune_llm, words, finetune_llm, "load_tokens")
+    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, finetune_llm, words, llm, "load_data")
 
 
 # ---- what all recipes share ----

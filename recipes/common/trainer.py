@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -32,7 +33,7 @@ class RecipeArguments:
     config: str | None = field(default=None, metadata={"help": "YAML file of flags; those on the command line win"})
     model: str = field(default=SMOLLM2, metadata={"help": "hub id or folder; the default comes as a package"})
     dataset: str = field(default=CHITCHAT, metadata={"help": "hub id, folder or file; the default comes as a package"})
-    dtype: str = field(default="float32", metadata={"help": "of the model's weights: float32, bfloat16 or float64"})
+    dtype: Literal["float32", "bfloat16", "float64"] = field(default="float32", metadata={"help": "of the weights"})
     split: str = field(default="train", metadata={"help": "split of the dataset to train on"})
     rows: int = field(default=1500, metadata={"help": "rows of the dataset to use; 0 for all"})
     validation_rows: int = field(default=32, metadata={"help": "rows of them that are kept for validation"})
@@ -110,8 +111,6 @@ def load_model(args: RecipeArguments, **more):
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    if args.dtype not in ("float32", "bfloat16", "float64"):
-        raise RecipeError(f"--dtype {args.dtype!r} is unknown: choose float32, bfloat16 or float64")
     set_seed(args.seed)
     with loading("model", args.model):
         model = AutoModelForCausalLM.from_pretrained(model_path(args), dtype=getattr(torch, args.dtype), **more)
