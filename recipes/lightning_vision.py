@@ -75,6 +75,7 @@ def parse_flags(argv: list[str] | None = None):
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
     data = images(args.dataset)
+    common.check_rows(args, data, args.devices)
     finish(run_all(args, lambda schedule: train(schedule, args, data)), args)
 
 

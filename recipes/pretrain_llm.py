@@ -34,7 +34,17 @@ from torch.utils.data import DataLoader
 
 from recipes.common.accelerated import Order, add_decisions, make_accelerator, make_scheduler, resumed, save
 from recipes.common.data import check_length, load
-from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
+from recipes.common.flags import (
+    agreed,
+    check_at_least,
+    check_at_least_one,
+    finish,
+    loading,
+    parse,
+    parser,
+    run,
+    run_all,
+)
 from recipes.common.offline import GPT2_BPE, PYTHON_DOCS, RecipeError, gpt2_bpe, python_docs
 from recipes.common.report import Run, peak_memory_gib
 from recipes.common.stop import StopOnSignal, Stopped
@@ -376,7 +386,8 @@ def parse_flags(argv: list[str] | None = None):
     add("--log-steps", type=int, default=1, help="steps between readings of the loss, which wait for the device")
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length", "width", "layers"))
     counts = ("max_steps", "batch_size", "max_length", "validation_rows", "gradient_accumulation_steps", "log_steps")
-    check_at_least_one(args, *counts)
+    check_at_least_one(args, *counts, "width", "layers")
+    check_at_least(0, args, "save_steps")
     if args.batch_size % args.gradient_accumulation_steps:
         raise RecipeError(
             f"--batch-size {args.batch_size} does not part into --gradient-accumulation-steps"

@@ -145,7 +145,10 @@ def test_a_torn_checkpoint_is_passed_over(whole, tmp_path):
         *recipe_parts.WRONG,
         ({"dtype": "int8"}, "argument --dtype: invalid choice: 'int8' (choose from "),
         ({"batch_size": 50}, "train: 36 rows of"),
-        ({"devices": 0}, "--devices 0 and --num-nodes 1: at least 1 of each"),
+        ({"devices": 0}, "--devices 0 is not allowed: it must be at least 1"),
+        ({"save_steps": 0}, "--save-steps 0 is not allowed: it must be at least 1"),
+        ({"max_steps": 0}, "--max-steps 0 is not allowed: it must be at least 1"),
+        ({"warmup_steps": -1}, "--warmup-steps -1 is not allowed: it must be at least 0"),
     ],
 )
 def test_wrong_input_is_one_line(parts, tmp_path, more, says):

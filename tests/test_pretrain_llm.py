@@ -222,6 +222,8 @@ def test_two_processes_are_killed_and_resumed(parts, tmp_path, more):
         ({"width": 64}, "--width and --layers go with a size"),
         ({"gradient-accumulation-steps": 3}, "--batch-size 4 does not part into --gradient-accumulation-steps 3"),
         ({"max-steps": 0}, "--max-steps 0 is not allowed: it must be at least 1"),
+        ({"save-steps": -1}, "--save-steps -1 is not allowed: it must be at least 0"),
+        ({"width": 0}, "--width 0 is not allowed: it must be at least 1"),
         ({"fsdp": None}, "--fsdp needs processes to shard over"),
     ],
 )

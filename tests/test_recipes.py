@@ -93,6 +93,8 @@ def test_epochs_in_place_of_steps(parts, tmp_path):
     words = ["--output-dir", str(tmp_path)]
     _, args = finetune_llm.parse_flags([*words, "--num-train-epochs", "3", "--eval-strategy", "no"])
     assert (args.max_steps, args.num_train_epochs, args.eval_strategy.value) == (-1, 3, "no")
+    _, args = finetune_llm.parse_flags([*words, "--save-steps", "0", "--eval-steps", "0"])  # transformers' own rules
+    assert (args.save_steps, args.eval_steps) == (0, 1)
     _, args = finetune_llm.parse_flags(words)
     assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (80, 0.25, "steps")
 
@@ -319,6 +321,10 @@ def test_lora_on_4_bits(parts, tmp_path):
         ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
         ({"packing": True, "rows": 5, "max_length": 64}, "do not fill one block of --max-length 64 tokens"),
         ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),
+        ({"max_steps": 0}, "--max-steps 0 and --num-train-epochs 3.0 train nothing: make one of them more than 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps 0 is not allowed: it must be at least 1"),
+        ({"per_device_eval_batch_size": 0}, "--per-device-eval-batch-size 0 is not allowed: it must be at least 1"),
+        ({"logging_steps": 0}, "non-zero --logging_steps"),
         ({"max_stepz": 3}, "'--max-stepz' is no flag of finetune_llm"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
         ({"eval_strategy": "sometimes"}, "sometimes"),
@@ -366,7 +372,7 @@ def test_every_config_fits_its_recipe(file):
 
 
 def plain(file, *words):
-    made = common_flags.parser("some_recipe", "Text.", max_steps=10)
+    made = common_flags.parser("some_recipe", "Text.", max_steps=10, learning_rate=0.1)
     return common_flags.parse(made, ["--config", str(file), *words])
 
 
@@ -577,17 +583,20 @@ def test_two_processes_train_one_run(tmp_path, name):
         ("accelerate_text", {"dataset": "nobody/nothing"}, "dataset 'nobody/nothing' cannot be loaded"),
         ("accelerate_text", {"max-length": "65"}, "is beyond the model's limit of 64 tokens"),
         ("accelerate_text", {"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        ("accelerate_text", {"output-dir": "/dev/null/x"}, "/dev/null is no folder to write into: choose another"),
         ("accelerate_text", {"save-steps": "0"}, "--save-steps 0 is not allowed: it must be at least 1"),
         ("lightning_vision", {"dataset": "imagenet"}, "is unknown: choose from auto, fashion-mnist, digits"),
         ("lightning_vision", {"model": "resnet50"}, "--model 'resnet50' is unknown: this recipe has 'cnn' only"),
+        ("lightning_vision", {"batch-size": "2000"}, "train: 1400 rows of 'digits' do not fill one step of 2000"),
         ("lightning_vision", {"devices": "0"}, "--devices 0 is not allowed: it must be at least 1"),
     ],
 )
 def test_wrong_input_of_the_others(tmp_path, name, more, says):
     main, words = other(name, tmp_path)
+    words += ["--output-dir", str(tmp_path / "out")]
     words += [word for flag, value in more.items() for word in (f"--{flag}", value)]
     with pytest.raises(RecipeError) as error:
-        main([*words, "--output-dir", str(tmp_path / "out")])
+        main(words)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "metrics.json").exists()

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from greedylr_integrations import history
 from greedylr_integrations.lightning import GreedyLRCallback
+from recipes.common.offline import RecipeError
 from recipes.common.report import Run, decisions_in, peak_memory_gib
 from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
@@ -76,6 +77,19 @@ class Batches:
             for batch in range(first, per_epoch):
                 yield order[batch * size + rank : (batch + 1) * size : world].tolist()
                 step += 1
+
+
+def check_rows(args, data, processes: int) -> None:
+    """That there are enough to train on and to validate on, for each process."""
+    for part, rows, least in (
+        ("train", len(data[0]), processes * args.batch_size),
+        ("test", len(data[1]), processes),
+    ):
+        if rows < least:
+            raise RecipeError(
+                f"{part}: {rows} rows of {args.dataset!r} do not fill one step of {least}:"
+                " use more rows, or a smaller --batch-size"
+            )
 
 
 def checkpoints(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from transformers.trainer_utils import SchedulerType
 from greedylr_integrations import history
 from greedylr_integrations.transformers import GreedyLRCallback
 from recipes.common.data import check_length
-from recipes.common.flags import agreed, fail, loading, settle, with_config
+from recipes.common.flags import agreed, check_at_least, check_at_least_one, fail, loading, settle, with_config
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
 from recipes.common.report import Run, decisions_in, peak_memory_gib
 from recipes.common.schedules import SCHEDULES, kind_and_arguments
@@ -39,7 +39,6 @@ class RecipeArguments:
     validation_rows: int = field(default=32, metadata={"help": "rows of them that are kept for validation"})
     schedule: str = field(default="greedy", metadata={"help": "one of " + ", ".join(SCHEDULES)})
     compare: list[str] | None = field(default=None, metadata={"help": "schedules to run from the same start"})
-    batch_size: int | None = field(default=None, metadata={"help": "per_device_train_batch_size, by its shorter name"})
     resume: bool = field(default=False, metadata={"help": "go on in --output-dir from the last checkpoint"})
     lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
@@ -71,6 +70,8 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
 
     made = HfArgumentParser(kinds, prog=recipe, description=description.split("\n")[0])
     made.error = fail
+    short = {"dest": "per_device_train_batch_size", "help": "the same, by a shorter name"}
+    made.add_argument("--batch-size", "--batch_size", type=int, **short)
     made.set_defaults(output_dir=None, dataloader_pin_memory=torch.cuda.is_available(), **{**DEFAULTS, **defaults})
     argv = with_config(made, argv)
     given = {word.split("=")[0].replace("-", "_") for word in argv}
@@ -81,8 +82,7 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
         raise RecipeError(f"{unknown[0]!r} is no flag of {recipe}")
     settle(recipe, values, same=("max_steps", "num_train_epochs", "learning_rate"))
     values.output_dir = str(values.output_dir)
-    if values.batch_size is not None:
-        values.per_device_train_batch_size = values.batch_size
+    check_numbers(values)
     try:
         args, training_args = made.parse_dict(vars(values), allow_extra_keys=True)
     except ValueError as error:
@@ -91,6 +91,18 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
         setattr(args, name, getattr(values, name))
     args.output_dir = Path(agreed(values.output_dir))
     return args, training_args
+
+
+def check_numbers(values) -> None:
+    """Those that transformers, TRL and PEFT let pass here, and stumble over later."""
+    batches = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    check_at_least_one(values, *batches, "validation_rows", "max_length", "lora_r", "lora_alpha")
+    check_at_least(0, values, "rows")
+    if values.max_steps == 0 or (values.max_steps < 0 and values.num_train_epochs <= 0):
+        raise RecipeError(
+            f"--max-steps {values.max_steps} and --num-train-epochs {values.num_train_epochs} train nothing:"
+            " make one of them more than 0"
+        )
 
 
 def model_path(args: RecipeArguments) -> str:
