@@ -22,9 +22,6 @@ STEPS = 40
 ENVIRONMENT = {**os.environ, **ON_CPU, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
 
 
-pytestmark = pytest.mark.slow  # minutes on a busy machine
-
-
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
     return recipe_parts.make(tmp_path_factory.mktemp("parts"))
@@ -68,6 +65,7 @@ def undisturbed(parts, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_two_workers_are_one_run(undisturbed):
     (run,) = runs_of(undisturbed)
     assert [step for step, _ in run["train_loss"]] == list(range(1, STEPS + 1))
@@ -78,6 +76,7 @@ def test_two_workers_are_one_run(undisturbed):
     assert {"rng_state_0.pth", "rng_state_1.pth"} < {file.name for file in checkpoint.iterdir()}  # DDP, not two runs
 
 
+@pytest.mark.slow
 def test_one_worker_is_a_run_of_finetune_llm(parts, tmp_path):
     """With rows packed and every weight trained too."""
     more = {"packing": True, "full": True, "max_steps": 12, "dtype": "float64"}
@@ -87,6 +86,7 @@ def test_one_worker_is_a_run_of_finetune_llm(parts, tmp_path):
     assert_same(*runs_of(tmp_path / "ray"), *runs_of(tmp_path / "alone"))
 
 
+@pytest.mark.slow
 def test_a_killed_worker(undisturbed, parts, tmp_path):
     out = tmp_path / "disturbed"
     run = Launched(flags(parts, out), out)

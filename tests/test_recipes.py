@@ -56,6 +56,15 @@ def test_plain_text(parts, tmp_path):
     assert run["train_loss"][-1][1] < run["train_loss"][0][1]
 
 
+@pytest.mark.parametrize("more", [{"logging_steps": 10}, {"logging_strategy": "no"}])
+def test_the_last_step_is_logged_always(parts, tmp_path, capsys, more):
+    finetune_llm.main(flags(parts, tmp_path, plot=False, **more))
+    (run,) = runs_of(tmp_path)
+    assert [step for step, _ in run["train_loss"]] == ([10, 20, 24] if "logging_steps" in more else [24])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ greedy"))
+    assert row.split("│")[5].strip() == "24"
+
+
 def test_the_loss_counts_the_replies_only():
     tokenizer = tiny.tokenizer()
     messages = [
@@ -371,6 +380,16 @@ def test_every_config_fits_its_recipe(file):
     assert any("memory" in line for line in header)
 
 
+@pytest.mark.parametrize("name", ["batch-size", "batch_size", "per-device-train-batch-size"])
+@pytest.mark.parametrize("flag", ["--batch-size", "--per_device_train_batch_size"])
+def test_the_command_line_wins_by_either_name(tmp_path, name, flag):
+    (tmp_path / "a.yaml").write_text(f"{name}: 3\n")
+    words = ["--config", str(tmp_path / "a.yaml"), "--output-dir", str(tmp_path / "out")]
+    for more, size in (([], 3), ([flag, "8"], 8)):
+        _, args = finetune_llm.parse_flags([*words, *more])
+        assert args.per_device_train_batch_size == size
+
+
 def plain(file, *words):
     made = common_flags.parser("some_recipe", "Text.", max_steps=10, learning_rate=0.1)
     return common_flags.parse(made, ["--config", str(file), *words])
@@ -378,7 +397,7 @@ def plain(file, *words):
 
 def test_flags_in_a_file(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("max-steps: 7\nlearning-rate: 2e-4\nplot: false\ncompare: [greedy, wsd]\nresume: false\n")
+    file.write_text("max_steps: 7\nlearning-rate: 2e-4\nplot: false\ncompare: [greedy, wsd]\nresume: false\n")
     args = plain(file, "--learning-rate", "0.5")
     assert (args.max_steps, args.learning_rate, args.plot, args.resume) == (7, 0.5, False, False)
     assert args.schedules == ["greedy", "wsd"]
@@ -521,7 +540,7 @@ LIGHTNINGS_WARNINGS = pytest.mark.filterwarnings(
 )
 MIDDLE = {
     "accelerate_text": ["--max-steps", "200", "--batch-size", "8", "--save-steps", "20", "--validation-rows", "50"],
-    "lightning_vision": ["--dataset", "digits", "--max-steps", "240", "--save-steps", "20"],
+    "lightning_vision": ["--dataset", "digits", "--max-steps", "250", "--save-steps", "20"],
 }
 
 
@@ -551,6 +570,7 @@ def test_the_others_are_killed_twice_and_resumed(tmp_path, name):
     (resumed,), (whole,) = runs_of(out), runs_of(tmp_path / "whole")
     assert len({lr for _, lr in whole["learning_rate"]}) > 10
     assert whole["validation_loss"][-1][1] < whole["validation_loss"][0][1]
+    assert whole["validation_loss"][-1][0] == whole["train_loss"][-1][0]  # 250 do not part into four
     assert_same(resumed, whole)
 
 

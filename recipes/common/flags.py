@@ -105,7 +105,8 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
         raise RecipeError(f"--config {file!r} is no list of `flag: value`")
     words = []
     for name, value in flags.items():
-        flag = f"--{name}"
+        flag = f"--{name}".replace("_", "-")  # either spelling
+        no = f"--no-{flag[2:]}"
         action = made._option_string_actions.get(flag)
         if action is None:
             raise RecipeError(f"--config {file!r} has {name!r}, which is no flag of {made.prog}")
@@ -114,7 +115,7 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
         elif isinstance(value, dict):
             words.append(f"{flag}={json.dumps(value)}")
         elif isinstance(value, bool) and action.nargs == 0:
-            words += [flag] if value else [f"--no-{name}"] if f"--no-{name}" in made._option_string_actions else []
+            words += [flag] if value else [no] if no in made._option_string_actions else []
         else:
             words.append(f"{flag}={value}")
     return [*words, *argv]

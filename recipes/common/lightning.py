@@ -98,9 +98,9 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 class Saving(pl.Callback):
-    """Saves each `every` steps, and ends with a checkpoint on Ctrl-C and SIGTERM.
+    """Saves each `every` steps, ends with a checkpoint on Ctrl-C and SIGTERM, and has the last step validated.
 
-    Where a step is validated too, after that: Lightning takes up a checkpoint from before it as if it had been done.
+    Where a step is validated, it is saved after that: Lightning takes up a checkpoint from before as if it had been.
     """
 
     def __init__(self, folder: Path, every: int, validated: int):
@@ -110,8 +110,11 @@ class Saving(pl.Callback):
         self.stop = self.handlers.enter_context(StopOnSignal())
 
     def on_train_batch_end(self, trainer, module, *batch):
-        self.stopped = self.stop.asked() and trainer.global_step < trainer.max_steps
-        if trainer.global_step % self.validated:
+        last = trainer.global_step == trainer.max_steps
+        self.stopped = self.stop.asked() and not last
+        if last:
+            trainer.should_stop = True  # Lightning validates before it stops early
+        elif trainer.global_step % self.validated:
             self.save(trainer)
 
     def on_validation_end(self, trainer, module):

@@ -141,13 +141,17 @@ def loss_in_float64(logits, labels, vocab_size, num_items_in_batch=None, **kwarg
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class _SaveOnSignal(TrainerCallback):
+class _AtStepEnd(TrainerCallback):
+    """Saves and ends after a signal, and logs the last step, whatever --logging-steps."""
+
     def __init__(self, stop: StopOnSignal) -> None:
         self.stop = stop
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop.asked():
             control.should_save = control.should_training_stop = True
+        if state.global_step == state.max_steps:
+            control.should_log = True
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -208,7 +212,7 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
         args.lr_scheduler_type = SchedulerType(kind)
     start = time.perf_counter()
     with stop or StopOnSignal() as stop:
-        trainer.add_callback(_SaveOnSignal(stop))
+        trainer.add_callback(_AtStepEnd(stop))
         trainer.train(resume_from_checkpoint=checkpoint or last_checkpoint(folder))
     if stop.number and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.number, folder.parent)
