@@ -49,10 +49,10 @@ def load_data(args):
     parts = load(args.dataset, None)
     if "train" not in parts:
         raise RecipeError(f"dataset {args.dataset!r} has no split 'train', only: {', '.join(parts)}")
+    for part in ("train", "test") if "test" in parts else ("train",):
+        check_rows(parts[part], f"dataset {args.dataset!r}, split {part!r},")
     if "test" not in parts:
         parts = split_rows(parts["train"], args.validation_rows, args.seed, args.dataset)
-    for part in ("train", "test"):
-        check_rows(parts[part], f"dataset {args.dataset!r}, split {part!r},")
     labels = sorted(parts["train"].unique("label"))
     if len(labels) < 2:
         raise RecipeError(f"dataset {args.dataset!r} has one label only, {labels[0]!r}: give one with two or more")

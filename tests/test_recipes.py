@@ -627,6 +627,7 @@ def test_wrong_input_of_the_others(tmp_path, name, more, says):
     [
         ({"test": "text,label\nw1,0"}, "has no split 'train', only: test"),
         ({"train": "text,label\nw1,0"}, "has 1 rows, and 50 are kept for validation"),
+        ({"train": "a,label\nw1,0"}, "split 'train', has no column 'text', only: a, label"),
         ({"train": "a,label\nw1,0", "test": "a,label\nw1,0"}, "has no column 'text', only: a, label"),
         ({"train": "text,label\n", "test": "text,label\nw1,0"}, "empty"),
         ({"train": "text,label\nw1,0\nw2,", "test": "text,label\nw1,0"}, "has in row 1 the label None: it must be"),

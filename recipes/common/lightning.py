@@ -100,7 +100,7 @@ def checkpoints(folder: Path) -> list[Path]:
 class Saving(pl.Callback):
     """Saves each `every` steps, ends with a checkpoint on Ctrl-C and SIGTERM, and has the last step validated.
 
-    Where a step is validated, it is saved after that: Lightning takes up a checkpoint from before as if it had been.
+    A step that is validated is saved after that: Lightning takes up a checkpoint from before it as if it had been done.
     """
 
     def __init__(self, folder: Path, every: int, validated: int):

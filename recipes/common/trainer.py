@@ -70,7 +70,7 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
 
     made = HfArgumentParser(kinds, prog=recipe, description=description.split("\n")[0])
     made.error = fail
-    short = {"dest": "per_device_train_batch_size", "help": "the same, by a shorter name"}
+    short = {"dest": "per_device_train_batch_size", "help": "--per-device-train-batch-size, by a shorter name"}
     made.add_argument("--batch-size", "--batch_size", type=int, **short)
     made.set_defaults(output_dir=None, dataloader_pin_memory=torch.cuda.is_available(), **{**DEFAULTS, **defaults})
     argv = with_config(made, argv)
