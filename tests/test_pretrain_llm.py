@@ -145,7 +145,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     process.send_signal(signal.SIGTERM)
     assert processes.wait(process, 60) == 128 + signal.SIGTERM
     said = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    assert said.startswith("saved; go on with: python -m recipes.pretrain_llm ")
+    assert said.startswith(f"saved; go on with: {sys.executable} -m recipes.pretrain_llm ")
     again = shlex.split(said.split("recipes.pretrain_llm ")[1])
     assert again == [*arguments, "--resume"]
     (saved,) = accelerated.checkpoints(out / "greedy")

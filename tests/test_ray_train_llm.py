@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -108,7 +109,7 @@ def test_stopped_then_killed_with_all_of_ray(undisturbed, parts, tmp_path):
     run.reach(8)
     run.process.send_signal(signal.SIGTERM)
     run.end(128 + signal.SIGTERM)
-    assert "saved; go on with: python -m recipes.ray_train_llm " in run.errors.read_text()
+    assert f"saved; go on with: {sys.executable} -m recipes.ray_train_llm " in run.errors.read_text()
     run = Launched([*flags(parts, out), "--resume"], out)
     run.reach(22)
     kill_tree(run.process.pid)
