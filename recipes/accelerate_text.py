@@ -1,9 +1,12 @@
-"""Classify film reviews with Accelerate, the learning rate following the loss.
+"""Classify texts, as film reviews, with Accelerate, the learning rate following the loss.
 
     python -m recipes.accelerate_text                                # MiniLM on reviews, split by film
     python -m recipes.accelerate_text --compare greedy cosine linear
+    python -m recipes.accelerate_text --dataset train.csv --model my-encoder
     torchrun --nproc-per-node 2 -m recipes.accelerate_text           # two GPUs, or two CPU processes
 
+A dataset is a hub id, a folder or a json, jsonl, csv or parquet file, with the columns `text` and `label` (numbers or
+names) in a split `train`. It is validated on the split `test`, or where there is none on rows held out of `train`.
 Saves each --save-steps into --output-dir/SCHEDULE; Ctrl-C and SIGTERM save too, and --resume goes on with the same
 learning rates and the same rows. Writes metrics.json and loss_and_lr.png into --output-dir.
 """
@@ -13,44 +16,74 @@ from __future__ import annotations
 import time
 
 from recipes.common.accelerated import Order, add_decisions, make_accelerator, make_scheduler, resumed, save
-from recipes.common.chat import check_length
+from recipes.common.data import check_length, load, split_rows
 from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
 from recipes.common.offline import RecipeError, minilm, reviews
 from recipes.common.report import Run, peak_memory_gib
 from recipes.common.stop import StopOnSignal, Stopped
 
 MINILM = "minilm"
+REVIEWS = "reviews"
 
 
-def load_model(args):
+def load_model(args, labels: int):
+    """With a head for that many labels, a new one if the model has none for them."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     path = minilm() if args.model == MINILM else args.model
     with loading("model", args.model):
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=2)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=labels, ignore_mismatched_sizes=True
+        )
     check_length(args.max_length, model.config)
     return model, tokenizer
 
 
 def load_data(args):
-    """Train and test rows of `text` and `label`."""
-    if args.dataset == "reviews":
-        return reviews()
-    from datasets import load_dataset
+    """Rows of `text` and `label` to train on, and to validate on; labels are numbered from 0, all are in the first."""
+    from datasets import Dataset
 
-    with loading("dataset", args.dataset):
-        parts = load_dataset(args.dataset)
-    for part in ("train", "test"):
-        if part not in parts:
-            raise RecipeError(f"dataset {args.dataset!r} has no split {part!r}, only: {', '.join(parts)}")
-        if not len(parts[part]):
-            raise RecipeError(f"dataset {args.dataset!r} has an empty split {part!r}: give one that has rows")
-        if missing := {"text", "label"} - set(parts[part].column_names):
-            raise RecipeError(
-                f"dataset {args.dataset!r} has no column {min(missing)!r}, only: {', '.join(parts[part].column_names)}"
-            )
-    return [parts["train"], parts["test"]]
+    if args.dataset == REVIEWS:
+        return reviews()
+    parts = load(args.dataset, None)
+    if "train" not in parts:
+        raise RecipeError(f"dataset {args.dataset!r} has no split 'train', only: {', '.join(parts)}")
+    for part in ("train", "test") if "test" in parts else ("train",):
+        check_rows(parts[part], f"dataset {args.dataset!r}, split {part!r},")
+    if "test" not in parts:
+        parts = split_rows(parts["train"], args.validation_rows, args.seed, args.dataset)
+    labels = sorted(parts["train"].unique("label"))
+    if len(labels) < 2:
+        raise RecipeError(f"dataset {args.dataset!r} has one label only, {labels[0]!r}: give one with two or more")
+    if unknown := set(parts["test"].unique("label")) - set(labels):
+        raise RecipeError(f"dataset {args.dataset!r} has in 'test' the label {min(unknown)!r}, which 'train' has not")
+    number = {label: i for i, label in enumerate(labels)}
+    return [
+        Dataset.from_dict({"text": parts[part]["text"], "label": [number[label] for label in parts[part]["label"]]})
+        for part in ("train", "test")
+    ]
+
+
+def check_rows(rows, what: str) -> None:
+    """That there are some, each with a text and a label."""
+    if not len(rows):
+        raise RecipeError(f"{what} is empty: give one that has rows")
+    for column, is_one, wanted in (("text", is_text, "text"), ("label", is_label, "a name or a whole number")):
+        if column not in rows.column_names:
+            raise RecipeError(f"{what} has no column {column!r}, only: {', '.join(rows.column_names)}")
+        for i, value in enumerate(rows[column]):
+            if not is_one(value):
+                raise RecipeError(f"{what} has in row {i} the {column} {value!r}: it must be {wanted}")
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str)
+
+
+def is_label(value) -> bool:
+    """In a csv file of which one label is missing, all the others are floats."""
+    return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
 
 
 def tokenize(args, data, tokenizer):
@@ -72,7 +105,7 @@ def train(schedule: str, args, data) -> Run:
     accelerator = make_accelerator()
     folder, batch = args.output_dir / schedule, args.batch_size * accelerator.num_processes
     set_seed(args.seed)
-    model, tokenizer = load_model(args)
+    model, tokenizer = load_model(args, len(data[0].unique("label")))
     rows, validation_rows = tokenize(args, data, tokenizer)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=args.learning_rate))
     scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, folder, args.max_steps))
@@ -130,9 +163,11 @@ def train(schedule: str, args, data) -> Run:
 
 
 def parse_flags(argv: list[str] | None = None):
-    defaults = {"model": MINILM, "dataset": "reviews", "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
+    defaults = {"model": MINILM, "dataset": REVIEWS, "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
     made = parser("accelerate_text", __doc__, **defaults)
-    made.add_argument("--validation-rows", type=int, default=500, help="of the test split (default: %(default)s)")
+    made.add_argument(
+        "--validation-rows", type=int, default=500, help="of the test split, or held out (default: %(default)s)"
+    )
     made.add_argument("--max-length", type=int, default=64, help="tokens of a row that are used (default: %(default)s)")
     made.add_argument("--save-steps", type=int, default=60, help="steps between checkpoints (default: %(default)s)")
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length"))

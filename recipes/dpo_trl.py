@@ -16,7 +16,8 @@ That teaches a model to answer what was said, and says nothing about people's pr
 from __future__ import annotations
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_template, load_rows, split_rows
+from recipes.common.chat import check_rows, load_rows
+from recipes.common.data import split_rows
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run
@@ -39,14 +40,15 @@ def parse_flags(argv: list[str] | None = None):
 def load_data(recipe: common.RecipeArguments, tokenizer):
     """`train` and `test` of pairs."""
     rows = load_rows(recipe.dataset, recipe.split, recipe.rows, columns=("chosen", "messages"))
-    check_template(rows, tokenizer, recipe.model, recipe.dataset)
     if "chosen" in rows.column_names:
         if "rejected" not in rows.column_names:
-            raise RecipeError(f"dataset {recipe.dataset!r} has a column 'chosen' and no 'rejected'")
+            raise RecipeError(f"dataset {recipe.dataset!r} has a column 'chosen' and no 'rejected': give it both")
+        check_rows(rows, ("chosen", "rejected"), tokenizer.chat_template, recipe)
     else:
+        check_rows(rows, ("messages",), tokenizer.chat_template, recipe)
         rows = shuffled_pairs(rows, recipe.seed)
         print("pairs: the real reply is chosen over another chat's reply, drawn by shuffling")
-    return split_rows(rows, recipe.validation_rows, recipe.seed, recipe.dataset)
+    return split_rows(rows, recipe.validation_rows, recipe.seed, recipe.dataset, "pairs of replies")
 
 
 def shuffled_pairs(rows, seed: int):
@@ -58,6 +60,8 @@ def shuffled_pairs(rows, seed: int):
         reply = next((i for i, message in enumerate(messages) if message["role"] == "assistant"), 0)
         if reply:
             pairs.append({"prompt": messages[:reply], "chosen": [messages[reply]]})
+    if not pairs:
+        return rows.select([])
     pairs = Dataset.from_list(pairs).shuffle(seed=seed)
     others = pairs["chosen"][1:] + pairs["chosen"][:1]  # after the shuffle, the next one is any other
     pairs = pairs.add_column("rejected", others)

@@ -22,11 +22,11 @@ from transformers import DataCollatorForSeq2Seq
 
 from recipes.common import lightning as common
 from recipes.common.chat import load_tokens
-from recipes.common.flags import finish, parse, parser, run, run_all
-from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError
+from recipes.common.flags import check_at_least, check_at_least_one, finish, parse, parser, run, run_all
+from recipes.common.llm import load_model
+from recipes.common.offline import CHITCHAT, SMOLLM2
 from recipes.common.report import Run
 from recipes.common.trainer import load_tokenizer
-from recipes.finetune_llm import load_model
 
 PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}  # of the arithmetic, by --dtype
 
@@ -47,10 +47,11 @@ def parse_flags(argv: list[str] | None = None):
         ("--num-nodes", 1, "nodes"),
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
-    made.add_argument("--dtype", default="float32", help="of the weights: float32, bfloat16 or float64")
+    made.add_argument("--dtype", choices=PRECISION, default="float32", help="of the weights (default: %(default)s)")
     args = parse(made, argv, same=("max_steps", "learning_rate"))
-    if args.devices < 1 or args.num_nodes < 1:
-        raise RecipeError(f"--devices {args.devices} and --num-nodes {args.num_nodes}: at least 1 of each")
+    check_at_least_one(args, "max_steps", "batch_size", "save_steps", "devices", "num_nodes")
+    check_at_least_one(args, "validation_rows", "max_length", "lora_r", "lora_alpha")
+    check_at_least(0, args, "rows", "warmup_steps")
     return args
 
 
@@ -108,13 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
     tokenizer = load_tokenizer(args)
     data = load_tokens(args, tokenizer, args.max_length)
-    world = args.devices * args.num_nodes
-    for part, rows, least in (
-        ("train", len(data["train"]), world * args.batch_size),
-        ("test", len(data["test"]), world),
-    ):
-        if rows < least:
-            raise RecipeError(f"{part}: {rows} rows of {args.dataset!r} do not fill one step of {least}: use more rows")
+    common.check_rows(args, (data["train"], data["test"]), args.devices * args.num_nodes)
     finish(run_all(args, lambda schedule: train(schedule, args, tokenizer, data)), args)
 
 

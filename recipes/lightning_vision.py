@@ -16,8 +16,10 @@ from torch import nn
 
 from recipes.common import lightning as common
 from recipes.common.flags import check_at_least_one, finish, parse, parser, run, run_all
-from recipes.common.offline import images
+from recipes.common.offline import RecipeError, images
 from recipes.common.report import Run
+
+CNN = "cnn"
 
 
 class Module(common.Module):
@@ -59,18 +61,21 @@ def train(schedule: str, args, data) -> Run:
 
 
 def parse_flags(argv: list[str] | None = None):
-    defaults = {"model": "cnn", "dataset": "auto", "max_steps": 1500, "learning_rate": 0.01, "batch_size": 64}
+    defaults = {"model": CNN, "dataset": "auto", "max_steps": 1500, "learning_rate": 0.01, "batch_size": 64}
     made = parser("lightning_vision", __doc__, **defaults)
     made.add_argument("--devices", type=int, default=1, help="processes, or GPUs (default: %(default)s)")
     made.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size"))
     check_at_least_one(args, "max_steps", "batch_size", "devices", "save_steps")
+    if args.model != CNN:
+        raise RecipeError(f"--model {args.model!r} is unknown: this recipe has {CNN!r} only")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
     data = images(args.dataset)
+    common.check_rows(args, data, args.devices)
     finish(run_all(args, lambda schedule: train(schedule, args, data)), args)
 
 

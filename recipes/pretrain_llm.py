@@ -19,7 +19,6 @@ import argparse
 import os
 import statistics
 import time
-from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -34,7 +33,18 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from recipes.common.accelerated import Order, add_decisions, make_accelerator, make_scheduler, resumed, save
-from recipes.common.flags import agreed, check_at_least_one, finish, loading, parse, parser, run, run_all
+from recipes.common.data import check_length, load
+from recipes.common.flags import (
+    agreed,
+    check_at_least,
+    check_at_least_one,
+    finish,
+    loading,
+    parse,
+    parser,
+    run,
+    run_all,
+)
 from recipes.common.offline import GPT2_BPE, PYTHON_DOCS, RecipeError, gpt2_bpe, python_docs
 from recipes.common.report import Run, peak_memory_gib
 from recipes.common.stop import StopOnSignal, Stopped
@@ -46,7 +56,6 @@ VALIDATION_SHARE = 0.05  # of the documents
 BOOLEAN = argparse.BooleanOptionalAction
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 STREAM_VALIDATION = 500  # documents, at the start of a stream
-FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # dense bf16, from the data sheets; for any other device or precision a matrix product is timed instead
 PEAK_TFLOPS = {"H100": 989, "H200": 989, "B200": 2250, "A100": 312, "L40S": 362, "L4": 121}
 
@@ -91,9 +100,7 @@ def load_config(args):
                 f"--tokenizer {name!r} has {len(tokenizer)} tokens, --model {args.model!r} has {config.vocab_size}:"
                 " use the model's own"
             )
-    limit = getattr(config, "max_position_embeddings", args.max_length)
-    if args.max_length > limit:
-        raise RecipeError(f"--max-length {args.max_length} is beyond the model's limit of {limit} tokens")
+    check_length(args.max_length, config)
     config.use_cache = False
     return tokenizer, config
 
@@ -150,23 +157,14 @@ class Sharded:
 
 def load_documents(args):
     """Rows with --column, as a `Dataset`, or an `IterableDataset` with --streaming."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
-    path = Path(args.dataset)
+    if args.dataset == PYTHON_DOCS:
+        rows = python_docs()
+    else:
+        more = {"sample_by": "paragraph"} if args.dataset.endswith(".txt") else {}
+        rows = load(args.dataset, args.split, args.subset, streaming=args.streaming, **more)
+    if args.streaming and hasattr(rows, "to_iterable_dataset"):
+        rows = rows.to_iterable_dataset()
     with loading("dataset", args.dataset):
-        if args.dataset == PYTHON_DOCS:
-            rows = python_docs()
-        elif path.is_file() and path.suffix in FILES:
-            kind = FILES[path.suffix]
-            more = {"sample_by": "paragraph"} if kind == "text" else {}
-            rows = load_dataset(kind, data_files=str(path), split="train", streaming=args.streaming, **more)
-        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            rows = load_from_disk(str(path))
-            rows = rows[args.split] if isinstance(rows, DatasetDict) else rows
-        else:
-            rows = load_dataset(args.dataset, args.subset, split=args.split, streaming=args.streaming)
-        if args.streaming and hasattr(rows, "to_iterable_dataset"):
-            rows = rows.to_iterable_dataset()
         columns = rows.column_names or list(next(iter(rows), {}))
     if columns and args.column not in columns:
         raise RecipeError(f"dataset {args.dataset!r} has no column {args.column!r}, only: {', '.join(columns)}")
@@ -388,7 +386,8 @@ def parse_flags(argv: list[str] | None = None):
     add("--log-steps", type=int, default=1, help="steps between readings of the loss, which wait for the device")
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length", "width", "layers"))
     counts = ("max_steps", "batch_size", "max_length", "validation_rows", "gradient_accumulation_steps", "log_steps")
-    check_at_least_one(args, *counts)
+    check_at_least_one(args, *counts, "width", "layers")
+    check_at_least(0, args, "save_steps")
     if args.batch_size % args.gradient_accumulation_steps:
         raise RecipeError(
             f"--batch-size {args.batch_size} does not part into --gradient-accumulation-steps"

@@ -5,10 +5,10 @@
     python -m recipes.ray_train_llm --model smollm2-135m --learning-rate 2e-4 --max-steps 40           # LoRA
     RAY_ADDRESS=auto python -m recipes.ray_train_llm --workers 16 --output-dir /shared/run ...        # on a Ray cluster
 
-The training function is the one of `finetune_llm`, on each worker. Ray keeps its checkpoints in --output-dir, which all
-nodes of a cluster must see. When a worker dies, Ray starts the workers anew from the last checkpoint (up to
---max-failures times), and the LRs are those of a run in which nothing had happened; after Ctrl-C, or the end of Ray
-itself, `--resume` goes on. Every field of transformers' `TrainingArguments` is a flag.
+Model, data and Trainer are those of `finetune_llm`, on each worker; only the default model is made here. Ray keeps its
+checkpoints in --output-dir, which all nodes of a cluster must see. When a worker dies, Ray starts the workers anew from
+the last checkpoint (up to --max-failures times), and the LRs are those of a run in which nothing had happened; after
+Ctrl-C, or the end of Ray itself, `--resume` goes on. Every field of transformers' `TrainingArguments` is a flag.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from pathlib import Path
 # no reports to its makers, paths stay what they are, and `print` what it is
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_CHDIR_TO_TRIAL_DIR="0", RAY_TRAIN_ENABLE_PRINT_PATCH="0")
 
-from recipes import finetune_llm
+from recipes.common import llm
 from recipes.common import trainer as common
-from recipes.common.chat import check_length, load_tokens
-from recipes.common.flags import finish, loading, run, run_all, write
+from recipes.common.data import check_length
+from recipes.common.flags import check_at_least_one, finish, loading, run, run_all, write
 from recipes.common.offline import SMOLLM2, RecipeError
 from recipes.common.report import Run
 from recipes.common.stop import StopOnSignal, Stopped
@@ -37,17 +37,22 @@ CONTEXT = 512  # tokens, of the small model
 
 
 @dataclass
-class RecipeArguments(finetune_llm.RecipeArguments):
+class RecipeArguments(llm.RecipeArguments):
     model: str = field(default=SMALL, metadata={"help": "hub id or folder for LoRA; the default is made from scratch"})
     workers: int = field(default=2, metadata={"help": "processes, each with a GPU where there are some"})
     max_failures: int = field(default=3, metadata={"help": "how often to recover from the death of a worker"})
 
 
 def parse_flags(argv: list[str] | None = None):
-    from transformers import TrainingArguments
-
-    kinds = (RecipeArguments, TrainingArguments)
-    return common.parse_trainer("ray_train_llm", __doc__, kinds, argv, learning_rate=2e-3, max_steps=200)
+    more = {"learning_rate": 2e-3, "max_steps": 200}
+    recipe, args = llm.parse_flags("ray_train_llm", __doc__, RecipeArguments, argv, **more)
+    check_at_least_one(recipe, "workers")
+    if recipe.model == SMALL:
+        for name in ("qlora", "lora_r", "lora_alpha", "dtype"):
+            if getattr(recipe, name) != getattr(RecipeArguments, name):
+                flag = "--" + name.replace("_", "-")
+                raise RecipeError(f"{flag} goes with a --model to load: {SMALL!r} is trained whole, in float32")
+    return recipe, args
 
 
 def load_tokenizer(recipe: RecipeArguments):
@@ -56,7 +61,7 @@ def load_tokenizer(recipe: RecipeArguments):
 
 def load_model(recipe: RecipeArguments, args, tokenizer):
     if recipe.model != SMALL:
-        return finetune_llm.load_model(recipe, args)
+        return llm.load_model(recipe, args)
     from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
     set_seed(args.seed)
@@ -78,9 +83,7 @@ def check(recipe: RecipeArguments) -> None:
     """What is wrong with model or data is said here, in one line: a worker would fail, and be started again."""
     from transformers import AutoConfig, LlamaConfig
 
-    if recipe.workers < 1:
-        raise RecipeError(f"--workers {recipe.workers}: at least 1 must train")
-    load_tokens(recipe, load_tokenizer(recipe), recipe.max_length)
+    llm.load_data(recipe, load_tokenizer(recipe))
     with loading("model", recipe.model):
         small = recipe.model == SMALL
         config = (
@@ -109,7 +112,6 @@ def train_on_worker(config: dict) -> Run | None:
     import ray.train
     import torch
     from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
-    from transformers import DataCollatorForSeq2Seq, Trainer
 
     from greedylr_integrations.transformers import GreedyLRCallback
 
@@ -123,7 +125,7 @@ def train_on_worker(config: dict) -> Run | None:
             file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
         callbacks.append(GreedyLRCallback(history_file=str(file)))
     tokenizer = load_tokenizer(recipe)
-    data = load_tokens(recipe, tokenizer, recipe.max_length)
+    data = llm.load_data(recipe, tokenizer)
     # a folder for each worker: Ray merges what each finds in its own, so that none takes a file that is half written
     with tempfile.TemporaryDirectory() as scratch, checkpoint.as_directory() if checkpoint else nullcontext() as saved:
         main, use_cpu = ray.train.get_context().get_world_rank() == 0, not torch.cuda.is_available()
@@ -131,14 +133,7 @@ def train_on_worker(config: dict) -> Run | None:
         args = dataclasses.replace(
             args, output_dir=scratch, use_cpu=use_cpu, disable_tqdm=args.disable_tqdm or not main
         )
-        trainer = Trainer(
-            load_model(recipe, args, tokenizer),
-            args,
-            train_dataset=data["train"],
-            eval_dataset=data["test"],
-            data_collator=DataCollatorForSeq2Seq(tokenizer, padding="longest"),
-            callbacks=callbacks,
-        )
+        trainer = llm.make_trainer(load_model(recipe, args, tokenizer), args, tokenizer, data, callbacks)
         try:
             return common.train(
                 prepare_trainer(trainer),

@@ -18,7 +18,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from recipes.common import trainer as common
-from recipes.common.chat import check_template, load_rows, split_rows
+from recipes.common.chat import check_rows, has_reply, load_rows
+from recipes.common.data import split_rows
 from recipes.common.flags import finish, run, run_all
 from recipes.common.offline import SMOLLM2, RecipeError
 from recipes.common.report import Run
@@ -44,11 +45,14 @@ def parse_flags(argv: list[str] | None = None):
 
 def load_data(recipe: common.RecipeArguments, args, tokenizer):
     rows = load_rows(recipe.dataset, recipe.split, recipe.rows)
-    check_template(rows, tokenizer, recipe.model, recipe.dataset)
     column = "messages" if "messages" in rows.column_names else "text"
+    check_rows(rows, (column,), args.chat_template_path or tokenizer.chat_template, recipe)
+    rows, what = rows.select_columns(column), "rows"
     if column == "text":
         args.assistant_only_loss = False
-    return split_rows(rows.select_columns(column), recipe.validation_rows, recipe.seed, recipe.dataset)
+    elif args.assistant_only_loss:  # TRL refuses data that has any other
+        rows, what = rows.filter(has_reply), "chats with a reply"
+    return split_rows(rows, recipe.validation_rows, recipe.seed, recipe.dataset, what)
 
 
 def check_marks(recipe: common.RecipeArguments, args, tokenizer) -> None:

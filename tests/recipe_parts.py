@@ -23,7 +23,18 @@ WRONG = [  # flags of every recipe on chats, and what it says of them
     ({"dataset": "missing.jsonl"}, "cannot be loaded"),
     ({"model": "nothing"}, "cannot be loaded"),
     ({"model": "no-template"}, "has no chat template"),
+    ({"dataset": "strings.jsonl"}, "has in row 0 messages 'w1 w2': make it a list of {role, content}"),
+    ({"dataset": "no-role.jsonl"}, "has in row 0 messages \"[{'from': 'user'}]\": make it a list of {role, content}"),
+    ({"dataset": "no-reply.jsonl"}, "has 0 rows with a reply within --max-length 48, and 4 are kept"),
+    ({"dataset": "no-text.jsonl"}, "has in row 1 text 'None': make it text"),
     ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
+    ({"output_dir": "/dev/null/x"}, "--output-dir /dev/null/x: /dev/null is no folder to write into: choose another"),
+    ({"learning_rate": -1}, "--learning-rate -1.0 is not allowed: it must be above 0"),
+    ({"batch_size": 0}, "batch-size 0 is not allowed: it must be at least 1"),
+    ({"validation_rows": 0}, "--validation-rows 0 is not allowed: it must be at least 1"),
+    ({"max_length": 0}, "--max-length 0 is not allowed: it must be at least 1"),
+    ({"lora_r": 0}, "--lora-r 0 is not allowed: it must be at least 1"),
+    ({"rows": -3}, "--rows -3 is not allowed: it must be at least 0"),
     ({"schedule": "cosin"}, "schedule 'cosin' is unknown: choose from greedy, linear, cosine, wsd, constant"),
 ]
 
@@ -48,6 +59,16 @@ def make(out):
     ]
     (out / "chats.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (out / "plain.txt").write_text("\n".join(" ".join(words[:9]) for _ in range(40)))
+    pairs = [{"chosen": row["messages"][:2], "rejected": row["messages"][2:]} for row in rows]
+    for name, bad in {
+        "pairs": pairs,
+        "strings": [{"messages": "w1 w2"}],
+        "no-role": [{"messages": [{"from": "user"}]}],
+        "no-reply": [{"messages": row["messages"][:1]} for row in rows],
+        "no-text": [{"text": "w1"}, {"text": None}],
+        "no-rejected": [*pairs, {"chosen": pairs[0]["chosen"], "rejected": None}],
+    }.items():
+        (out / f"{name}.jsonl").write_text("\n".join(map(json.dumps, bad)))
     (out / "other.csv").write_text("a,b\n1,2\n")
     (out / "empty.csv").write_text("messages\n")
     return out

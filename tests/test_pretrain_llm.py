@@ -145,7 +145,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     process.send_signal(signal.SIGTERM)
     assert processes.wait(process, 60) == 128 + signal.SIGTERM
     said = (tmp_path / "log").read_text().strip().splitlines()[-1]
-    assert said.startswith("saved; go on with: python -m recipes.pretrain_llm ")
+    assert said.startswith(f"saved; go on with: {sys.executable} -m recipes.pretrain_llm ")
     again = shlex.split(said.split("recipes.pretrain_llm ")[1])
     assert again == [*arguments, "--resume"]
     (saved,) = accelerated.checkpoints(out / "greedy")
@@ -222,6 +222,8 @@ def test_two_processes_are_killed_and_resumed(parts, tmp_path, more):
         ({"width": 64}, "--width and --layers go with a size"),
         ({"gradient-accumulation-steps": 3}, "--batch-size 4 does not part into --gradient-accumulation-steps 3"),
         ({"max-steps": 0}, "--max-steps 0 is not allowed: it must be at least 1"),
+        ({"save-steps": -1}, "--save-steps -1 is not allowed: it must be at least 0"),
+        ({"width": 0}, "--width 0 is not allowed: it must be at least 1"),
         ({"fsdp": None}, "--fsdp needs processes to shard over"),
     ],
 )

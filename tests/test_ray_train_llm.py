@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import psutil
@@ -15,14 +16,11 @@ import recipe_parts
 from recipe_parts import assert_same, runs_of
 
 from greedylr_integrations import history
-from recipes import ray_train_llm
+from recipes import finetune_llm, ray_train_llm
 from recipes.common.offline import RecipeError
 
 STEPS = 40
 ENVIRONMENT = {**os.environ, **ON_CPU, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-
-
-pytestmark = pytest.mark.slow  # minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +66,7 @@ def undisturbed(parts, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_two_workers_are_one_run(undisturbed):
     (run,) = runs_of(undisturbed)
     assert [step for step, _ in run["train_loss"]] == list(range(1, STEPS + 1))
@@ -78,6 +77,17 @@ def test_two_workers_are_one_run(undisturbed):
     assert {"rng_state_0.pth", "rng_state_1.pth"} < {file.name for file in checkpoint.iterdir()}  # DDP, not two runs
 
 
+@pytest.mark.slow
+def test_one_worker_is_a_run_of_finetune_llm(parts, tmp_path):
+    """With rows packed and every weight trained too."""
+    more = {"packing": True, "full": True, "max_steps": 12, "dtype": "float64"}
+    given = [recipe_parts.flags(parts, tmp_path / name, **more) for name in ("ray", "alone")]
+    Launched([*given[0], "--workers", "1"], tmp_path / "ray").end()
+    finetune_llm.main(given[1])
+    assert_same(*runs_of(tmp_path / "ray"), *runs_of(tmp_path / "alone"))
+
+
+@pytest.mark.slow
 def test_a_killed_worker(undisturbed, parts, tmp_path):
     out = tmp_path / "disturbed"
     run = Launched(flags(parts, out), out)
@@ -99,7 +109,7 @@ def test_stopped_then_killed_with_all_of_ray(undisturbed, parts, tmp_path):
     run.reach(8)
     run.process.send_signal(signal.SIGTERM)
     run.end(128 + signal.SIGTERM)
-    assert "saved; go on with: python -m recipes.ray_train_llm " in run.errors.read_text()
+    assert f"saved; go on with: {sys.executable} -m recipes.ray_train_llm " in run.errors.read_text()
     run = Launched([*flags(parts, out), "--resume"], out)
     run.reach(22)
     kill_tree(run.process.pid)
@@ -114,7 +124,10 @@ def test_stopped_then_killed_with_all_of_ray(undisturbed, parts, tmp_path):
     [
         *recipe_parts.WRONG,
         ({"resume": True}, "has no checkpoint of a run to resume"),
-        ({"workers": 0}, "--workers 0: at least 1"),
+        ({"workers": 0}, "--workers 0 is not allowed: it must be at least 1"),
+        ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
+        ({"packing": True, "rows": 5, "max_length": 64}, "do not fill one block of --max-length 64 tokens"),
+        ({"dtype": "int8"}, "argument --dtype: invalid choice: 'int8' (choose from "),
     ],
 )
 def test_wrong_input_is_one_line(parts, tmp_path, more, says):
@@ -123,6 +136,13 @@ def test_wrong_input_is_one_line(parts, tmp_path, more, says):
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", [["--qlora"], ["--lora-r", "4"], ["--lora-alpha", "4"], ["--dtype", "bfloat16"]])
+def test_the_small_model_is_trained_whole(tmp_path, flag):
+    ray_train_llm.parse_flags(["--full", "--output-dir", str(tmp_path / "out")])
+    with pytest.raises(RecipeError, match=f"{flag[0]} goes with a --model to load: 'small' is trained whole"):
+        ray_train_llm.parse_flags([*flag, "--output-dir", str(tmp_path / "out")])
 
 
 def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):

@@ -15,7 +15,7 @@ from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
 from recipes import finetune_llm
-from recipes.common import chat, offline, report, schedules, trainer
+from recipes.common import chat, llm, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
 from recipes.common.flags import run_all
 from recipes.common.offline import RecipeError
@@ -56,6 +56,15 @@ def test_plain_text(parts, tmp_path):
     assert run["train_loss"][-1][1] < run["train_loss"][0][1]
 
 
+@pytest.mark.parametrize("more", [{"logging_steps": 10}, {"logging_strategy": "no"}])
+def test_the_last_step_is_logged_always(parts, tmp_path, capsys, more):
+    finetune_llm.main(flags(parts, tmp_path, plot=False, **more))
+    (run,) = runs_of(tmp_path)
+    assert [step for step, _ in run["train_loss"]] == ([10, 20, 24] if "logging_steps" in more else [24])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ greedy"))
+    assert row.split("│")[5].strip() == "24"
+
+
 def test_the_loss_counts_the_replies_only():
     tokenizer = tiny.tokenizer()
     messages = [
@@ -93,6 +102,8 @@ def test_epochs_in_place_of_steps(parts, tmp_path):
     words = ["--output-dir", str(tmp_path)]
     _, args = finetune_llm.parse_flags([*words, "--num-train-epochs", "3", "--eval-strategy", "no"])
     assert (args.max_steps, args.num_train_epochs, args.eval_strategy.value) == (-1, 3, "no")
+    _, args = finetune_llm.parse_flags([*words, "--save-steps", "0", "--eval-steps", "0"])  # transformers' own rules
+    assert (args.save_steps, args.eval_steps) == (0, 1)
     _, args = finetune_llm.parse_flags(words)
     assert (args.max_steps, args.eval_steps, args.eval_strategy.value) == (80, 0.25, "steps")
 
@@ -314,10 +325,15 @@ def test_lora_on_4_bits(parts, tmp_path):
     ("more", "says"),
     [
         *recipe_parts.WRONG,
-        ({"validation_rows": 40}, "has 40 usable rows, and 40 are kept for validation"),
-        ({"dtype": "int8"}, "--dtype 'int8' is unknown: choose float32, bfloat16 or float64"),
+        ({"validation_rows": 40}, "has 40 rows with a reply within --max-length 48, and 40 are kept for validation"),
+        ({"dtype": "int8"}, "argument --dtype: invalid choice: 'int8' (choose from "),
         ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
+        ({"packing": True, "rows": 5, "max_length": 64}, "do not fill one block of --max-length 64 tokens"),
         ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),
+        ({"max_steps": 0}, "--max-steps 0 and --num-train-epochs 3.0 train nothing: make one of them more than 0"),
+        ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps 0 is not allowed: it must be at least 1"),
+        ({"per_device_eval_batch_size": 0}, "--per-device-eval-batch-size 0 is not allowed: it must be at least 1"),
+        ({"logging_steps": 0}, "non-zero --logging_steps"),
         ({"max_stepz": 3}, "'--max-stepz' is no flag of finetune_llm"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
         ({"eval_strategy": "sometimes"}, "sometimes"),
@@ -342,7 +358,7 @@ def test_checkpoints_of_another_run_are_left_alone(parts, tmp_path):
 
 def test_a_full_disk_is_one_line(parts, tmp_path, capsys, monkeypatch):
     words = flags(parts, tmp_path, schedule="linear", save_steps=2, eval_strategy="no", full=True)
-    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, finetune_llm, words, finetune_llm, "load_tokens")
+    recipe_parts.assert_full_disk_is_one_line(monkeypatch, capsys, finetune_llm, words, llm, "load_data")
 
 
 # ---- what all recipes share ----
@@ -364,14 +380,24 @@ def test_every_config_fits_its_recipe(file):
     assert any("memory" in line for line in header)
 
 
+@pytest.mark.parametrize("name", ["batch-size", "batch_size", "per-device-train-batch-size"])
+@pytest.mark.parametrize("flag", ["--batch-size", "--per_device_train_batch_size"])
+def test_the_command_line_wins_by_either_name(tmp_path, name, flag):
+    (tmp_path / "a.yaml").write_text(f"{name}: 3\n")
+    words = ["--config", str(tmp_path / "a.yaml"), "--output-dir", str(tmp_path / "out")]
+    for more, size in (([], 3), ([flag, "8"], 8)):
+        _, args = finetune_llm.parse_flags([*words, *more])
+        assert args.per_device_train_batch_size == size
+
+
 def plain(file, *words):
-    made = common_flags.parser("some_recipe", "Text.", max_steps=10)
+    made = common_flags.parser("some_recipe", "Text.", max_steps=10, learning_rate=0.1)
     return common_flags.parse(made, ["--config", str(file), *words])
 
 
 def test_flags_in_a_file(tmp_path):
     file = tmp_path / "a.yaml"
-    file.write_text("max-steps: 7\nlearning-rate: 2e-4\nplot: false\ncompare: [greedy, wsd]\nresume: false\n")
+    file.write_text("max_steps: 7\nlearning-rate: 2e-4\nplot: false\ncompare: [greedy, wsd]\nresume: false\n")
     args = plain(file, "--learning-rate", "0.5")
     assert (args.max_steps, args.learning_rate, args.plot, args.resume) == (7, 0.5, False, False)
     assert args.schedules == ["greedy", "wsd"]
@@ -514,7 +540,7 @@ LIGHTNINGS_WARNINGS = pytest.mark.filterwarnings(
 )
 MIDDLE = {
     "accelerate_text": ["--max-steps", "200", "--batch-size", "8", "--save-steps", "20", "--validation-rows", "50"],
-    "lightning_vision": ["--dataset", "digits", "--max-steps", "240", "--save-steps", "20"],
+    "lightning_vision": ["--dataset", "digits", "--max-steps", "250", "--save-steps", "20"],
 }
 
 
@@ -544,6 +570,7 @@ def test_the_others_are_killed_twice_and_resumed(tmp_path, name):
     (resumed,), (whole,) = runs_of(out), runs_of(tmp_path / "whole")
     assert len({lr for _, lr in whole["learning_rate"]}) > 10
     assert whole["validation_loss"][-1][1] < whole["validation_loss"][0][1]
+    assert whole["validation_loss"][-1][0] == whole["train_loss"][-1][0]  # 250 do not part into four
     assert_same(resumed, whole)
 
 
@@ -576,16 +603,20 @@ def test_two_processes_train_one_run(tmp_path, name):
         ("accelerate_text", {"dataset": "nobody/nothing"}, "dataset 'nobody/nothing' cannot be loaded"),
         ("accelerate_text", {"max-length": "65"}, "is beyond the model's limit of 64 tokens"),
         ("accelerate_text", {"schedule": "cosin"}, "schedule 'cosin' is unknown"),
+        ("accelerate_text", {"output-dir": "/dev/null/x"}, "/dev/null is no folder to write into: choose another"),
         ("accelerate_text", {"save-steps": "0"}, "--save-steps 0 is not allowed: it must be at least 1"),
         ("lightning_vision", {"dataset": "imagenet"}, "is unknown: choose from auto, fashion-mnist, digits"),
+        ("lightning_vision", {"model": "resnet50"}, "--model 'resnet50' is unknown: this recipe has 'cnn' only"),
+        ("lightning_vision", {"batch-size": "2000"}, "train: 1400 rows of 'digits' do not fill one step of 2000"),
         ("lightning_vision", {"devices": "0"}, "--devices 0 is not allowed: it must be at least 1"),
     ],
 )
 def test_wrong_input_of_the_others(tmp_path, name, more, says):
     main, words = other(name, tmp_path)
+    words += ["--output-dir", str(tmp_path / "out")]
     words += [word for flag, value in more.items() for word in (f"--{flag}", value)]
     with pytest.raises(RecipeError) as error:
-        main([*words, "--output-dir", str(tmp_path / "out")])
+        main(words)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "out" / "metrics.json").exists()
@@ -594,9 +625,15 @@ def test_wrong_input_of_the_others(tmp_path, name, more, says):
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ({"train": "text,label\nw1,0"}, "has no split 'test', only: train"),
+        ({"test": "text,label\nw1,0"}, "has no split 'train', only: test"),
+        ({"train": "text,label\nw1,0"}, "has 1 rows, and 50 are kept for validation"),
+        ({"train": "a,label\nw1,0"}, "split 'train', has no column 'text', only: a, label"),
         ({"train": "a,label\nw1,0", "test": "a,label\nw1,0"}, "has no column 'text', only: a, label"),
         ({"train": "text,label\n", "test": "text,label\nw1,0"}, "empty"),
+        ({"train": "text,label\nw1,0\nw2,", "test": "text,label\nw1,0"}, "has in row 1 the label None: it must be"),
+        ({"train": "text,label\nw1,a\n,b", "test": "text,label\nw1,a"}, "has in row 1 the text None: it must be text"),
+        ({"train": "text,label\nw1,a", "test": "text,label\nw1,a"}, "has one label only, 'a'"),
+        ({"train": "text,label\nw1,0\nw2,1", "test": "text,label\nw1,2"}, "the label 2, which 'train' has not"),
     ],
 )
 def test_wrong_reviews(tmp_path, files, says):
@@ -609,6 +646,22 @@ def test_wrong_reviews(tmp_path, files, says):
         (tmp_path / "data" / f"{part}.csv").write_text(text)
     with pytest.raises(RecipeError, match=says):
         accelerate_text.main([*words, *MIDDLE["accelerate_text"], "--output-dir", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_texts_of_three_labels_in_a_file(tmp_path, kind, capsys):
+    from recipes import accelerate_text
+
+    words = small_text(tmp_path, dropout=0.0)
+    rows = [{"text": f"w{i % 3} w{i % 7}", "label": ["bad", "fair", "good"][i % 3]} for i in range(120)]
+    lines = ["text,label", *(",".join(row.values()) for row in rows)] if kind == "csv" else map(json.dumps, rows)
+    (tmp_path / f"texts.{kind}").write_text("\n".join(lines))
+    words += ["--dataset", str(tmp_path / f"texts.{kind}"), "--max-steps", "60", "--batch-size", "8", "--no-plot"]
+    accelerate_text.main([*words, "--validation-rows", "30", "--output-dir", str(tmp_path / "out")])
+    (run,) = runs_of(tmp_path / "out")
+    assert run["train_loss"][0][1] == pytest.approx(1.1, abs=0.2)  # a guess among three
+    assert run["validation_loss"][-1][1] < 0.8
+    assert "validation accuracy 1.0000" in capsys.readouterr().out
 
 
 def test_reviews_are_split_by_film():

@@ -1,5 +1,6 @@
 """The recipes on TRL's trainers. What they share with finetune_llm is tested in test_recipes.py."""
 
+import json
 import shutil
 import signal
 import statistics
@@ -116,7 +117,13 @@ def test_a_rejected_reply_is_of_another_chat(parts):
             ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
             ({"validation_rows": 40}, "40 are kept for validation"),
             ({"resume": True}, "has no checkpoint of a run to resume"),
+            ({"dataset": "strings.jsonl"}, "has in row 0 messages 'w1 w2': make it a list of {role, content}"),
         ]),
+        ("sft_trl", {"dataset": "no-reply.jsonl"}, "has 0 chats with a reply, and 4 are kept for validation"),
+        ("sft_trl", {"dataset": "no-text.jsonl"}, "has in row 1 text 'None': make it text"),
+        ("dpo_trl", {"dataset": "no-reply.jsonl"}, "has 0 pairs of replies, and 4 are kept for validation"),
+        ("dpo_trl", {"dataset": "pairs.jsonl", "model": "no-template"}, "has no chat template"),
+        ("dpo_trl", {"dataset": "no-rejected.jsonl"}, "has in row 40 rejected 'None': make it a list"),
         ("sft_trl", {"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
         ("dpo_trl", {"dataset": "other.csv"}, "has no column 'chosen' or 'messages', only: a, b"),
         ("sft_trl", {"model": "no-marks"}, "give one by --chat-template-path, or --assistant-only-loss false"),
@@ -127,6 +134,30 @@ def test_wrong_input_is_one_line(parts, tmp_path, name, more, says):
         RECIPES[name].main(flags(parts, tmp_path / "out", **more))
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_chats_of_which_some_have_no_reply(parts, tmp_path):
+    """TRL refuses such data, where the loss counts the replies only."""
+    lines = [(parts / name).read_text() for name in ("chats.jsonl", "no-reply.jsonl")]
+    (tmp_path / "some.jsonl").write_text("\n".join(lines))
+    sft_trl.main(flags(parts, tmp_path / "out", dataset=tmp_path / "some.jsonl", max_steps=4, plot=False))
+    assert len(runs_of(tmp_path / "out")[0]["train_loss"]) == 4
+
+
+def test_pairs_of_chats_and_of_text(parts, tmp_path):
+    from recipes.common import trainer as common
+
+    text = [{"prompt": f"w{i}", "chosen": "w1 w2", "rejected": "w3"} for i in range(9)]
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, text)))
+    for file, model in ((parts / "pairs.jsonl", "model"), (tmp_path / "text.jsonl", "no-template")):
+        recipe, _ = dpo_trl.parse_flags(flags(parts, tmp_path / "out", dataset=file, model=model))
+        assert len(dpo_trl.load_data(recipe, common.load_tokenizer(recipe))["test"]) == 4
+
+
+def test_a_template_for_a_model_that_has_none(parts, tmp_path):
+    words = flags(parts, tmp_path / "out", model="no-template", max_steps=4, plot=False)
+    sft_trl.main([*words, "--chat-template-path", str(parts / "model" / "chat_template.jinja")])
+    assert len(runs_of(tmp_path / "out")[0]["train_loss"]) == 4
 
 
 @pytest.mark.parametrize("name", RECIPES)

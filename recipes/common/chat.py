@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from recipes.common.flags import loading
+from recipes.common.data import load, split_rows
 from recipes.common.offline import CHITCHAT, RecipeError, chitchat
-
-FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
 def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
@@ -15,19 +11,9 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
 
     `messages` is a list of {role, content}.
     """
-    from datasets import load_dataset, load_from_disk
-
     if dataset == CHITCHAT:
         return chitchat(limit or None)
-    path = Path(dataset)
-    with loading("dataset", dataset):
-        if path.is_file() and path.suffix in FILES:
-            rows = load_dataset(FILES[path.suffix], data_files=str(path), split="train")
-        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            rows = load_from_disk(str(path))
-            rows = rows[split] if isinstance(rows, dict) else rows
-        else:
-            rows = load_dataset(dataset, split=split)
+    rows = load(dataset, split)
     if not len(rows):
         raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
     if not set(columns) & set(rows.column_names):
@@ -36,25 +22,32 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
     return rows.select(range(min(limit, len(rows)))) if limit else rows
 
 
-def check_template(rows, tokenizer, model: str, dataset: str) -> None:
-    if "messages" in rows.column_names and tokenizer.chat_template is None:
-        raise RecipeError(f"model {model!r} has no chat template, which {dataset!r} needs: use a chat model")
+def check_rows(rows, columns: tuple[str, ...], template, args) -> None:
+    """Each row of the columns has a chat, for which the model needs a template, or each has a text."""
+    first = columns[0]
+    chats = {"messages": True, "text": False}.get(first, isinstance(rows[0][first], list))
+    if chats and template is None:
+        raise RecipeError(f"model {args.model!r} has no chat template, which {args.dataset!r} needs: use a chat model")
+    for column in columns:
+        for i, value in enumerate(rows[column]):
+            if not (is_chat(value) if chats else isinstance(value, str)):
+                raise RecipeError(
+                    f"dataset {args.dataset!r} has in row {i} {column} {str(value)[:50]!r}:"
+                    f" make it {'a list of {role, content}' if chats else 'text'}"
+                )
 
 
-def check_length(max_length: int, config) -> None:
-    limit = getattr(config, "max_position_embeddings", max_length)
-    if max_length > limit:
-        raise RecipeError(f"--max-length {max_length} is beyond the model's limit of {limit} tokens")
+def is_chat(value) -> bool:
+    def is_message(one) -> bool:
+        if not isinstance(one, dict) or not isinstance(one.get("role"), str):
+            return False
+        return one.get("content") is not None or bool(one.get("tool_calls"))
+
+    return isinstance(value, list) and all(map(is_message, value))
 
 
-def split_rows(rows, validation_rows: int, seed: int, dataset: str):
-    """A DatasetDict of `train` and `test`."""
-    if len(rows) <= validation_rows:
-        raise RecipeError(
-            f"dataset {dataset!r} has {len(rows)} usable rows, and {validation_rows} are kept for"
-            " validation: use more --rows, a larger --max-length, or fewer --validation-rows"
-        )
-    return rows.train_test_split(validation_rows, seed=seed)
+def has_reply(row: dict) -> bool:
+    return any(message["role"] == "assistant" for message in row["messages"])
 
 
 def tokenize(row: dict, tokenizer, max_length: int) -> dict:
@@ -84,11 +77,13 @@ def tokenize(row: dict, tokenizer, max_length: int) -> dict:
 def load_tokens(args, tokenizer, max_length: int):
     """`train` and `test` of token ids and labels; `args` has dataset, split, rows, validation_rows, seed and model."""
     rows = load_rows(args.dataset, args.split, args.rows)
-    check_template(rows, tokenizer, args.model, args.dataset)
+    column = "messages" if "messages" in rows.column_names else "text"
+    check_rows(rows, (column,), tokenizer.chat_template, args)
     more = {"tokenizer": tokenizer, "max_length": max_length}
     data = rows.map(tokenize, fn_kwargs=more, remove_columns=rows.column_names)
     data = data.filter(lambda row: any(label != -100 for label in row["labels"]))
-    return split_rows(data, args.validation_rows, args.seed, args.dataset)
+    what = f"rows with {'a reply' if column == 'messages' else 'text'} within --max-length {max_length}"
+    return split_rows(data, args.validation_rows, args.seed, args.dataset, what)
 
 
 def pack(data, length: int):

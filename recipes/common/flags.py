@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -60,6 +61,8 @@ def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) ->
     for name in args.schedules:
         if name not in SCHEDULES:
             raise RecipeError(f"schedule {name!r} is unknown: choose from {', '.join(SCHEDULES)}")
+    if not 0 < args.learning_rate < math.inf:
+        raise RecipeError(f"--learning-rate {args.learning_rate} is not allowed: it must be above 0")
     if args.resume and not args.output_dir:
         raise RecipeError("--resume needs the --output-dir of the run to go on with")
     args.output_dir = Path(args.output_dir or f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}")
@@ -71,9 +74,14 @@ def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) ->
 
 
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
+    check_at_least(1, args, *names)
+
+
+def check_at_least(least: int, args: argparse.Namespace, *names: str) -> None:
     for name in names:
-        if getattr(args, name) < 1:
-            raise RecipeError(f"--{name.replace('_', '-')} {getattr(args, name)} is not allowed: it must be at least 1")
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise RecipeError(f"--{name.replace('_', '-')} {value} is not allowed: it must be at least {least}")
 
 
 def fail(message: str) -> None:
@@ -97,7 +105,8 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
         raise RecipeError(f"--config {file!r} is no list of `flag: value`")
     words = []
     for name, value in flags.items():
-        flag = f"--{name}"
+        flag = f"--{name}".replace("_", "-")  # either spelling
+        no = f"--no-{flag[2:]}"
         action = made._option_string_actions.get(flag)
         if action is None:
             raise RecipeError(f"--config {file!r} has {name!r}, which is no flag of {made.prog}")
@@ -106,14 +115,17 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
         elif isinstance(value, dict):
             words.append(f"{flag}={json.dumps(value)}")
         elif isinstance(value, bool) and action.nargs == 0:
-            words += [flag] if value else [f"--no-{name}"] if f"--no-{name}" in made._option_string_actions else []
+            words += [flag] if value else [no] if no in made._option_string_actions else []
         else:
             words.append(f"{flag}={value}")
     return [*words, *argv]
 
 
 def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
-    """Refuse a folder that has another run's results or checkpoints, and --resume where there are none."""
+    """Refuse a file, a folder that has another run's results or checkpoints, and --resume where there are none."""
+    there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+    if not os.path.isdir(there) or not os.access(there, os.W_OK):
+        raise RecipeError(f"--output-dir {path}: {there} is no folder to write into: choose another")
     results = (path / "metrics.json").exists() or any(path.glob("*/result.json"))
     checkpoints = any(path.glob("*/checkpoint*")) or any(path.glob("checkpoint*"))  # a plain Trainer's too
     begun = path / "settings.json"

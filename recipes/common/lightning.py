@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from greedylr_integrations import history
 from greedylr_integrations.lightning import GreedyLRCallback
+from recipes.common.offline import RecipeError
 from recipes.common.report import Run, decisions_in, peak_memory_gib
 from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
@@ -78,15 +79,28 @@ class Batches:
                 step += 1
 
 
+def check_rows(args, data, processes: int) -> None:
+    """That there are enough to train on and to validate on, for each process."""
+    for part, rows, least in (
+        ("train", len(data[0]), processes * args.batch_size),
+        ("test", len(data[1]), processes),
+    ):
+        if rows < least:
+            raise RecipeError(
+                f"{part}: {rows} rows of {args.dataset!r} do not fill one step of {least}:"
+                " use more rows, or a smaller --batch-size"
+            )
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """Those that are whole, the last one last: a kill may leave a part of one."""
     return sorted(filter(zipfile.is_zipfile, folder.glob("checkpoint-*.ckpt")), key=lambda p: int(p.stem.split("-")[1]))
 
 
 class Saving(pl.Callback):
-    """Saves each `every` steps, and ends with a checkpoint on Ctrl-C and SIGTERM.
+    """Saves each `every` steps, ends with a checkpoint on Ctrl-C and SIGTERM, and has the last step validated.
 
-    Where a step is validated too, after that: Lightning takes up a checkpoint from before it as if it had been done.
+    A step that is validated is saved after that: Lightning takes up a checkpoint from before it as if it had been done.
     """
 
     def __init__(self, folder: Path, every: int, validated: int):
@@ -96,8 +110,11 @@ class Saving(pl.Callback):
         self.stop = self.handlers.enter_context(StopOnSignal())
 
     def on_train_batch_end(self, trainer, module, *batch):
-        self.stopped = self.stop.asked() and trainer.global_step < trainer.max_steps
-        if trainer.global_step % self.validated:
+        last = trainer.global_step == trainer.max_steps
+        self.stopped = self.stop.asked() and not last
+        if last:
+            trainer.should_stop = True  # Lightning validates before it stops early
+        elif trainer.global_step % self.validated:
             self.save(trainer)
 
     def on_validation_end(self, trainer, module):

@@ -9,6 +9,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -17,8 +18,8 @@ from transformers.trainer_utils import SchedulerType
 
 from greedylr_integrations import history
 from greedylr_integrations.transformers import GreedyLRCallback
-from recipes.common.chat import check_length
-from recipes.common.flags import agreed, fail, loading, settle, with_config
+from recipes.common.data import check_length
+from recipes.common.flags import agreed, check_at_least, check_at_least_one, fail, loading, settle, with_config
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
 from recipes.common.report import Run, decisions_in, peak_memory_gib
 from recipes.common.schedules import SCHEDULES, kind_and_arguments
@@ -32,13 +33,12 @@ class RecipeArguments:
     config: str | None = field(default=None, metadata={"help": "YAML file of flags; those on the command line win"})
     model: str = field(default=SMOLLM2, metadata={"help": "hub id or folder; the default comes as a package"})
     dataset: str = field(default=CHITCHAT, metadata={"help": "hub id, folder or file; the default comes as a package"})
-    dtype: str = field(default="float32", metadata={"help": "of the model's weights: float32, bfloat16 or float64"})
+    dtype: Literal["float32", "bfloat16", "float64"] = field(default="float32", metadata={"help": "of the weights"})
     split: str = field(default="train", metadata={"help": "split of the dataset to train on"})
     rows: int = field(default=1500, metadata={"help": "rows of the dataset to use; 0 for all"})
     validation_rows: int = field(default=32, metadata={"help": "rows of them that are kept for validation"})
     schedule: str = field(default="greedy", metadata={"help": "one of " + ", ".join(SCHEDULES)})
     compare: list[str] | None = field(default=None, metadata={"help": "schedules to run from the same start"})
-    batch_size: int | None = field(default=None, metadata={"help": "per_device_train_batch_size, by its shorter name"})
     resume: bool = field(default=False, metadata={"help": "go on in --output-dir from the last checkpoint"})
     lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
@@ -70,6 +70,8 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
 
     made = HfArgumentParser(kinds, prog=recipe, description=description.split("\n")[0])
     made.error = fail
+    short = {"dest": "per_device_train_batch_size", "help": "--per-device-train-batch-size, by a shorter name"}
+    made.add_argument("--batch-size", "--batch_size", type=int, **short)
     made.set_defaults(output_dir=None, dataloader_pin_memory=torch.cuda.is_available(), **{**DEFAULTS, **defaults})
     argv = with_config(made, argv)
     given = {word.split("=")[0].replace("-", "_") for word in argv}
@@ -80,8 +82,7 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
         raise RecipeError(f"{unknown[0]!r} is no flag of {recipe}")
     settle(recipe, values, same=("max_steps", "num_train_epochs", "learning_rate"))
     values.output_dir = str(values.output_dir)
-    if values.batch_size is not None:
-        values.per_device_train_batch_size = values.batch_size
+    check_numbers(values)
     try:
         args, training_args = made.parse_dict(vars(values), allow_extra_keys=True)
     except ValueError as error:
@@ -90,6 +91,18 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
         setattr(args, name, getattr(values, name))
     args.output_dir = Path(agreed(values.output_dir))
     return args, training_args
+
+
+def check_numbers(values) -> None:
+    """Those that transformers, TRL and PEFT let pass here, and stumble over later."""
+    batches = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    check_at_least_one(values, *batches, "validation_rows", "max_length", "lora_r", "lora_alpha")
+    check_at_least(0, values, "rows")
+    if values.max_steps == 0 or (values.max_steps < 0 and values.num_train_epochs <= 0):
+        raise RecipeError(
+            f"--max-steps {values.max_steps} and --num-train-epochs {values.num_train_epochs} train nothing:"
+            " make one of them more than 0"
+        )
 
 
 def model_path(args: RecipeArguments) -> str:
@@ -110,8 +123,6 @@ def load_model(args: RecipeArguments, **more):
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
-    if args.dtype not in ("float32", "bfloat16", "float64"):
-        raise RecipeError(f"--dtype {args.dtype!r} is unknown: choose float32, bfloat16 or float64")
     set_seed(args.seed)
     with loading("model", args.model):
         model = AutoModelForCausalLM.from_pretrained(model_path(args), dtype=getattr(torch, args.dtype), **more)
@@ -130,13 +141,17 @@ def loss_in_float64(logits, labels, vocab_size, num_items_in_batch=None, **kwarg
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class _SaveOnSignal(TrainerCallback):
+class _AtStepEnd(TrainerCallback):
+    """Saves and ends after a signal, and logs the last step, whatever --logging-steps."""
+
     def __init__(self, stop: StopOnSignal) -> None:
         self.stop = stop
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop.asked():
             control.should_save = control.should_training_stop = True
+        if state.global_step == state.max_steps:
+            control.should_log = True
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -197,7 +212,7 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
         args.lr_scheduler_type = SchedulerType(kind)
     start = time.perf_counter()
     with stop or StopOnSignal() as stop:
-        trainer.add_callback(_SaveOnSignal(stop))
+        trainer.add_callback(_AtStepEnd(stop))
         trainer.train(resume_from_checkpoint=checkpoint or last_checkpoint(folder))
     if stop.number and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.number, folder.parent)
