@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import signal
+import sys
 
 import processes
 import pytest
@@ -84,9 +86,8 @@ def test_killed_twice_and_resumed(pair, parts, tmp_path):
 
     code, printed = kill_when("lightning_llm", two, at(13), signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
-    last = printed.strip().splitlines()[-1]
-    assert last.startswith("saved; go on with: ")
-    assert last.endswith(" --resume")
+    again = shlex.join([sys.executable, "-m", "recipes.lightning_llm", *two, "--resume"])
+    assert printed.strip().splitlines()[-1] == f"saved; go on with: {again}"
     code, _ = kill_when("lightning_llm", [*two, "--resume"], at(66), signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert not (tmp_path / "metrics.json").exists()

@@ -86,7 +86,7 @@ def resume_command(recipe: str, argv: list[str], output_dir: Path) -> str:
     more = [] if "--output-dir" in flags else ["--output-dir", str(output_dir)]
     more += [] if "--resume" in flags else ["--resume"]
     nodes = max(int(environ.get(name, 1)) for name in ("GROUP_WORLD_SIZE", "SLURM_NNODES"))
-    if nodes > 1 or any(name in environ for name in ("ACCELERATE_MIXED_PRECISION", "NODE_RANK", "RAY_ADDRESS")):
+    if nodes > 1 or any(name in environ for name in ("ACCELERATE_MIXED_PRECISION", "RAY_ADDRESS")):
         return shlex.join(["the", "same", "command", "with", *more]) if more else "the same command"
     processes = environ.get("LOCAL_WORLD_SIZE")  # torchrun's
     launcher = ["torch.distributed.run", "--nproc-per-node", processes, "-m"] if processes else []
