@@ -157,9 +157,12 @@ def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
     """Of the losses by seed: the paired difference decides where its 95% interval is clear of 0."""
     seeds = sorted(greedy.keys() & other.keys())
     mean, error = mean_and_error([greedy[seed] - other[seed] for seed in seeds])
-    if not math.isfinite(mean) or math.isnan(error) or abs(mean) <= reach(error, len(seeds)):
+    if not math.isfinite(mean) or math.isnan(error):
         return "undecided"
-    return f"{'**loses**' if mean > 0 else 'wins'} by {abs(mean):.3f} ± {error:.3f}"
+    by = f"by {abs(mean):.3f} ± {error:.3f}"
+    if abs(mean) <= reach(error, len(seeds)):
+        return f"{'behind' if mean > 0 else 'ahead'} {by}, undecided"
+    return f"{'**loses**' if mean > 0 else 'wins'} {by}"
 
 
 def table(results: Results) -> str:
