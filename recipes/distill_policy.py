@@ -21,12 +21,12 @@ from greedylr_integrations import GreedyConfig, GreedyController
 from greedylr_integrations.core import logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
+from recipes.common.bootstrap import interval
 from recipes.common.flags import check_at_least_one, fail, loading, run
 from recipes.common.report import write_or_print
 from recipes.learn.environment import step
 from recipes.learn.tasks import FAMILIES, TaskFamily, family
 
-DRAWS = 10_000  # of the bootstrap
 STILL = 0.05  # of a doubling a block: less is no move
 
 
@@ -162,9 +162,8 @@ def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: in
 
 def paired(logs: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
     """Geometric mean of the ratio of losses on the same runs, and its 95% bootstrap interval."""
-    ratios = logs - others
-    means = np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios))).mean(1)
-    return tuple(np.exp([ratios.mean(), *np.percentile(means, [2.5, 97.5])]).tolist())
+    found, low, high = np.exp(interval(logs - others, np.mean))
+    return float(found), float(low), float(high)
 
 
 # ---- picture and report ----

@@ -192,10 +192,7 @@ def test_a_signal_between_schedules_reaches_the_next_one(tmp_path):
     ("environment", "says"),
     [
         ({}, f"{sys.executable} -m recipes.x --seed 1 --output-dir out --resume"),
-        (
-            {"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"},
-            "-m torch.distributed.run --nproc-per-node 2 -m ",
-        ),
+        ({"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"}, "-m torch.distributed.run --nproc-per-node 2 -m "),
         ({"LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "4"}, "the same command with --output-dir out --resume"),
         ({"LOCAL_WORLD_SIZE": "2", "ACCELERATE_MIXED_PRECISION": "bf16"}, "the same command with --output-dir out"),
         ({"RAY_ADDRESS": "auto"}, "the same command with --output-dir out --resume"),

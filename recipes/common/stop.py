@@ -87,7 +87,7 @@ def resume_command(recipe: str, argv: list[str], output_dir: Path) -> str:
     more += [] if "--resume" in flags else ["--resume"]
     nodes = max(int(environ.get(name, 1)) for name in ("GROUP_WORLD_SIZE", "SLURM_NNODES"))
     if nodes > 1 or any(name in environ for name in ("ACCELERATE_MIXED_PRECISION", "RAY_ADDRESS")):
-        return shlex.join(["the", "same", "command", "with", *more]) if more else "the same command"
+        return f"the same command with {shlex.join(more)}" if more else "the same command"
     processes = environ.get("LOCAL_WORLD_SIZE")  # torchrun's
     launcher = ["torch.distributed.run", "--nproc-per-node", processes, "-m"] if processes else []
     return shlex.join([sys.executable, "-m", *launcher, f"recipes.{recipe}", *argv, *more])

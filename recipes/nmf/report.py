@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from greedylr_integrations.learned import Policy
+from recipes.common.bootstrap import interval
 from recipes.nmf.__main__ import KNOWN, VALIDATION, Runs
 from recipes.nmf.problem import Factorization
 from recipes.nmf.schedules import METHODS, TRIALS
 
-DRAWS = 10_000  # of the bootstrap
 DIVERGED = 1.0  # loss of factors of zeros, which a diverged run counts as
 
 
@@ -24,10 +24,7 @@ def finals(runs: list[dict[str, Any]]) -> np.ndarray:
 
 def ratio(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> tuple[float, float, float]:
     """Median of the ratio of two methods' losses on the same seeds, with its 95% bootstrap interval."""
-    ratios = finals(own) / finals(other)
-    drawn = np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios)))
-    low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
-    return float(np.median(ratios)), float(low), float(high)
+    return interval(finals(own) / finals(other), np.median)
 
 
 @cache
