@@ -38,6 +38,7 @@ from greedylr_integrations.history import (
     HistoryFile,
     OrderRecord,
     shadow_summary,
+    steady_scales,
     suggested_lr,
 )
 from greedylr_integrations.loss import LossMeter
@@ -498,7 +499,7 @@ class GreedyLR(LRScheduler):
 
     def suggested_lr(self) -> float | None:
         """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
-        return suggested_lr(list(self.history), self.base_lrs[0])
+        return suggested_lr(steady_scales(self.history), self.base_lrs[0])
 
     def finish(self) -> None:
         """At the end of a run: say at INFO what it suggests for the next, or what `shadow` saw, and close the history.
