@@ -161,7 +161,7 @@ def test_the_entry_point_in_a_process(tmp_path):
 
 
 def test_what_an_import_costs_and_needs():
-    light = "import sys; from greedylr_integrations.runs import cli, explain, figures, find, page, terminal; print(*sys.modules)"
+    light = "import sys; from greedylr_integrations.runs import cli, explain, figures, page; print(*sys.modules)"
     done = processes.run([sys.executable, "-c", light], cwd=ROOT)
     assert not {"torch", "matplotlib", "bokeh", "pyarrow", "plotext", "rich"} & set(done.stdout.split())
     without = "import sys; sys.modules['click'] = None; import greedylr_integrations.runs.cli"

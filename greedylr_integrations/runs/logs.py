@@ -69,7 +69,10 @@ def _callback(name: str, state: Mapping[str, Any]) -> dict[str, Any]:
     except RunError:
         numbers = None
     usable = numbers is None or all(math.isfinite(lr) and lr >= 0 for lr in numbers)
-    told: dict[str, Any] = {"config": config if isinstance(config, dict) else None, "base_lrs": numbers if usable else None}
+    told: dict[str, Any] = {
+        "config": config if isinstance(config, dict) else None,
+        "base_lrs": numbers if usable else None,
+    }
     if None in told.values():
         what = " and ".join(key for key, value in told.items() if value is None)
         told["notes"] = [f"{name}: the saved callback does not say its {what}"]
