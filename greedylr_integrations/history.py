@@ -397,7 +397,7 @@ def _or_none(check: Any) -> Any:
 
 
 HEADER = {
-    "greedylr_history": lambda value: is_integer(value) and value == VERSION,
+    "greedylr_history": lambda value: is_integer(value) and value in (1, VERSION),
     "config": _or_none(lambda value: isinstance(value, dict)),
     "base_lrs": is_numbers,
     "total_steps": _or_none(is_integer),

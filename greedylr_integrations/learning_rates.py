@@ -53,6 +53,11 @@ class LearningRates:
         """LR of each group before scale and envelope."""
         return self.base_lrs if self.schedule is None else self.schedule.lrs
 
+    @property
+    def lent(self) -> bool:
+        """Whether the optimizer has the base schedule's own LRs at the moment."""
+        return self.schedule is not None and self.schedule.lent
+
     def moves(self, step: int) -> bool:
         """Whether the LRs are others at this step than at the one before, at the same scale."""
         start, end = self._constant

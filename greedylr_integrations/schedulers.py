@@ -115,10 +115,11 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
         config = make_config(config, fields)
-        self.shadow, self.monitor, self._total_steps = shadow, monitor, total_steps
+        self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=ratio)
         super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
+        self._total_steps = envelope.total_steps
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self.base_lrs = self._rates.base_lrs
         self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter
