@@ -8,8 +8,8 @@ import pytest
 import torch
 from processes import spawn
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, TransformersConfig, steering
+from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.loss import LossMeter
 
 FALLING = [10 - i / 20 for i in range(100)]
@@ -17,8 +17,8 @@ RISING = FALLING[::-1]
 CONFIGS = {
     "own": GreedyConfig(window_size=1, factor=0.9, pace=0),
     "groups with bounds of their own": GreedyConfig(window_size=1, factor=0.9, pace=0, min_lr=0.001, max_lr=[0.3, 1.0]),
-    "paper": GreedyConfig.paper(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
-    "transformers": GreedyConfig.transformers(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
+    "paper": PaperConfig(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
+    "transformers": TransformersConfig(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
 }
 
 
@@ -276,7 +276,7 @@ def test_it_is_looked_at_once_a_second_and_read_when_it_has_changed(steering, cl
     looks, reads, real = [], [], os.stat
     monkeypatch.setattr(control.os, "stat", lambda path: looks.append(path) or real(path))
     monkeypatch.setattr("builtins.open", lambda *args, _open=open, **kwargs: reads.append(1) or _open(*args, **kwargs))
-    file = control.ControlFile(steering.path)
+    file = control.CommandFile(steering.path)
     steering.order("hold")
     looks.clear(), reads.clear()
     for _ in range(100):

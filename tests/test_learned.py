@@ -15,7 +15,7 @@ from processes import TESTS, run
 from test_three_frameworks import train_all
 
 from greedylr_integrations import GreedyLR, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.learned import FORMAT, OBSERVED, SHIPPED, Policy, PolicyConfig, PolicyController, PolicyError
 
 SETTINGS = {

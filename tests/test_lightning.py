@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, history
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
 pytestmark = [
@@ -437,7 +437,7 @@ def test_from_plain_yaml_values():
 
 
 def test_any_controller(tmp_path):
-    controller = GreedyController(GreedyConfig.paper(patience=0, min_lr=1e-4, max_lr=0.5), [0.05])
+    controller = GreedyController(PaperConfig(patience=0, min_lr=1e-4, max_lr=0.5), [0.05])
     callback = GreedyLRCallback(controller=controller)
     fit(tmp_path, Module(), callback)
     assert len(set(scales(callback))) > 3

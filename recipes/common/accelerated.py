@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch.utils.data import Sampler
 
-from greedylr_integrations.history import suggested_lr
+from greedylr_integrations.history import steady_scales, suggested_lr
 from recipes.common.report import Run, decisions_in
 from recipes.common.schedules import fixed
 
@@ -95,4 +95,4 @@ def add_decisions(result: Run, scheduler, folder: Path, base_lr: float) -> None:
     """Of all of the run, those before a resume too. For the main process, at the end."""
     scheduler.finish()
     result.decisions = decisions_in(folder / "history.jsonl")
-    result.next_learning_rate = suggested_lr(result.decisions, base_lr)
+    result.next_learning_rate = suggested_lr(steady_scales(result.decisions), base_lr)

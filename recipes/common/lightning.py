@@ -187,7 +187,7 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
         learning_rate=learning_rate,
         seconds=time.perf_counter() - start,
         peak_memory_gib=peak_memory_gib(),
-        next_learning_rate=history.suggested_lr(decisions, args.learning_rate),
+        next_learning_rate=history.suggested_lr(history.steady_scales(decisions), args.learning_rate),
         decisions=decisions,
     )
     return run, trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from greedylr_integrations import history
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history import Record
 
 
@@ -37,7 +37,7 @@ class Run:
             {
                 "step": record.step,
                 "action": record.decision.action.value,
-                "reason": record.decision.reason.value,
+                "reason": record.decision.reason.name,
                 "loss": record.decision.loss,
                 "smoothed": record.decision.smoothed,
                 "best": record.decision.best,
@@ -54,7 +54,7 @@ class Run:
     def from_row(cls, row: dict[str, Any]) -> Run:
         decisions = []
         for entry in row["decisions"]:
-            action, reason, scales = Action(entry["action"]), Reason(entry["reason"]), tuple(entry["scales"])
+            action, reason, scales = Action(entry["action"]), Reason[entry["reason"]], tuple(entry["scales"])
             decision = Decision(action, reason, scales, entry["loss"], entry["smoothed"], entry["best"])
             decisions.append(
                 Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision, entry["nonfinite"])

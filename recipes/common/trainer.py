@@ -225,6 +225,6 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
         learning_rate=[(entry["step"], entry["learning_rate"]) for entry in log if "loss" in entry],
         seconds=time.perf_counter() - start,
         peak_memory_gib=peak_memory_gib(),
-        next_learning_rate=history.suggested_lr(decisions, args.learning_rate),
+        next_learning_rate=history.suggested_lr(history.steady_scales(decisions), args.learning_rate),
         decisions=decisions,
     )

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from greedylr_integrations.core import logger
 from greedylr_integrations.learned import Policy
+from greedylr_integrations.log import logger
 from recipes.common import flags
 from recipes.common.offline import RecipeError
 from recipes.common.records import Records

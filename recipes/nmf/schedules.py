@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from greedylr_integrations.core import GreedyController
+from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.greedy import GreedyConfig
 from greedylr_integrations.learned import Policy, PolicyConfig, PolicyController
+from greedylr_integrations.rules import GreedyConfig
 from recipes.nmf.problem import Factorization
 
 TRIALS = 12
