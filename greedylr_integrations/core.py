@@ -165,6 +165,11 @@ class ControllerConfig:
         check_choice("on_nonfinite", self.on_nonfinite, ("hold", "reduce", "raise"))
         check_choice("on_resume", self.on_resume, ("checkpoint", "config", "error"))
 
+    @property
+    def decay_ratio(self) -> float:
+        """Share of the run that the final decay takes, unless a scheduler is given another."""
+        return 0.3
+
     def rule(self, base_lrs: Sequence[float], horizon: int | None) -> Rule:
         raise NotImplementedError
 
@@ -230,6 +235,11 @@ class GreedyController:
         self.horizon = horizon
         self._rule = config.rule(self.base_lrs, horizon)
         self.nonfinite = 0  # non-finite losses in a row
+
+    @property
+    def rule(self) -> Rule:
+        """The rule that decides; another object after `load_state_dict`."""
+        return self._rule
 
     @property
     def scales(self) -> tuple[float, ...]:

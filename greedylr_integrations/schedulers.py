@@ -169,7 +169,7 @@ class GreedyLR(LRScheduler):
                     " optimizer that steps without a metric"
                 )
         if decay_ratio is None:
-            decay_ratio = getattr(controller, "decay_ratio", 0.3)
+            decay_ratio = config.decay_ratio if controller is None else 0.3
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=decay_ratio)
         self.shadow = shadow
         self.base_schedule = base_schedule

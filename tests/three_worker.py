@@ -31,9 +31,9 @@ steering = {}  # files of the framework under way
 def settings():
     if "POLICY" not in os.environ:
         return {"window_size": 4, "factor": 0.9}
-    from greedylr_integrations.learned import PolicyController
+    from greedylr_integrations.learned import PolicyConfig
 
-    return {"controller": PolicyController.load(os.environ["POLICY"])}
+    return {"config": PolicyConfig.load(os.environ["POLICY"])}
 
 
 class Model(torch.nn.Module):
