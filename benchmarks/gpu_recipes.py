@@ -30,7 +30,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.report import replace_part
-from benchmarks.suite import RESULTS, Job, Results
+from benchmarks.store import RESULTS, Job, Results
 from greedylr_integrations import GreedyLR
 
 BASE_LRS = {"125M": 6e-4, "1B": 3e-4, "lora": 2e-4, "tiny": 3e-3, "tiny-lora": 2e-4}
