@@ -145,6 +145,11 @@ class GreedyController:
         self.nonfinite = 0
 
     @property
+    def rule(self) -> Rule:
+        """The rule that decides; another object after `load_state_dict`."""
+        return self._rule
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """Scale of each parameter group now."""
         return self._rule.scales

@@ -288,7 +288,7 @@ def test_steering(tmp_path, first, schedule):
 
 @pytest.mark.parametrize("monitor", ["loss", "val_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, module = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), Module()

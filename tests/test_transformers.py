@@ -209,7 +209,7 @@ def test_steering_before_training():
 
 @pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, spy = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), tiny.LRSpy()

@@ -14,7 +14,7 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from greedylr_integrations import steering
+from greedylr_integrations import steering as module
 
 warnings.simplefilter("ignore")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -31,9 +31,9 @@ steering = {}  # files of the framework under way
 def settings():
     if "POLICY" not in os.environ:
         return {"window_size": 4, "factor": 0.9}
-    from greedylr_integrations.learned import PolicyController
+    from greedylr_integrations.learned import PolicyConfig
 
-    return {"controller": PolicyController.load(os.environ["POLICY"])}
+    return {"config": PolicyConfig.load(os.environ["POLICY"])}
 
 
 class Model(torch.nn.Module):
@@ -172,7 +172,7 @@ def main(out, accumulate, steps):
         used = []
         steering["history_file"] = os.path.join(out, f"{name}.jsonl")
         if COMMANDS:
-            control.LOOK_EVERY = 0.0
+            module.LOOK_EVERY = 0.0
             steering["control_file"] = os.path.join(out, f"{name}-control.json")
         model, decisions = train(accumulate, steps, used, out)
         result = {

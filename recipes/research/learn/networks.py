@@ -1,4 +1,4 @@
-"""Small networks, as tasks to learn a schedule on: images of digits, and the characters of Python's documentation."""
+"""Small networks as tasks to learn a schedule on: images of digits, and the characters of Python's documentation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 from recipes.common.offline import images
 
-CONTEXT = 8  # characters from which the next is told
+CONTEXT = 8  # number of characters that the next one is predicted from
 CHARACTERS = "\n !\"'(),-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz"
 
 
 class Data(NamedTuple):
-    """Rows and their classes, to train on and to validate with."""
+    """Rows and their classes, for training and for validation."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
@@ -27,7 +27,7 @@ class Data(NamedTuple):
 
 @cache
 def data(name: str) -> Data:
-    """ "digits" and "fashion-mnist" are images, "python-docs", "chitchat" and "reviews" (of films) are text."""
+    """Data by name: images ("digits", "fashion-mnist") or text ("python-docs", "chitchat", "reviews" of films)."""
     if name in ("digits", "fashion-mnist"):
         train, test = (part.with_format("numpy")[:] for part in images(name))
         parts = [torch.as_tensor(part[column]) for part in (train, test) for column in ("image", "label")]
@@ -46,8 +46,8 @@ def data(name: str) -> Data:
 
         text = "\n".join(turn["content"] for row in chitchat(1000) for turn in row["messages"])
     codes = {character: code for code, character in enumerate(CHARACTERS)}
-    told = torch.tensor([codes[character] for character in text[:400_000] if character in codes])
-    rows = told.unfold(0, CONTEXT + 1, 1)
+    encoded = torch.tensor([codes[character] for character in text[:400_000] if character in codes])
+    rows = encoded.unfold(0, CONTEXT + 1, 1)
     cut = len(rows) * 9 // 10
     held_out = rows[cut:][:: max(1, len(rows[cut:]) // 2000)]
     return Data(rows[:cut, :-1], rows[:cut, -1], held_out[:, :-1], held_out[:, -1], len(CHARACTERS))
@@ -57,13 +57,13 @@ class Task(NamedTuple):
     """What a run trains, and how.
 
     Attributes:
-        data: name of the data.
-        optimizer: "adamw" or "sgd" (with momentum 0.9).
-        width, depth: of the hidden layers.
-        batch: rows a step.
-        steps: optimizer steps.
-        base_lr: LR at scale 1.
-        seed: of weights and batches.
+        data (str): name of the data.
+        optimizer (str): "adamw" or "sgd" (with momentum 0.9).
+        width, depth (int): width and number of the hidden layers.
+        batch (int): rows per step.
+        steps (int): optimizer steps.
+        base_lr (float): LR at scale 1.
+        seed (int): seed of weights and batches.
     """
 
     data: str
@@ -77,6 +77,8 @@ class Task(NamedTuple):
 
 
 class NetworkEpisode:
+    """One training run of a small network; see `tasks.Episode`."""
+
     def __init__(self, task: Task) -> None:
         self.base_lr, self.steps = task.base_lr, task.steps
         self._data, self._batch = data(task.data), task.batch
@@ -119,7 +121,7 @@ class NetworkEpisode:
 
 
 class Networks:
-    """Networks of many sizes, with base LRs from far too low to too high."""
+    """Networks of many sizes, with base LRs that range from far too low to too high."""
 
     name = "network"
     decay_ratio = 0.3

@@ -1,9 +1,9 @@
-"""Learn a schedule by reinforcement learning: PPO of Stable-Baselines3 on runs of a task family.
+"""Learn a schedule by reinforcement learning, with the PPO of Stable-Baselines3 on runs of a task family.
 
-    python -m recipes.learn_schedule --family network --output-dir runs/network
-    python -m recipes.learn_schedule --resume --output-dir runs/network
+    python -m recipes.research.learn_schedule --family network --output-dir runs/network
+    python -m recipes.research.learn_schedule --resume --output-dir runs/network
 
-Writes the policy to OUTPUT_DIR/FAMILY.safetensors after every round, for `PolicyController.load`.
+Writes the policy to OUTPUT_DIR/FAMILY.safetensors after every round, for `PolicyConfig.load`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from greedylr_integrations import runs
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyRule
 from recipes.common.flags import check_at_least_one, fail, run
 from recipes.common.offline import RecipeError
-from recipes.learn.environment import ScheduleEnv, Settings
-from recipes.learn.tasks import FAMILIES, family
+from recipes.research.learn.environment import ScheduleEnv, Settings
+from recipes.research.learn.tasks import FAMILIES, family
 
 try:
     from stable_baselines3 import PPO
@@ -37,9 +37,9 @@ try:
 except ImportError as error:
     raise ImportError("learn_schedule needs more packages: pip install 'greedylr_integrations[learn]'") from error
 
-DECISIONS = 128  # of each environment, between two updates of the networks
-UPDATES = 5  # in a round, after which there is a checkpoint
-LEARNING_RATE = 5e-4  # at the start; it falls to a tenth
+DECISIONS = 128  # decisions of each environment between two updates of the networks
+UPDATES = 5  # updates in a round; each round ends with a checkpoint
+LEARNING_RATE = 5e-4  # at the start; it decays to a tenth
 KEPT = ("family", "seed", "decisions", "envs", "subprocesses", "histories")
 
 
@@ -58,21 +58,23 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    made = argparse.ArgumentParser("learn_schedule", description=__doc__.split("\n")[0])
-    made.add_argument("--family", default="network", help="one of " + ", ".join(FAMILIES))
-    made.add_argument("--decisions", type=int, default=400_000, help="choices to learn from (default: %(default)s)")
-    made.add_argument("--seed", type=int, default=0, help="the same seed gives the same policy (default: %(default)s)")
-    made.add_argument("--envs", type=int, default=8, help="runs that are trained side by side (default: %(default)s)")
-    made.add_argument("--subprocesses", action="store_true", help="a process for each of them")
-    made.add_argument("--histories", nargs="+", default=[], metavar="RUN", help="recorded runs to begin by imitating")
-    made.add_argument("--output-dir", help="for policy and checkpoint (default: runs/learn_schedule/DATE-TIME)")
-    made.add_argument("--resume", action="store_true", help="go on with the run in --output-dir, as it was begun")
-    made.error = fail
-    args = made.parse_args(argv)
+    parser = argparse.ArgumentParser("learn_schedule", description=__doc__.split("\n")[0])
+    parser.add_argument("--family", default="network", help="one of " + ", ".join(FAMILIES))
+    parser.add_argument("--decisions", type=int, default=400_000, help="choices to learn from (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="a seed always gives the same policy (default: %(default)s)"
+    )
+    parser.add_argument("--envs", type=int, default=8, help="number of runs trained in parallel (default: %(default)s)")
+    parser.add_argument("--subprocesses", action="store_true", help="give each of them its own process")
+    parser.add_argument("--histories", nargs="+", default=[], metavar="RUN", help="recorded runs to imitate first")
+    parser.add_argument("--output-dir", help="folder of policy and checkpoint (default: runs/learn_schedule/DATE-TIME)")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir with its own flags")
+    parser.error = fail
+    args = parser.parse_args(argv)
     if args.resume:
         if not args.output_dir:
             raise RecipeError("--resume needs the --output-dir of the run to go on with")
-        given = [f"--{name}" for name in KEPT if getattr(args, name) != made.get_default(name)]
+        given = [f"--{name}" for name in KEPT if getattr(args, name) != parser.get_default(name)]
         if given:
             raise RecipeError(f"{', '.join(given)} cannot be changed with --resume: leave it out")
         args.output_dir = Path(args.output_dir)
@@ -82,7 +84,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             raise RecipeError(f"{args.output_dir} has no run to go on with: {error}") from error
         return args
     check_at_least_one(args, "decisions", "envs")
-    family(args.family)  # is it known?
+    family(args.family)  # raises if it is unknown
     args.output_dir = Path(args.output_dir or f"runs/learn_schedule/{time.strftime('%Y%m%d-%H%M%S')}")
     if (args.output_dir / "arguments.json").exists():
         raise RecipeError(f"{args.output_dir} has another run already: choose another --output-dir, or --resume it")
@@ -96,7 +98,7 @@ def make_env(name: str, count: int, subprocesses: bool = False) -> VecEnv:
 
 @dataclasses.dataclass
 class _Maker:
-    """Makes one environment, maybe in a process of its own."""
+    """Makes one environment, in this process or in its own."""
 
     family: str
     own_process: bool
@@ -104,11 +106,11 @@ class _Maker:
     def __call__(self) -> ScheduleEnv:
         if self.own_process:
             torch.set_num_threads(1)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees Ctrl-C, and closes us
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and closes this process
         return ScheduleEnv(family(self.family))
 
 
-# ---- PPO, in rounds that depend on nothing but the checkpoint before, the seed and their number ----
+# ---- PPO in rounds, each of which depends only on the previous checkpoint, the seed and its number ----
 
 
 def learn(args: argparse.Namespace, env: VecEnv) -> None:
@@ -183,11 +185,11 @@ def export(model: PPO, args: argparse.Namespace) -> Policy:
     return Policy(layers, {"observed": list(OBSERVED), **dataclasses.asdict(settings), "trained": trained})
 
 
-# ---- learning from past experiments: imitate recorded runs before PPO begins ----
+# ---- learning from earlier experiments: imitate recorded runs before PPO starts ----
 
 
 def recorded(paths: Sequence[str], settings: Settings) -> tuple[np.ndarray, np.ndarray]:
-    """What a policy would have seen in recorded runs, and the actions that lead to their LRs."""
+    """The observations of a policy in recorded runs, and the actions that lead to their LRs."""
     observations: list[list[float]] = []
     actions: list[float] = []
     for path in paths:
@@ -201,7 +203,7 @@ def recorded(paths: Sequence[str], settings: Settings) -> tuple[np.ndarray, np.n
             base = past.base_lrs[0] if past.base_lrs else float(np.nanmax(past.lrs))
             rows = np.isfinite(past.losses) & np.isfinite(past.lrs)
             scales = np.clip(past.lrs[rows] / base, settings.min_scale, settings.max_scale)
-            rule = PolicyRule(settings, 1, len(scales))
+            rule = PolicyRule(settings, len(scales))
             ahead = (math.ceil(len(scales) / settings.blocks) + 1) // 2  # well within the next block
             for i, loss in enumerate(past.losses[rows].tolist()):
                 if observation := rule.push(loss):
@@ -214,7 +216,7 @@ def recorded(paths: Sequence[str], settings: Settings) -> tuple[np.ndarray, np.n
 
 
 def imitate(model: PPO, observations: np.ndarray, actions: np.ndarray, epochs: int = 200) -> None:
-    """Behaviour cloning: fit the mean action to the recorded ones, by least squares."""
+    """Behaviour cloning: fit the mean action to the recorded actions, by least squares."""
     inputs, targets = torch.as_tensor(observations), torch.as_tensor(actions)
     optimizer = torch.optim.Adam(model.policy.parameters(), 3e-3)
     for _ in range(epochs):

@@ -1,4 +1,4 @@
-"""SGD on 0.5 * ||X - WH||^2 with W, H >= 0 and sampled rows, on real matrices and planted ones."""
+"""SGD on 0.5 * ||X - WH||^2 with W, H >= 0 and sampled rows, for real and planted matrices."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from recipes.common.offline import RecipeError
-from recipes.nmf.bound import TINY, LargestEigenvalue, sampled_smoothness
+from recipes.research.nmf.bound import TINY, LargestEigenvalue, sampled_smoothness
 
-# ---- matrices: rows are what is sampled ----
+# ---- matrices; their rows are sampled ----
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A non-negative matrix with the rank and the batch of rows that it is factorized with."""
+    """A non-negative matrix, with the rank of its factorization and the number of rows in a batch."""
 
     name: str
     x: np.ndarray
@@ -26,7 +26,7 @@ class Matrix:
     batch: int
 
     def part(self, rng: np.random.Generator, rows: int, columns: int, rank: int, batch: int) -> Matrix:
-        """So many rows and columns of it, drawn at random."""
+        """A given number of its rows and columns, drawn at random."""
         chosen = rng.choice(self.x.shape[0], rows, replace=False), rng.choice(self.x.shape[1], columns, replace=False)
         return Matrix(f"part of {self.name}", self.x[np.ix_(*chosen)], rank, batch)
 
@@ -34,7 +34,7 @@ class Matrix:
 def _package(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise RecipeError(f"this matrix comes with a package that is missing: pip install {name}")
+        raise RecipeError(f"this matrix comes with a package that is not installed: pip install {name}")
     return Path(spec.submodule_search_locations[0])
 
 
@@ -76,7 +76,7 @@ def digits() -> Matrix:
 
 @cache
 def cells() -> Matrix:
-    """569 tumours x 30 measurements of their cells, each in units of its mean; from scikit-learn."""
+    """569 tumours x 30 measurements of their cells, each divided by its mean; from scikit-learn."""
     from sklearn.datasets import load_breast_cancer
 
     x = load_breast_cancer().data.astype(float)
@@ -106,13 +106,16 @@ def planted(
     spread: float = 0.0,
     batch: int = 12,
 ) -> Matrix:
-    """A product of two gamma-distributed factors, with noise.
+    """The product of two gamma-distributed factors, with noise.
 
     Args:
-        hidden: components beyond the rank; the k-th component's weight is rank / k, at most 1.
-        noise: standard deviation of the noise, as a share of the product's mean.
-        density: share of the factors' entries that are not 0.
-        spread: standard deviation of the logarithm of the rows' scales.
+        rows, columns (int): shape of the matrix.
+        rank (int): rank of the factorization.
+        hidden (int): components beyond the rank; the k-th component has the weight rank / k, at most 1.
+        noise (float): standard deviation of the noise, as a share of the mean of the product.
+        density (float): share of the entries of the factors that are not 0.
+        spread (float): standard deviation of the logarithm of the scales of the rows.
+        batch (int): number of rows in a batch.
     """
     rng = np.random.default_rng(seed)
     components = np.arange(1, rank + hidden + 1)
@@ -129,18 +132,19 @@ def planted(
 class Factorization:
     """W (rows x rank) and H (rank x columns), moved by projected SGD.
 
-    A step draws a batch of rows and moves their rows of W, then draws another and moves H. Gradients are unbiased:
-    those of the batch times rows / batch. The loss is in units of 0.5 * ||X||^2, so that factors of zeros have 1.
+    A step draws a batch of rows and moves their rows of W, then draws another batch and moves H. The gradients are
+    unbiased: those of the batch times rows / batch. The loss is in units of 0.5 * ||X||^2, so that of zeros is 1.
 
     Args:
-        matrix: what to factorize.
-        seed: of the start and of the batches.
-        cap: whether no factor takes a step with an LR above its bound.
-        clip: how far an entry may move in a step, as a share of its factor's largest entry. None: as far as it goes.
+        matrix (Matrix): the matrix to factorize.
+        seed (int): seed of the start and of the batches. Default 0.
+        cap (bool): whether the LR of each factor is capped at its bound. Default True.
+        clip (float): how far an entry may move in a step, as a share of the largest entry of its factor. None: no
+            limit. Default 0.5.
 
     Attributes:
-        bound_w, bound_h: LR below which the next step on the factor is stable.
-        over: steps that were taken with an LR above the bound.
+        bound_w, bound_h (float): LR below which the next step on the factor is stable.
+        over (int): number of steps that were taken with an LR above the bound.
     """
 
     def __init__(self, matrix: Matrix, seed: int = 0, cap: bool = True, clip: float | None = 0.5) -> None:
@@ -152,7 +156,7 @@ class Factorization:
         self._eigenvalue_w, self._eigenvalue_h = LargestEigenvalue(matrix.rank), LargestEigenvalue(matrix.rank)
         product = self.w @ self.h
         self.h *= np.vdot(self.x, product) / np.vdot(product, product)
-        # WH stays as it is; the two bounds become equal, so that one LR can serve both
+        # WH does not change, and the two bounds become equal, so that one LR can serve both.
         ratio = (self._bound_h(100) / self._bound_w(100)) ** 0.25
         self.w *= ratio
         self.h /= ratio
@@ -160,7 +164,7 @@ class Factorization:
         self.over = 0
 
     def _bound_w(self, iterations: int = 2) -> float:
-        # each sampled row takes a step of LR * rows / batch
+        # Each sampled row takes a step of LR * rows / batch.
         return 2 / (self._eigenvalue_h(self.h @ self.h.T, iterations) * self.rows / self.batch)
 
     def _bound_h(self, iterations: int = 2) -> float:
@@ -174,22 +178,22 @@ class Factorization:
         return min(self.bound_w, self.bound_h)
 
     def loss(self) -> float:
-        """Of all rows."""
+        """Loss of all rows."""
         return 0.5 * float(np.square(self.x - self.w @ self.h).sum())
 
     def residual(self, batch: np.ndarray) -> np.ndarray:
         return self.w[batch] @ self.h - self.x[batch]
 
     def gradient_w(self, batch: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        """Estimate of the gradient in the batch's rows of W; in the other rows it is 0."""
+        """Estimate of the gradient with respect to the rows of W in the batch; for the other rows it is 0."""
         return (self.rows / self.batch) * (residual @ self.h.T)
 
     def gradient_h(self, batch: np.ndarray, residual: np.ndarray) -> np.ndarray:
-        """Estimate of the gradient in H."""
+        """Estimate of the gradient with respect to H."""
         return (self.rows / self.batch) * (self.w[batch].T @ residual)
 
     def step(self, lr: float) -> float:
-        """Move W, then H; returns the loss that H's batch had before it moved, as an estimate of that of all rows."""
+        """Move W, then H. Returns an estimate of the loss of all rows, from the batch of H before it moved."""
         batch = self._draw()
         gradient = self.gradient_w(batch, self.residual(batch))
         self.w[batch] = self._moved(self.w[batch], gradient, lr, self.bound_w, self.w)

@@ -13,50 +13,56 @@ from recipes.common.offline import RecipeError
 class Episode(Protocol):
     """One training run, from its start.
 
+    It may also have a method `twin()`, which returns an `Episode`: the same run from its present state, with the same
+    batches to come.
+
     Attributes:
-        base_lr: LR at scale 1, with which it starts.
-        steps: optimizer steps that it has.
+        base_lr (float): LR at scale 1, which the run starts with.
+        steps (int): optimizer steps of the run.
     """
 
     base_lr: float
     steps: int
 
     def advance(self, lr: float) -> float:
-        """One optimizer step with this LR; its training loss, before the step. NaN or infinite: it has diverged."""
+        """Take one optimizer step. Returns the training loss before it; NaN or infinite if the run has diverged."""
         ...
 
     def bound(self) -> float | None:
-        """Highest LR with which the next step is stable; None where none is known."""
+        """Highest LR for which the next step is stable, or None if it is not known."""
         ...
 
     def validation_loss(self) -> float:
-        """Loss now on data that `advance` does not see."""
+        """Present loss on data that `advance` does not see."""
         ...
-
-    # twin() -> Episode, if there is one: the same run from its state now, with the same batches to come
 
 
 class TaskFamily(Protocol):
-    """Tasks that one policy shall serve. `name` is that of the policy; all randomness of an episode is from `rng`.
+    """Tasks that one policy is meant for.
 
-    It may have settings of its own, by the names of `environment.Settings`, such as `decay_ratio`: the share of a run
-    over which the LR decays linearly to 0, whatever the policy does.
+    It may override the fields of `environment.Settings`, such as `decay_ratio`: the share of a run over which the LR
+    decays linearly to 0, whatever the policy does.
+
+    Attributes:
+        name (str): name of the policy.
     """
 
     name: str
 
-    def sample(self, rng: np.random.Generator) -> Episode: ...
+    def sample(self, rng: np.random.Generator) -> Episode:
+        """Draw a run. All of its randomness comes from `rng`."""
+        ...
 
 
 FAMILIES = {
-    "network": "recipes.learn.networks:Networks",
-    "nmf": "recipes.nmf.tasks:NMF",
-    "quadratic": "recipes.learn.tasks:Quadratics",
+    "network": "recipes.research.learn.networks:Networks",
+    "nmf": "recipes.research.nmf.tasks:NMF",
+    "quadratic": "recipes.research.learn.tasks:Quadratics",
 }
 
 
 def family(name: str) -> TaskFamily:
-    """A task family by name, imported only now; RecipeError for another name."""
+    """A task family by name, imported when it is asked for. RecipeError if the name is unknown."""
     if name not in FAMILIES:
         raise RecipeError(f"--family {name!r} is unknown: choose from {', '.join(FAMILIES)}")
     module, maker = FAMILIES[name].split(":")
@@ -64,7 +70,7 @@ def family(name: str) -> TaskFamily:
 
 
 class Quadratics:
-    """The simplest family, for trials and tests: noisy gradients of sum(curvature x^2) / 2, in a few dimensions."""
+    """The simplest family, for trials and tests: noisy gradients of sum(curvature x^2) / 2 in a few dimensions."""
 
     name = "quadratic"
 
@@ -73,6 +79,8 @@ class Quadratics:
 
 
 class Quadratic:
+    """One run on a quadratic; see `Episode`."""
+
     def __init__(self, rng: np.random.Generator, steps: int = 100) -> None:
         self.steps = steps
         self._rng = rng

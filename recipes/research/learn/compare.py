@@ -1,8 +1,9 @@
-"""The learned policy on data, model sizes and lengths that it has not seen, beside tuned schedules.
+"""The learned policy, compared with tuned schedules on data, model sizes and run lengths that it has not seen.
 
-    python -m recipes.learn.compare --results runs/learn_compare.jsonl --report recipes/learn/RESULTS.md
+    python -m recipes.research.learn.compare --report recipes/research/learn/RESULTS.md
 
-Each run is a line of the results; what is there already is not run again, so the command can be stopped at any time.
+Each run is a line of the results file, and a run that is already there is not repeated: the command can be stopped at
+any time.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import Any
 
 import torch
 
-from greedylr_integrations.controller import GreedyController
-from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.learned import Policy, PolicyConfig, PolicyController
+from greedylr_integrations import GreedyConfig, GreedyController
 from greedylr_integrations.log import logger
+from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.learned import Policy, PolicyConfig
 from recipes.common.flags import fail, loading, run
 from recipes.common.records import Records
 from recipes.common.report import write_or_print
-from recipes.learn.networks import NetworkEpisode, Task
+from recipes.research.learn.networks import NetworkEpisode, Task
 
-LRS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # times the usual one: the trials that every schedule has
+LRS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # multiples of the usual LR: the trials of every schedule
 SEEDS = (0, 1, 2)
 TUNING_SEED = 100
-MEASUREMENTS = 25  # of the validation loss, over a run
+MEASUREMENTS = 25  # of the validation loss, per run
 USUAL = {"adamw": 1e-3, "sgd": 0.03}
 TASKS = {
     f"{data} {optimizer}": Task(data, optimizer, width=128, depth=2, batch=64, steps=steps, base_lr=0.0, seed=0)
@@ -37,15 +38,15 @@ TASKS = {
     for optimizer in ("adamw", "sgd")
 }
 SCHEDULES = ("learned", "greedy", "cosine", "linear", "constant")
-Schedule = Callable[[int, float], float]  # from optimizer step and the loss before it to the scale
+Schedule = Callable[[int, float], float]  # optimizer step and the loss before it -> scale
 
 
 def schedule(name: str, steps: int, policy: Policy) -> Schedule:
     if name == "learned":
         envelope = Envelope(total_steps=steps, decay_ratio=policy.decay_ratio)
-        return _controlled(PolicyController(PolicyConfig(policy=policy), horizon=steps), envelope)
+        return _controlled(GreedyController(PolicyConfig(policy=policy), horizon=steps), envelope)
     if name == "greedy":
-        return _controlled(GreedyController(horizon=steps), Envelope(total_steps=steps))
+        return _controlled(GreedyController(GreedyConfig(), horizon=steps), Envelope(total_steps=steps))
     return {
         "constant": lambda step, loss: 1.0,
         "linear": lambda step, loss: 1 - step / steps,
@@ -63,7 +64,7 @@ def _controlled(controller: GreedyController, envelope: Envelope) -> Schedule:
 
 
 def train(task: Task, scale: Schedule) -> dict[str, Any]:
-    """Losses and scales of one run; the validation loss is infinite from where it diverged."""
+    """Losses and scales of one run. The final validation loss is infinite if the run diverged."""
     episode = NetworkEpisode(task)
     losses: list[float] = []
     scales: list[float] = []
@@ -88,7 +89,7 @@ def train(task: Task, scale: Schedule) -> dict[str, Any]:
 
 
 def jobs(done: dict[tuple, dict]) -> Iterator[tuple]:
-    """(task, schedule, LR, seed), first those that tune, then other seeds at each of `BASE_LRS`."""
+    """(task, schedule, LR, seed) of each run: first those for tuning, then the other seeds at each of `BASE_LRS`."""
     for task in TASKS:
         for name in SCHEDULES:
             yield from ((task, name, lr, TUNING_SEED) for lr in LRS)
@@ -108,7 +109,7 @@ BASE_LRS: dict[str, Callable[[dict[tuple, dict], str, str], float]] = {
 
 
 def read(path: Path, policy: Policy) -> Records:
-    """The runs that are there already; another policy's are no longer the learned schedule's."""
+    """The runs in the file. Runs of the learned schedule with another policy do not count."""
 
     def key(row: dict[str, Any]) -> tuple | None:
         current = row["schedule"] != "learned" or row["policy"] == policy.digest
@@ -139,16 +140,17 @@ def report(done: dict[tuple, dict], policy: Policy) -> str:
     lines = [
         "# The learned network policy on data that it was not trained on",
         "",
-        "Written by `python -m recipes.learn.compare`. The policy"
+        "Written by `python -m recipes.research.learn.compare`. The policy"
         f" (`{policy.digest}`, {policy.trained.get('decisions', 0):,} decisions of PPO on digits and Python's"
-        " documentation) was trained on none of this data, nor on networks as wide (two hidden layers of 128). It was"
-        " chosen among four with the tasks on Fashion-MNIST and the chats in view; those on film reviews were added"
-        " afterwards. Every schedule has the same six trials of its base LR on another seed.",
+        " documentation) was not trained on any of this data, nor on networks this wide (two hidden layers of 128). It"
+        " was chosen from four by its results on Fashion-MNIST and the chats; the film reviews were added afterwards."
+        " Every schedule gets the same six trials of its base LR, on another seed.",
         "",
-        "## Final validation loss beside tuned linear decay's",
+        "## Final validation loss compared with tuned linear decay",
         "",
-        f"Least and largest over the {len(TASKS)} tasks. Of each task: mean of {len(SEEDS)} seeds, each beside linear"
-        " decay's loss on the same seed. The reference has linear's tuned base LR in every column.",
+        f"Smallest and largest over the {len(TASKS)} tasks. For each task: mean of {len(SEEDS)} seeds, each compared"
+        " with the loss of linear decay on the same seed. The reference has linear decay's tuned base LR in every"
+        " column.",
         "",
         "| schedule | " + " | ".join(f"base LR {title}" for title in BASE_LRS) + " |",
         "| --- " * (1 + len(BASE_LRS)) + "|",
@@ -156,15 +158,15 @@ def report(done: dict[tuple, dict], policy: Policy) -> str:
     for name in SCHEDULES:
         cells = []
         for lr_of in BASE_LRS.values():
-            means = [statistics.mean(_beside_linear(done, task, name, lr_of(done, task, name))) for task in TASKS]
+            means = [statistics.mean(_over_linear(done, task, name, lr_of(done, task, name))) for task in TASKS]
             cells.append(f"{min(means):+.1%} to {max(means):+.1%}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Below: mean final validation loss of {len(SEEDS)} seeds, the seeds' range in brackets; the same beside tuned"
-        " linear decay's; and the mean of the optimizer steps after which the validation loss was first at or below the"
-        f" target, measured {MEASUREMENTS} times a run. The target is what tuned linear decay ends with, on average,"
-        " plus 2%. A run that does not get there counts as `never`.",
+        f"Below: the mean final validation loss of {len(SEEDS)} seeds, with their range in brackets; the same compared"
+        " with tuned linear decay; and the mean number of optimizer steps after which the validation loss was first at"
+        f" or below the target, measured {MEASUREMENTS} times per run. The target is the mean final loss of tuned"
+        " linear decay plus 2%. A run that does not reach it counts as `never`.",
     ]
     for title, lr_of in BASE_LRS.items():
         lines += ["", f"## Base LR {title}", "", *_table(done, lr_of)]
@@ -175,15 +177,15 @@ def _finals(done: dict[tuple, dict], task: str, name: str, lr: float) -> list[fl
     return [done[task, name, lr, seed]["final"] for seed in SEEDS]
 
 
-def _beside_linear(done: dict[tuple, dict], task: str, name: str, lr: float) -> list[float]:
-    """How far each seed's loss is above that of tuned linear decay, as a share of it."""
+def _over_linear(done: dict[tuple, dict], task: str, name: str, lr: float) -> list[float]:
+    """Loss of each seed relative to that of tuned linear decay, minus 1."""
     linear = _finals(done, task, "linear", best_lr(done, task, "linear"))
     return [own / other - 1 for own, other in zip(_finals(done, task, name, lr), linear, strict=True)]
 
 
 def _table(done: dict[tuple, dict], lr_of: Callable[[dict[tuple, dict], str, str], float]) -> list[str]:
     lines = [
-        "| task | schedule | base LR | final validation loss | beside linear | target | steps to target |",
+        "| task | schedule | base LR | final validation loss | compared with linear | target | steps to target |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for task in TASKS:
@@ -193,17 +195,17 @@ def _table(done: dict[tuple, dict], lr_of: Callable[[dict[tuple, dict], str, str
         best = min(statistics.mean(values) for values in finals.values())
         for name, values in finals.items():
             mean = statistics.mean(values)
-            shown = f"**{mean:.4f}**" if mean == best else f"{mean:.4f}"
-            beside = _beside_linear(done, task, name, lrs[name])
+            final = f"**{mean:.4f}**" if mean == best else f"{mean:.4f}"
+            over = _over_linear(done, task, name, lrs[name])
             steps = [_first(done[task, name, lrs[name], seed]["validation"], target) for seed in SEEDS]
             reached = [count for count in steps if count is not None]
-            told = f"{statistics.mean(reached):.0f}" if reached else "never"
+            count = f"{statistics.mean(reached):.0f}" if reached else "never"
             if reached and len(reached) < len(SEEDS):
-                told += f" ({len(SEEDS) - len(reached)} of {len(SEEDS)} never)"
+                count += f" ({len(SEEDS) - len(reached)} of {len(SEEDS)} never)"
             lines.append(
-                f"| {task} | {name} | {USUAL[TASKS[task].optimizer] * lrs[name]:.2g} | {shown}"
-                f" ({min(values):.4f} to {max(values):.4f}) | {statistics.mean(beside):+.1%}"
-                f" ({min(beside):+.1%} to {max(beside):+.1%}) | {target:.4f} | {told} |"
+                f"| {task} | {name} | {USUAL[TASKS[task].optimizer] * lrs[name]:.2g} | {final}"
+                f" ({min(values):.4f} to {max(values):.4f}) | {statistics.mean(over):+.1%}"
+                f" ({min(over):+.1%} to {max(over):+.1%}) | {target:.4f} | {count} |"
             )
     return lines
 
@@ -213,12 +215,12 @@ def _first(validation: list[tuple[int, float]], target: float) -> int | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = argparse.ArgumentParser("learn.compare", description=__doc__.split("\n")[0])
-    made.add_argument("--policy", default="network", help="a policy file or a shipped one (default: %(default)s)")
-    made.add_argument("--results", type=Path, default=Path("runs/learn_compare.jsonl"))
-    made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
-    made.error = fail
-    args = made.parse_args(argv)
+    parser = argparse.ArgumentParser("learn.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("--policy", default="network", help="a policy file or a shipped policy (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=Path("runs/learn_compare.jsonl"))
+    parser.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
+    parser.error = fail
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with loading("--policy", args.policy):
         policy = Policy.load(args.policy)
@@ -227,5 +229,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logger.setLevel("ERROR")  # many base LRs are too low on purpose
+    logger.setLevel("ERROR")  # many base LRs are too low by design
     run("learn.compare", main)

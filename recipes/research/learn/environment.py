@@ -1,4 +1,4 @@
-"""A training run as a Gymnasium environment: one action a block, and the fall of the log loss for a reward."""
+"""A training run as a Gymnasium environment: one action per block, rewarded by the fall of the log loss."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, PolicyRule
-from recipes.learn.tasks import Episode, TaskFamily
+from recipes.research.learn.tasks import Episode, TaskFamily
 
-PENALTY = 2.0  # for a run that diverges; the most that one block can gain or lose
-DIVERGED = 1e4  # times the loss of the first block
+PENALTY = 2.0  # of a run that diverges, and the most that one block can gain or lose
+DIVERGED = 1e4  # ratio to the loss of the first block, above which a run has diverged
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a policy that is to be learned will be used; see `greedylr_integrations.learned.Policy`."""
+    """How a policy that is being learned will be used; see `greedylr_integrations.learned.Policy`."""
 
     blocks: int = 40
     max_factor: float = 2.0
@@ -33,16 +33,19 @@ class Settings:
 
 
 class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """Each episode is a run of its own from a task family.
+    """Each episode is a training run from a task family.
 
-    Observation: `learned.OBSERVED`, after each block of losses; the first block is run at scale 1. Action: from -1 to
-    1, the power of `max_factor` that multiplies the scale for the block to come, within the bounds of the settings and
-    the episode's stability bound. LR = base LR x scale x final decay, as in the schedulers. Reward: the fall of the log
-    of the block's mean loss, after the last block from there to the validation loss too; a run that diverges ends with
-    -PENALTY. An episode ends with its last whole block.
+    Observation: `learned.OBSERVED`, after each block of losses. The first block runs at scale 1.
 
-    Where the episode has a twin, that one runs at scale 1 throughout. The reward is then the fall of the loss itself
-    beyond the twin's in the same block, as a share of the twin's whole fall.
+    Action: a number from -1 to 1, the power of `max_factor` that the scale is multiplied by for the next block, within
+    the bounds of the settings and the stability bound of the episode. LR = base LR x scale x final decay, as in the
+    schedulers.
+
+    Reward: the fall of the log of the block's mean loss, and after the last block the fall from there to the validation
+    loss. A run that diverges ends with -PENALTY. An episode ends with its last complete block.
+
+    If the episode has a twin, the twin runs at scale 1 throughout. The reward is then the fall of the loss itself,
+    minus that of the twin in the same block, as a share of the twin's total fall.
     """
 
     def __init__(self, family: TaskFamily, settings: Settings | None = None) -> None:
@@ -77,15 +80,15 @@ class _Run:
     """An episode, block by block.
 
     Attributes:
-        rule: takes its losses, and has its scale.
-        seen: what there was to see after the last block.
-        blocks: how many it has had.
-        over: whether that was the last whole one.
-        loss: mean of the last block; when it is over, the validation loss.
+        rule (PolicyRule): takes in the losses and holds the scale.
+        seen (array): observation after the last block.
+        blocks (int): number of blocks so far.
+        over (bool): whether the last block was the last complete one of the run.
+        loss (float): mean loss of the last block; at the end of the run, the validation loss.
     """
 
     def __init__(self, episode: Episode, settings: Settings) -> None:
-        self._episode, self.rule = episode, PolicyRule(settings, 1, episode.steps)
+        self._episode, self.rule = episode, PolicyRule(settings, episode.steps)
         self._envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
         self._left = episode.steps
         self._shortest = episode.steps / settings.blocks
@@ -98,7 +101,7 @@ class _Run:
         return self._left < self._shortest
 
     def block(self) -> bool:
-        """Run the next; False where the run diverges in it."""
+        """Run the next block. False if the run diverges in it."""
         observation = None
         while observation is None:
             loss = step(self._episode, self.rule, self._envelope(self._episode.steps - self._left))
@@ -117,7 +120,7 @@ class _Run:
         return True
 
     def falls(self) -> np.ndarray:
-        """The fall of the loss in each block after the first, at the scale that it has; 0 where it diverges."""
+        """Fall of the loss in each block after the first, at the present scale; a single 0 if the run diverges."""
         losses = []
         while not self.over:
             if not self.block():
@@ -127,7 +130,7 @@ class _Run:
 
 
 def step(episode: Episode, rule: PolicyRule, envelope: float) -> float:
-    """Advance by one optimizer step at the rule's scale, under the episode's bound; the training loss."""
+    """Take one optimizer step at the scale of the rule, under the bound of the episode. Returns the training loss."""
     bound = episode.bound()
     if bound is not None:
         rule.limit = bound / episode.base_lr

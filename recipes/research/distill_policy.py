@@ -1,9 +1,9 @@
-"""What a learned policy does, beside GreedyLR's rule: a picture, and the GreedyLR settings that come closest to it.
+"""A learned policy compared with GreedyLR's rule: a picture, and the GreedyLR settings that come closest to it.
 
-    python -m recipes.distill_policy --policy network --report recipes/learn/DISTILLATION.md
+    python -m recipes.research.distill_policy --policy network --report recipes/research/learn/DISTILLATION.md
 
-The policy trains runs of its family. GreedyLR then looks at the very losses of these runs, and the settings are sought
-whose LRs are nearest to the policy's.
+The policy trains runs of its family. GreedyLR is then given the losses of these runs, and a search finds the settings
+whose LRs are closest to the policy's.
 """
 
 from __future__ import annotations
@@ -12,27 +12,26 @@ import argparse
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from greedylr_integrations import GreedyConfig, GreedyController
-from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyRule
 from greedylr_integrations.log import logger
+from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyRule
 from recipes.common.bootstrap import interval
 from recipes.common.flags import check_at_least_one, fail, loading, run
 from recipes.common.report import write_or_print
-from recipes.learn.environment import step
-from recipes.learn.tasks import FAMILIES, TaskFamily, family
+from recipes.research.learn.environment import step
+from recipes.research.learn.tasks import FAMILIES, TaskFamily, family
 
-STILL = 0.05  # of a doubling a block: less is no move
+STILL = 0.05  # doublings per block below which a change does not count as a move
 
 
 @dataclass
 class Trained:
-    """A run by the policy: losses, and at the end of each block what it saw and the log2 of LR / base LR afterwards."""
+    """A run under the policy: its losses, and at the end of each block the observation and log2(LR / base LR)."""
 
     losses: list[float]
     ends: list[int]
@@ -42,7 +41,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Settings:
-    """GreedyLR's, for a run of any length T."""
+    """Settings of GreedyLR for a run of any length T."""
 
     window: float = 0.08  # window_size / T
     rate: float = 8.0  # factor = exp(-rate / T)
@@ -66,7 +65,7 @@ def run_policy(tasks: TaskFamily, policy: Policy, count: int, seed: int) -> list
     rng, runs = np.random.default_rng(seed), []
     while len(runs) < count:
         episode = tasks.sample(rng)
-        rule = PolicyRule(policy, 1, episode.steps)
+        rule = PolicyRule(policy, episode.steps)
         envelope = Envelope(total_steps=episode.steps, decay_ratio=policy.decay_ratio)
         losses: list[float] = []
         ends, seen, scales = [], [], []
@@ -85,7 +84,7 @@ def run_policy(tasks: TaskFamily, policy: Policy, count: int, seed: int) -> list
 
 
 def greedy_scales(past: Trained, settings: Settings) -> np.ndarray:
-    """log2 of what GreedyLR would have made of the LR by the end of each block, final decay included."""
+    """log2 of the LR / base LR that GreedyLR would have had at the end of each block, including the final decay."""
     controller, total = settings.controller(len(past.losses)), len(past.losses)
     envelope = Envelope(total_steps=total, decay_ratio=settings.decay_ratio)
     scales = [_log_lr(controller.observe(loss).scales[0], envelope, i) for i, loss in enumerate(past.losses)]
@@ -93,11 +92,11 @@ def greedy_scales(past: Trained, settings: Settings) -> np.ndarray:
 
 
 def _log_lr(scale: float, envelope: Envelope, step: int) -> float:
-    return math.log2(scale * max(envelope(step), 0.01))  # where it ends at 0 says nothing
+    return math.log2(scale * max(envelope(step), 0.01))  # the end of the decay to 0 carries no information
 
 
 def agreement(runs: list[Trained], settings: Settings) -> dict[str, float]:
-    """Of LRs (root of the mean square of the log2 of their ratio, correlation) and moves (same direction)."""
+    """Agreement of LRs (root mean square of the log2 of their ratio, correlation) and of moves (same direction)."""
     pairs = [(past.scales, greedy_scales(past, settings)) for past in runs]
     ours, theirs = (np.concatenate(scales) for scales in zip(*pairs, strict=True))
     moves = [(direction(np.diff(one)), direction(np.diff(other))) for one, other in pairs]
@@ -114,7 +113,7 @@ def direction(moves: np.ndarray) -> np.ndarray:
 
 
 def fit(runs: list[Trained], trials: int, seed: int) -> Settings:
-    """Random search for the least distance, two thirds of it near the best so far."""
+    """Random search for the smallest distance; two thirds of the trials are near the best so far."""
     rng = np.random.default_rng(seed)
     best, least = Settings(), math.inf
     for trial in range(trials):
@@ -128,7 +127,7 @@ def fit(runs: list[Trained], trials: int, seed: int) -> Settings:
         )
         if trial == 0:
             drawn = best
-        elif trial > trials // 3:  # near the best so far: window and rate a little off, sometimes another choice
+        elif trial > trials // 3:  # window and rate close to the best so far, and sometimes another choice
             near = {name: getattr(best, name) * float(np.exp(rng.normal(0, 0.2))) for name in ("window", "rate")}
             kept = {name: value for name, value in vars(best).items() if name not in near and rng.random() < 0.8}
             drawn = Settings(**{**vars(drawn), **near, **kept})
@@ -139,21 +138,21 @@ def fit(runs: list[Trained], trials: int, seed: int) -> Settings:
 
 
 def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: int) -> np.ndarray:
-    """Log validation losses of runs that are really trained with the settings, or with the policy."""
+    """Log validation losses of runs that are trained with the settings, or with the policy."""
     rng, logs = np.random.default_rng(seed), []
     for _ in range(count):
         episode = tasks.sample(rng)
         learned = isinstance(settings, Policy)
         if learned:
-            controller: Any = PolicyController(PolicyConfig(policy=settings), horizon=episode.steps)
+            controller = GreedyController(PolicyConfig(policy=settings), horizon=episode.steps)
         else:
             controller = settings.controller(episode.steps)
         envelope = Envelope(total_steps=episode.steps, decay_ratio=settings.decay_ratio)
         for i in range(episode.steps):
             bound = episode.bound()
             most = math.inf if bound is None else bound / episode.base_lr
-            if learned:  # it sees where it stands below the bound
-                controller.limit(most)
+            if learned:  # the policy sees how far below the bound it is
+                controller.rule.limit = most
             scale = min(controller.scales[0] * envelope(i), most)
             controller.observe(episode.advance(episode.base_lr * scale))
         logs.append(math.log(episode.validation_loss()))
@@ -161,7 +160,7 @@ def outcome(tasks: TaskFamily, settings: Settings | Policy, count: int, seed: in
 
 
 def paired(logs: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
-    """Geometric mean of the ratio of losses on the same runs, and its 95% bootstrap interval."""
+    """Geometric mean of the ratio of losses on the same runs, with its 95% bootstrap interval."""
     found, low, high = np.exp(interval(logs - others, np.mean))
     return float(found), float(low), float(high)
 
@@ -170,7 +169,7 @@ def paired(logs: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
 
 
 def draw(runs: list[Trained], settings: Settings, path: Path) -> None:
-    """Mean move of the scale over trend and noise: the policy's, GreedyLR's default, and GreedyLR fitted."""
+    """Draw the mean move of the scale over trend and noise, for the policy, GreedyLR, and GreedyLR fitted to it."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -192,9 +191,9 @@ def draw(runs: list[Trained], settings: Settings, path: Path) -> None:
         count, *edges = np.histogram2d(trend, noise, bins)
         mean = np.where(count >= 5, total / np.maximum(count, 1), np.nan)
         shown = axis.pcolormesh(*edges, mean.T, cmap="RdBu_r", vmin=-0.8, vmax=0.8)
-        axis.set(title=title, xlabel="trend of the loss (-1 falls steadily, 1 rises)")
-    axes[0].set_ylabel("noise, as a share of what the loss moved")
-    figure.colorbar(shown, ax=axes, label="doublings of the LR a block")
+        axis.set(title=title, xlabel="trend of the loss (-1: falls steadily, 1: rises)")
+    axes[0].set_ylabel("noise, as a share of the change of the loss")
+    figure.colorbar(shown, ax=axes, label="doublings of the LR per block")
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -203,51 +202,49 @@ def report(
     name: str, policy: Policy, agreements: dict[str, dict], outcomes: dict[str, np.ndarray], fitted: Settings
 ) -> str:
     lines = [
-        f"# The {name} policy beside GreedyLR",
+        f"# The {name} policy compared with GreedyLR",
         "",
-        f"Written by `python -m recipes.distill_policy --policy {name}`, for the policy `{policy.digest}`. GreedyLR"
-        " looks at the losses of runs that the policy trained. Distance: root mean square of the log2 of the ratio of"
-        " the two LRs."
-        f" Direction: share of the blocks in which both raise, both lower or both hold (a move below {STILL} of a"
-        " doubling). Both on runs that were not fitted to. Validation loss: geometric mean over other runs of the"
-        " family, trained with it. Beside it: the policy's loss as a share of this one on the same runs, with its 95%"
-        " bootstrap interval; below 1 the policy is better.",
+        f"Written by `python -m recipes.research.distill_policy --policy {name}`, for the policy"
+        f" `{policy.digest}`. GreedyLR is given the losses of runs that the policy trained. Distance: root mean square"
+        " of the log2 of the ratio of the two LRs. Direction: share of the blocks in which both raise, both lower or"
+        f" both hold (a move below {STILL} of a doubling). Both are measured on runs that were not used for fitting."
+        " Validation loss: geometric mean over other runs of the family, trained with the schedule. Last column: the"
+        " policy's loss as a share of this one on the same runs, with its 95% bootstrap interval; below 1, the policy"
+        " is better.",
         "",
         "| | distance | correlation of log LR | same direction | validation loss | policy's / this |",
         "| --- | --- | --- | --- | --- | --- |",
         f"| learned policy | | | | {math.exp(outcomes['policy'].mean()):.4f} | |",
     ]
     lines += [
-        f"| GreedyLR, {which} | {told['distance']:.2f} | {told['correlation']:.2f} | {told['same direction']:.0%} |"
+        f"| GreedyLR, {which} | {found['distance']:.2f} | {found['correlation']:.2f} | {found['same direction']:.0%} |"
         f" {math.exp(outcomes[which].mean()):.4f} |"
         " {:.3f} ({:.3f} to {:.3f}) |".format(*paired(outcomes["policy"], outcomes[which]))
-        for which, told in agreements.items()
+        for which, found in agreements.items()
     ]
     lines += [
         "",
-        f"Fitted, for a run of T steps: `window_size={fitted.window:.3f}*T, factor=exp(-{fitted.rate:.1f}/T),"
-        f" threshold={fitted.threshold:g}, patience={fitted.patience}, pace={fitted.pace:g}`,"
-        f" `decay_ratio={fitted.decay_ratio:g}`. They are not a preset.",
+        f"The fitted settings, for a run of T steps: `window_size={fitted.window:.3f}*T,"
+        f" factor=exp(-{fitted.rate:.1f}/T), threshold={fitted.threshold:g}, patience={fitted.patience},"
+        f" pace={fitted.pace:g}`, `decay_ratio={fitted.decay_ratio:g}`. They are not available as a preset.",
         "",
     ]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = argparse.ArgumentParser("distill_policy", description=__doc__.split("\n")[0])
-    made.add_argument("--policy", default="network", help="a policy file or a shipped one (default: %(default)s)")
-    made.add_argument(
-        "--family", help="what it trains, of " + ", ".join(FAMILIES) + " (default: what it was trained on)"
+    parser = argparse.ArgumentParser("distill_policy", description=__doc__.split("\n")[0])
+    parser.add_argument("--policy", default="network", help="a policy file or a shipped policy (default: %(default)s)")
+    parser.add_argument(
+        "--family", help="tasks to train: " + ", ".join(FAMILIES) + " (default: what it was trained on)"
     )
-    made.add_argument(
-        "--runs", type=int, default=40, help="to fit to, and as many to check with (default: %(default)s)"
-    )
-    made.add_argument("--trials", type=int, default=200, help="settings that are tried (default: %(default)s)")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument("--picture", type=Path, help="where to draw what it does over trend and noise")
-    made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
-    made.error = fail
-    args = made.parse_args(argv)
+    parser.add_argument("--runs", type=int, default=40, help="runs to fit to, and to check with (default: %(default)s)")
+    parser.add_argument("--trials", type=int, default=200, help="number of settings to try (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="where to draw its moves over trend and noise")
+    parser.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
+    parser.error = fail
+    args = parser.parse_args(argv)
     check_at_least_one(args, "runs", "trials")
     torch.set_num_threads(1)
     with loading("--policy", args.policy):
@@ -269,5 +266,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    logger.setLevel("ERROR")  # many base LRs are too low on purpose
+    logger.setLevel("ERROR")  # many base LRs are too low by design
     run("distill_policy", main)

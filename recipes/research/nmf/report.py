@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 
 from greedylr_integrations.learned import Policy
 from recipes.common.bootstrap import interval
-from recipes.nmf.__main__ import KNOWN, VALIDATION, Runs
-from recipes.nmf.problem import Factorization
-from recipes.nmf.schedules import METHODS, TRIALS
+from recipes.research.nmf.problem import Factorization
+from recipes.research.nmf.schedules import METHODS, TRIALS
+from recipes.research.nmf.store import KNOWN, VALIDATION, Runs
 
-DIVERGED = 1.0  # loss of factors of zeros, which a diverged run counts as
+DIVERGED = 1.0  # loss that a diverged run counts as: that of factors of zeros
 
 
 def finals(runs: list[dict[str, Any]]) -> np.ndarray:
@@ -23,38 +24,36 @@ def finals(runs: list[dict[str, Any]]) -> np.ndarray:
 
 
 def ratio(own: list[dict[str, Any]], other: list[dict[str, Any]]) -> tuple[float, float, float]:
-    """Median of the ratio of two methods' losses on the same seeds, with its 95% bootstrap interval."""
+    """Median ratio of the losses of two methods on the same seeds, with its 95% bootstrap interval."""
     return interval(finals(own) / finals(other), np.median)
 
 
 @cache
 def floor(matrix: str, solver: str, seed: int) -> float:
     """Loss of scikit-learn's NMF after at most 500 passes over all rows."""
-    import warnings
-
     from sklearn.decomposition import NMF
     from sklearn.exceptions import ConvergenceWarning
 
-    made = KNOWN[matrix](seed)
-    x = Factorization(made).x
+    problem = KNOWN[matrix](seed)
+    x = Factorization(problem).x
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = NMF(made.rank, init="nndsvda", solver=solver, max_iter=500).fit(x)
+        fitted = NMF(problem.rank, init="nndsvda", solver=solver, max_iter=500).fit(x)
     return float(fitted.reconstruction_err_**2 / 2)
 
 
 def tables(runs: Runs, steps: int, policy: Policy) -> str:
     methods = list(METHODS)
     seeds = len(next(iter(runs.values()))["learned"][1])
-    command = "python -m recipes.nmf" + (" --validation" if runs.keys() <= VALIDATION.keys() else "")
+    command = "python -m recipes.research.nmf" + (" --validation" if runs.keys() <= VALIDATION.keys() else "")
     command += f" --seeds {seeds}"
     lines = [
         "# Schedules of stochastic NMF",
         "",
         f"Written by `{command}`. {steps} steps, {seeds} seeds; policy `{policy.digest}`"
         f" ({policy.trained.get('decisions', 0):,} decisions of PPO on planted matrices of up to rank 12 and parts of"
-        f" Reuters). Every tuned schedule has {TRIALS} trials on each matrix, of 3 other seeds each; `at the bound` and"
-        " `learned` have none. The seeds of a planted matrix are matrices of their own. A loss of 1 is that of factors"
+        f" Reuters). Every tuned schedule gets {TRIALS} trials on each matrix, each with 3 other seeds; `at the bound`"
+        " and `learned` get none. Each seed of a planted matrix is a matrix of its own. A loss of 1 is that of factors"
         " of zeros; a run that ends above it has diverged and counts as 1.",
         "",
         "## Median final loss",
@@ -72,10 +71,10 @@ def tables(runs: Runs, steps: int, policy: Policy) -> str:
         lines.append(f"| scikit-learn, `{solver}`, all rows | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "## Learned beside each",
+        "## Learned compared with each",
         "",
-        "Loss of the learned schedule / loss of the other on the same seed: median of the pairs, and its 95% bootstrap"
-        " interval. Below 1 is a win.",
+        "Loss of the learned schedule / loss of the other schedule on the same seed: median over the seeds, with its"
+        " 95% bootstrap interval. Below 1, the learned schedule is better.",
         "",
         "| against | " + " | ".join(runs) + " |",
         "|---" * (len(runs) + 1) + "|",
@@ -90,10 +89,10 @@ def tables(runs: Runs, steps: int, policy: Policy) -> str:
         "",
         "## Stability",
         "",
-        "`capped`: the cap lets no step be above the bound, whatever the schedule asks for. `(edge)`: the lowest or the"
-        " highest peak that was tried.",
+        "`capped`: the cap keeps every step at or below the bound, whatever the schedule asks for. `(edge)`: the lowest"
+        " or highest peak that was tried.",
         "",
-        "| schedule | diverged | runs with a step over the bound | settings that were tuned |",
+        "| schedule | diverged | runs with a step over the bound | tuned settings |",
         "|---|---|---|---|",
     ]
     for method in methods:
@@ -120,7 +119,7 @@ def shown(method: str, setting: dict[str, Any]) -> str:
 
 
 def draw(runs: Runs, folder: Path) -> None:
-    """nmf-schedules.png: LRs of several seeds under their bounds; nmf-losses.png: median loss histories."""
+    """Draw nmf-schedules.png, the LRs of several seeds under their bounds, and nmf-losses.png, median losses."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -162,4 +161,4 @@ def _draw_losses(ax: Any, of: dict[str, tuple[dict[str, Any], list[dict[str, Any
         colour = {"color": "black"} if learned else {}
         ax.plot(runs[0]["step"], losses, linewidth=2 if learned else 1.2, label=method, **colour)
     ax.set_ylabel("loss (1: factors of zeros)")
-    ax.set_ylim(0.9 * least, 1)  # what is too high for a while leaves the picture
+    ax.set_ylim(0.9 * least, 1)  # higher losses at the start are cut off

@@ -1,4 +1,4 @@
-"""NMF as a family of tasks that a schedule is learned on."""
+"""NMF as a family of tasks to learn a schedule on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import copy
 
 import numpy as np
 
-from recipes.nmf.problem import Factorization, planted, reuters
+from recipes.research.nmf.problem import Factorization, planted, reuters
 
 
 class Episode:
-    """A factorization; the LR starts at its bound, and neither factor exceeds its own."""
+    """A factorization. The LR starts at its bound, and is capped at the bound of each factor."""
 
     def __init__(self, factorization: Factorization, steps: int) -> None:
         self.factorization, self.steps = factorization, steps
@@ -23,11 +23,11 @@ class Episode:
         return self.factorization.bound
 
     def validation_loss(self) -> float:
-        """Of the whole matrix: a step sees the loss of a few rows."""
+        """Loss of the whole matrix; a step sees only the loss of a few rows."""
         return self.factorization.loss()
 
     def twin(self) -> Episode:
-        """From the same state, with the same batches to come."""
+        """The same run from this state, with the same batches to come."""
         return Episode(copy.deepcopy(self.factorization), self.steps)
 
 
@@ -40,7 +40,7 @@ class NMF:
 
     def sample(self, rng: np.random.Generator) -> Episode:
         def between(low: float, high: float) -> int:
-            """As likely in each doubling."""
+            """An integer, log-uniformly distributed."""
             return round(np.exp(rng.uniform(np.log(low), np.log(high))))
 
         seed, rank, steps = int(rng.integers(2**31)), int(rng.integers(3, 13)), int(rng.integers(150, 401))

@@ -1,19 +1,20 @@
-"""The learning rate under which a step on one factor is stable, as docs/nmf-bound.md derives it."""
+"""The learning rate below which a step on one factor is stable, as derived in docs/nmf-bound.md."""
 
 from __future__ import annotations
 
 import numpy as np
 
-FLOOR = 1e-9  # of an entry of the power iteration's vector, beside the largest
-TINY = 1e-300  # for factors of zeros, whose gradient is 0: any LR is stable
+FLOOR = 1e-9  # smallest entry of the power iteration's vector, relative to the largest
+TINY = 1e-300  # eigenvalue of factors of zeros: their gradient is 0, so any LR is stable
 
 
 class LargestEigenvalue:
     """Upper bound on the largest eigenvalue of a non-negative symmetric matrix that changes from call to call.
 
-    Power iteration from where the last call ended. The Rayleigh quotient would come from below; for a non-negative
-    matrix G and any positive vector v, max_i (Gv)_i / v_i comes from above (Collatz and Wielandt; Horn and Johnson,
-    Matrix Analysis, 8.1.26), so that the LR is on the safe side after any number of iterations.
+    Power iteration that continues where the last call ended. The Rayleigh quotient approaches the eigenvalue from
+    below. For a non-negative matrix G and any positive vector v, max_i (Gv)_i / v_i approaches it from above (Collatz
+    and Wielandt; Horn and Johnson, Matrix Analysis, 8.1.26), so that the LR is on the safe side after any number of
+    iterations.
     """
 
     def __init__(self, size: int) -> None:
@@ -36,11 +37,12 @@ def sampled_smoothness(smoothness: float, largest_row: float, rows: int, batch: 
     """Expected smoothness of a sum over rows, of which `batch` are drawn without replacement.
 
     Args:
-        smoothness: of the sum, the largest eigenvalue of W^T W.
-        largest_row: of a single row, the largest squared norm of a row of W.
-        rows, batch: how many there are, and how many are drawn.
+        smoothness (float): smoothness of the sum: the largest eigenvalue of W^T W.
+        largest_row (float): largest smoothness of a single row: the largest squared norm of a row of W.
+        rows, batch (int): number of rows, and how many of them are drawn.
 
-    Source: Gower et al., SGD: General Analysis and Improved Rates (2019), b-nice sampling; steps in docs/nmf-bound.md.
+    Source: Gower et al., SGD: General Analysis and Improved Rates (2019), b-nice sampling; derived in
+    docs/nmf-bound.md.
     """
     if rows == batch:
         return smoothness

@@ -1,6 +1,6 @@
-"""Draws the schedules that the learned policy found, and the losses that it led to, beside the tuned baselines.
+"""Draw the schedules and losses of the learned policy together with those of the tuned baselines.
 
-python -m recipes.learn.pictures --results runs/learn_compare.jsonl --output-dir docs/img
+python -m recipes.research.learn.pictures --results runs/learn_compare.jsonl --output-dir docs/img
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from greedylr_integrations.learned import Policy
 from recipes.common.flags import fail, loading, run
 from recipes.common.offline import RecipeError
-from recipes.learn.compare import BASE_LRS, SCHEDULES, SEEDS, TASKS, USUAL, jobs, read
+from recipes.research.learn.compare import BASE_LRS, SCHEDULES, SEEDS, TASKS, USUAL, jobs, read
 
 
 def draw(done: dict[tuple, dict], path: Path, base_lr: str) -> None:
-    """A column for each task: LR above, validation loss below; the learned policy with every seed, the others' mean."""
+    """One column per task: LR above, validation loss below. Every seed of the learned policy, means of the others."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,12 +52,17 @@ def draw(done: dict[tuple, dict], path: Path, base_lr: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = argparse.ArgumentParser("learn.pictures", description=__doc__.split("\n")[0])
-    made.add_argument("--policy", default="network", help="a policy file or a shipped one (default: %(default)s)")
-    made.add_argument("--results", type=Path, default=Path("runs/learn_compare.jsonl"), help="of recipes.learn.compare")
-    made.add_argument("--output-dir", type=Path, default=Path("docs/img"))
-    made.error = fail
-    args = made.parse_args(argv)
+    parser = argparse.ArgumentParser("learn.pictures", description=__doc__.split("\n")[0])
+    parser.add_argument("--policy", default="network", help="a policy file or a shipped policy (default: %(default)s)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=Path("runs/learn_compare.jsonl"),
+        help="its results",
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("docs/img"))
+    parser.error = fail
+    args = parser.parse_args(argv)
     with loading("--policy", args.policy):
         policy = Policy.load(args.policy)
     done = read(args.results, policy)
@@ -66,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyError as error:
         missing = [error]
     if missing:
-        raise RecipeError(f"--results {args.results} is not complete: run recipes.learn.compare first")
+        raise RecipeError(f"--results {args.results} is not complete: run recipes.research.learn.compare first")
     pictures = {
         "learned-schedules.png": "tuned for each schedule",
         "learned-schedules-low.png": "a tenth of what is best for cosine",

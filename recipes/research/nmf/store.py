@@ -1,15 +1,7 @@
-"""Schedules of stochastic NMF: each tuned on a matrix, then compared on 20 other seeds of it.
-
-    python -m recipes.nmf                                    the shipped policy beside the tuned schedules
-    python -m recipes.nmf --policy runs/nmf/nmf.safetensors --report RESULTS.md --pictures img
-    python -m recipes.nmf --validation                       on the matrices that the shipped policy was chosen with
-
-Each run is a line of the results; what is there already is not run again, so the command can be stopped at any time.
-"""
+"""The runs of the comparison: what is trained, and the file that keeps the results."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -20,17 +12,13 @@ from typing import Any
 import numpy as np
 
 from greedylr_integrations.learned import Policy
-from greedylr_integrations.log import logger
-from recipes.common import flags
-from recipes.common.offline import RecipeError
 from recipes.common.records import Records
-from recipes.common.report import write_or_print
-from recipes.nmf.problem import Factorization, Matrix, cells, digits, faces, genes, passages, planted, reuters
-from recipes.nmf.schedules import METHODS, Run
+from recipes.research.nmf.problem import Factorization, Matrix, cells, digits, faces, genes, passages, planted, reuters
+from recipes.research.nmf.schedules import METHODS, Setup
 
-POINTS = 60  # of a run's curves
+POINTS = 60  # number of points in the curves of a run
 TUNING_SEEDS = (1000, 1001, 1002)
-# the policy was trained on planted matrices of up to rank 12 and on parts of Reuters
+# The policy was trained on planted matrices of up to rank 12 and on parts of Reuters.
 MATRICES: dict[str, Callable[[int], Matrix]] = {
     "ORL faces": lambda seed: faces(),
     "ALL/AML": lambda seed: genes(),
@@ -38,8 +26,8 @@ MATRICES: dict[str, Callable[[int], Matrix]] = {
     "planted, rank 6": lambda seed: planted(seed),
     "planted, rank 16": lambda seed: planted(seed, rows=250, columns=220, rank=16, batch=40),
 }
-# of the same methods, to choose a policy without a look at the comparison
-OTHERS = 100_000  # and on: seeds of matrices that are drawn
+# For the same methods, to choose a policy without looking at the comparison.
+OTHERS = 100_000  # first seed of the matrices that are drawn
 VALIDATION: dict[str, Callable[[int], Matrix]] = {
     "digits": lambda seed: digits(),
     "cells": lambda seed: cells(),
@@ -60,11 +48,12 @@ VALIDATION: dict[str, Callable[[int], Matrix]] = {
     ),
 }
 KNOWN = MATRICES | VALIDATION
+Runs = dict[str, dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]]  # matrix -> method -> setting and its runs
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. `policy` is the digest of the learned one's."""
+    """One run. `policy` is the digest of the policy, for the learned schedule."""
 
     matrix: str
     method: str
@@ -79,18 +68,18 @@ class Job:
 
 
 def train(job: Job, policy: Policy | None) -> dict[str, Any]:
-    """Final loss, in units of that of zeros, steps over the bound, and the curves. A diverged run's loss is None."""
+    """Final loss as a share of that of zeros (None if the run diverged), steps above the bound, and the curves."""
     method = METHODS[job.method]
     factorization = Factorization(KNOWN[job.matrix](job.seed), job.seed, cap=method.cap)
-    lr_at = method.build(Run(factorization, job.steps, policy), **job.setting)
+    lr_at = method.build(Setup(factorization, job.steps, policy), **job.setting)
     start, loss = factorization.bound, math.nan
     curves: dict[str, list[float]] = {"step": [], "loss_at": [], "lr": [], "bound": []}
-    with np.errstate(over="ignore", invalid="ignore"):  # as a run that diverges does
+    with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges overflows
         for step in range(job.steps):
             lr = lr_at(step, loss)
             if step % max(1, job.steps // POINTS) == 0:
-                shown = (step, factorization.loss(), lr / start, factorization.bound / start)
-                for curve, value in zip(curves.values(), shown, strict=True):
+                point = (step, factorization.loss(), lr / start, factorization.bound / start)
+                for curve, value in zip(curves.values(), point, strict=True):
                     curve.append(float(f"{value:.4g}") if math.isfinite(value) else 1e9)
             loss = factorization.step(lr)
         final = factorization.loss()
@@ -98,7 +87,7 @@ def train(job: Job, policy: Policy | None) -> dict[str, Any]:
 
 
 class Results:
-    """The results file."""
+    """The results file. A run that is already in it is not repeated."""
 
     def __init__(self, path: Path, policy: Policy | None) -> None:
         self._policy = policy
@@ -109,13 +98,13 @@ class Results:
         return Job(matrix, method, seed, steps, setting, digest)
 
     def of(self, job: Job) -> dict[str, Any]:
-        """The run, made now if it is not there."""
+        """The run; trained now if it is not in the file."""
         if job.key not in self._runs:
             self._runs.add({"job": asdict(job), **train(job, self._policy)})
         return self._runs[job.key]
 
     def loss(self, job: Job) -> float:
-        """Infinite where it diverged."""
+        """Final loss; infinite if the run diverged."""
         loss = self.of(job)["loss"]
         return math.inf if loss is None else loss
 
@@ -131,37 +120,8 @@ class Results:
         return dict(min(trials, key=score))
 
 
-def main(argv: list[str] | None = None) -> None:
-    made = argparse.ArgumentParser("nmf", description=__doc__.split("\n")[0])
-    made.add_argument("--policy", default="nmf", help="a policy file or a shipped one (default: %(default)s)")
-    made.add_argument("--matrices", nargs="+", default=list(MATRICES), metavar="MATRIX", help="; ".join(MATRICES))
-    made.add_argument("--validation", dest="matrices", action="store_const", const=list(VALIDATION), help="on others")
-    made.add_argument("--steps", type=int, default=300, help="optimizer steps of a run (default: %(default)s)")
-    made.add_argument("--seeds", type=int, default=20, help="of each comparison (default: %(default)s)")
-    made.add_argument("--results", type=Path, default=Path("runs/nmf.jsonl"), help="default: %(default)s")
-    made.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
-    made.add_argument("--pictures", type=Path, help="folder to draw the schedules and loss histories to")
-    made.error = flags.fail
-    args = made.parse_args(argv)
-    flags.check_at_least_one(args, "steps", "seeds")
-    for name in args.matrices:
-        if name not in KNOWN:
-            raise RecipeError(f"--matrices {name!r} is unknown: choose from {', '.join(KNOWN)}")
-    with flags.loading("--policy", args.policy):
-        policy = Policy.load(args.policy)
-    from recipes.nmf.report import draw, tables
-
-    runs = compare(Results(args.results, policy), args.matrices, args.steps, range(args.seeds))
-    text = tables(runs, args.steps, policy)
-    write_or_print(text, args.report)
-    if args.pictures:
-        draw(runs, args.pictures)
-
-
-Runs = dict[str, dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]]  # matrix, method: setting and its runs
-
-
 def compare(results: Results, matrices: Iterable[str], steps: int, seeds: Iterable[int]) -> Runs:
+    """Tune every method on every matrix, then run it with the other seeds."""
     from rich.progress import Progress
 
     runs: Runs = {}
@@ -175,8 +135,3 @@ def compare(results: Results, matrices: Iterable[str], steps: int, seeds: Iterab
             runs.setdefault(matrix, {})[method] = setting, [results.of(job) for job in jobs]
             progress.advance(task)
     return runs
-
-
-if __name__ == "__main__":
-    logger.setLevel("ERROR")  # trials that start far off are meant to
-    flags.run("nmf", main)
