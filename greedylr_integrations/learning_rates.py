@@ -122,4 +122,3 @@ class LearningRates:
         self.set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
         if self.schedule is not None:
             self.schedule.load(list(state["schedule_lrs"]), ramping=state["schedule_ramps"])
-

@@ -25,12 +25,12 @@ from greedylr_integrations.history import HistoryFile, Recorder
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.readings import Readings
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
 from greedylr_integrations.steering import Command, CommandFile, Steerable
-from greedylr_integrations.readings import Readings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,8 +8,9 @@ import pytest
 import torch
 from processes import spawn
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, TransformersConfig
+from greedylr_integrations import steering as module
+from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.loss import LossMeter
 
 FALLING = [10 - i / 20 for i in range(100)]
@@ -17,8 +18,8 @@ RISING = FALLING[::-1]
 CONFIGS = {
     "own": GreedyConfig(window_size=1, factor=0.9, pace=0),
     "groups with bounds of their own": GreedyConfig(window_size=1, factor=0.9, pace=0, min_lr=0.001, max_lr=[0.3, 1.0]),
-    "paper": GreedyConfig.paper(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
-    "transformers": GreedyConfig.transformers(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
+    "paper": PaperConfig(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
+    "transformers": TransformersConfig(patience=0, factor=0.9, min_lr=0.001, max_lr=1.0),
 }
 
 
@@ -210,7 +211,7 @@ def clock(monkeypatch):
             return self.now
 
     clock = Clock()
-    monkeypatch.setattr(control, "time", clock)
+    monkeypatch.setattr(module, "time", clock)
     return clock
 
 
@@ -274,9 +275,9 @@ def test_an_id_does_not_count_twice_not_even_after_a_resume(steering):
 
 def test_it_is_looked_at_once_a_second_and_read_when_it_has_changed(steering, clock, monkeypatch):
     looks, reads, real = [], [], os.stat
-    monkeypatch.setattr(control.os, "stat", lambda path: looks.append(path) or real(path))
+    monkeypatch.setattr(module.os, "stat", lambda path: looks.append(path) or real(path))
     monkeypatch.setattr("builtins.open", lambda *args, _open=open, **kwargs: reads.append(1) or _open(*args, **kwargs))
-    file = control.ControlFile(steering.path)
+    file = module.CommandFile(steering.path)
     steering.order("hold")
     looks.clear(), reads.clear()
     for _ in range(100):
@@ -351,7 +352,7 @@ def _write(path, order, value, identity):
 
 
 def _ranks(rank, world, out):
-    control.LOOK_EVERY = 0.0
+    module.LOOK_EVERY = 0.0
     path, sizes, reduce = f"{out}/control.json", [], torch.distributed.all_reduce
     torch.distributed.all_reduce = lambda tensor, **kwargs: (sizes.append(tensor.numel()), reduce(tensor, **kwargs))[1]
     result = {}

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greedylr_integrations import Decision, GreedyConfig, GreedyController
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import Decision, GreedyConfig, GreedyController, PaperConfig, TransformersConfig
+from greedylr_integrations.decision import Action, Reason
 
 any_floats = st.lists(
     st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0.0, -0.0]), max_size=80
@@ -228,9 +228,9 @@ def test_another_horizon_is_adopted_and_logged(caplog):
 
 
 def test_a_config_goes_through_json():
-    from greedylr_integrations.greedy import config_from_dict
+    from greedylr_integrations.rules import config_from_dict
 
-    for config in (GreedyConfig(factor=0.3, max_lr=[1.0, 2.0]), GreedyConfig.paper(), GreedyConfig.transformers(eps=0)):
+    for config in (GreedyConfig(factor=0.3, max_lr=[1.0, 2.0]), PaperConfig(), TransformersConfig(eps=0)):
         assert config_from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from greedylr_integrations import GreedyConfig, GreedyController
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations.decision import Action, Reason
 
 
 def observe(controller, losses):

@@ -68,7 +68,13 @@ def test_the_lrs_are_as_recorded(kind, name, tmp_path):
 @pytest.mark.parametrize("behaviour", ["loss", "paper", "transformers"])
 def test_the_lrs_are_as_recorded_until_a_group_is_added(behaviour, tmp_path):
     """From then on, the LR that a group is given is what it has; the recorded code multiplied it by the scale."""
-    got, then = (run["marks"] for run in (CASES["scheduler", f"{behaviour}, group added"](tmp_path), recorded("scheduler")[f"{behaviour}, group added"]))
+    got, then = (
+        run["marks"]
+        for run in (
+            CASES["scheduler", f"{behaviour}, group added"](tmp_path),
+            recorded("scheduler")[f"{behaviour}, group added"],
+        )
+    )
     assert make.unrolled(got)[:90] == make.unrolled(then)[:90]
 
 

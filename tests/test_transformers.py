@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, history
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.transformers import GreedyLRCallback
 
 FAST = {"window_size": 2, "factor": 0.8}
@@ -209,7 +209,7 @@ def test_steering_before_training():
 
 @pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, spy = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), tiny.LRSpy()
@@ -266,7 +266,7 @@ def test_a_history_of_a_run_that_failed_and_was_started_again(tmp_path):
 
 
 def test_any_controller(tmp_path):
-    controller = GreedyController(GreedyConfig.paper(patience=0, min_lr=1e-6, max_lr=0.1), [0.01, 0.01])
+    controller = GreedyController(PaperConfig(patience=0, min_lr=1e-6, max_lr=0.1), [0.01, 0.01])
     callback = GreedyLRCallback(controller=controller)
     trainer = tiny.trainer(tmp_path, [callback])
     trainer.train()

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greedylr_integrations.window import RecentBest, RollingWindow
+from greedylr_integrations.rolling import RecentBest, RollingMean
 
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=150)
 sizes = st.integers(1, 40)
@@ -21,7 +21,7 @@ def assert_within_rounding(mean, window):
 
 @given(sizes, values)
 def test_mean_and_noise_are_those_of_the_window(size, values):
-    rolling = RollingWindow(size)
+    rolling = RollingMean(size)
     for i, value in enumerate(values):
         mean = rolling.push(value)
         window = values[max(0, i + 1 - size) : i + 1]
@@ -39,7 +39,7 @@ def test_mean_and_noise_are_those_of_the_window(size, values):
 def test_an_outlier_that_has_left_leaves_nothing(outlier, size, position):
     values = [2.0 + math.sin(i) for i in range(200)]
     values[position] = outlier
-    rolling = RollingWindow(size)
+    rolling = RollingMean(size)
     for i, value in enumerate(values):
         mean = rolling.push(value)
         window = values[max(0, i + 1 - size) : i + 1]
@@ -53,10 +53,10 @@ def test_an_outlier_that_has_left_leaves_nothing(outlier, size, position):
 
 @given(sizes, values, st.integers(0, 100))
 def test_state_goes_through_json_and_continues_identically(size, values, cut):
-    rolling = RollingWindow(size)
+    rolling = RollingMean(size)
     for value in values[:cut]:
         rolling.push(value)
-    other = RollingWindow(size)
+    other = RollingMean(size)
     other.load_state_dict(json.loads(json.dumps(rolling.state_dict())))
     for value in values[cut:] + values:
         assert other.push(value) == rolling.push(value)
@@ -64,11 +64,11 @@ def test_state_goes_through_json_and_continues_identically(size, values, cut):
 
 
 def test_a_smaller_window_takes_up_the_newest():
-    rolling = RollingWindow(10)
+    rolling = RollingMean(10)
     for value in range(25):
         rolling.push(float(value))
     for size in (3, 10, 30):
-        other = RollingWindow(size)
+        other = RollingMean(size)
         other.load_state_dict(rolling.state_dict())
         window = [*map(float, range(15, 25)), 7.0][-size:]
         assert other.push(7.0) == pytest.approx(fmean(window), rel=1e-12)
@@ -78,7 +78,7 @@ def test_cost_does_not_grow_with_the_window():
     """Amortized: list operations counted, not seconds."""
     aged = []
 
-    class Counting(RollingWindow):
+    class Counting(RollingMean):
         def _age(self, count):
             aged.append(count)
             return super()._age(count)

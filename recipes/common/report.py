@@ -83,8 +83,7 @@ def decisions_in(file: str | Path) -> list[Record]:
 
 def next_learning_rate(decisions: list[Record], base_lr: float) -> float | None:
     """The LR to start the next such run at. None if there were too few decisions between warmup and final decay."""
-    steady = [record.decision.scales[0] for record in decisions if record.envelope == 1.0]
-    return history.suggested_lr(steady, base_lr)
+    return history.suggested_lr(history.steady_scales(decisions), base_lr)
 
 
 def peak_memory_gib() -> float:
