@@ -146,7 +146,7 @@ class GreedyController:
 
     @property
     def rule(self) -> Rule:
-        """The rule that decides; another object after `load_state_dict`."""
+        """The rule that decides. `load_state_dict` replaces it."""
         return self._rule
 
     @property

@@ -245,7 +245,10 @@ def snapshot(folder):
 def test_another_runs_folder_is_left_alone(parts, tmp_path, main):
     main(words(parts, tmp_path))
     before = snapshot(tmp_path)
-    for more, says in (([], "has the results of another run"), (["--resume", "--seed", "1"], "was begun with seed 0")):
+    for more, says in (
+        ([], "has the results of another run"),
+        (["--resume", "--seed", "1"], "was started with seed 0"),
+    ):
         with pytest.raises(RecipeError, match=says):
             main([*words(parts, tmp_path), *more])
     assert snapshot(tmp_path) == before

@@ -17,7 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("greedylr_integrations.learned needs safetensors: pip install safetensors") from error
 
-from greedylr_integrations.checks import check, check_state, is_finite, is_integer
+from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_share
 from greedylr_integrations.learned.observation import OBSERVED
 
 FORMAT = "greedylr_policy"
@@ -41,7 +41,7 @@ SETTINGS = {
     "max_factor": _above(1),
     "min_scale": _above(0),
     "max_scale": _above(0),
-    "decay_ratio": lambda value: is_finite(value) and 0 <= value <= 1,
+    "decay_ratio": is_share,
     "trained": lambda value: isinstance(value, Mapping),
 }
 

@@ -8,11 +8,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_numbers
+from greedylr_integrations.checks import check, check_state, is_count, is_finite, is_numbers, is_positive
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import CEILING, FILLING, FLOOR, HELD, HOLD, LOWER, NONFINITE, POLICY, RAISE, Decision
+from greedylr_integrations.decision import (
+    CEILING,
+    FILLING,
+    FLOOR,
+    HELD,
+    HOLD,
+    LOWER,
+    NONFINITE,
+    POLICY,
+    RAISE,
+    Decision,
+)
 from greedylr_integrations.learned.observation import RECENT, observe
 from greedylr_integrations.learned.policy import Policy
+from greedylr_integrations.rule import OneScaleRule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +35,10 @@ class PolicyConfig(ControllerConfig):
         callback = GreedyLRCallback(PolicyConfig.load("network"))
 
     It needs the length of the run.
-
-    Attributes:
-        policy (Policy): the policy, from `Policy.load`. `PolicyConfig.load` fills it in.
     """
 
     policy: Policy
+    """The policy, from `Policy.load`; `PolicyConfig.load` fills it in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +86,7 @@ class PolicyConfig(ControllerConfig):
         return super().resumed({**hyperparameters, "policy": self.policy})  # type: ignore[return-value]
 
 
-class PolicyRule:
+class PolicyRule(OneScaleRule):
     """Divides the run into blocks of losses, and after each lets the policy move the scale.
 
     Args:
@@ -92,7 +102,9 @@ class PolicyRule:
 
     def __init__(self, policy: Any, horizon: int, base_lrs: Sequence[float] = (1.0,), maximize: bool = False) -> None:
         self._policy = policy
-        self._groups = len(base_lrs)
+        self._low, self._high = policy.min_scale, policy.max_scale
+        self._limit = math.inf
+        super().__init__(base_lrs, lambda lrs: ([self._low] * len(lrs), [self._high] * len(lrs)))
         self._horizon = horizon
         self._sign = -1 if maximize else 1  # all losses are multiplied by it in here
         self._seen = 0  # number of losses so far
@@ -101,14 +113,7 @@ class PolicyRule:
         self.means: list[float] = []
         self._first = self._best = 0.0  # first and lowest block mean
         self._action = 0.0  # last action
-        self._low, self._high = policy.min_scale, policy.max_scale
         self._log_range = math.log(self._high / self._low)
-        self._limit = math.inf
-        self._set_scale(min(max(1.0, self._low), self._high))
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        return self._scales if self._scale <= self._limit else (self._limit,) * self._groups
 
     @property
     def limit(self) -> float:
@@ -119,6 +124,12 @@ class PolicyRule:
     def limit(self, limit: float) -> None:
         check(limit > 0, "limit", limit, "above 0")
         self._limit = limit
+        self.set_scale(self.scale)
+
+    def set_scale(self, scale: float) -> None:
+        super().set_scale(scale)
+        if self.scale > self._limit:
+            self.scales = (self._limit,) * len(self.scales)
 
     def update(self, loss: float, slope: float | None = None) -> Decision:
         """Decide on a finite loss; the slope is not used."""
@@ -181,34 +192,15 @@ class PolicyRule:
     def act(self, action: float) -> None:
         """Multiply the scale by `max_factor ** action`, within the bounds; `action` is from -1 to 1."""
         self._action = action
-        scale = min(self._scale, self._limit) * self._policy.max_factor**action
-        self._set_scale(min(max(scale, self._low), self._high, max(self._limit, self._low)))
+        scale = min(self.scale, self._limit) * self._policy.max_factor**action
+        self.set_scale(min(scale, max(self._limit, self._low)))
 
     def lower(self) -> None:
         self.act(-1.0)
 
-    def _set_scale(self, scale: float) -> None:
-        self._scale = scale
-        self._scales = (scale,) * self._groups
-
-    @property
-    def position(self) -> float:
-        return self._scale
-
-    @position.setter
-    def position(self, scale: float) -> None:
-        self._set_scale(scale)
-
-    def clamp(self, low: float, high: float) -> None:
-        self._set_scale(min(max(min(max(self._scale, low), high), self._low), self._high))
-
-    def add_group(self, base_lr: float) -> None:
-        self._groups += 1
-        self._set_scale(self._scale)
-
     def state_dict(self) -> dict[str, Any]:
         return {
-            "scale": self._scale,
+            **super().state_dict(),
             "seen": self._seen,
             "count": self._count,
             "sum": self._sum,
@@ -223,13 +215,13 @@ class PolicyRule:
         self._seen, self._count, self._sum = state["seen"], state["count"], state["sum"]
         self.means = list(state["means"])
         self._first, self._best, self._action = state["first"], state["best"], state["action"]
-        self._set_scale(min(max(state["scale"], self._low), self._high))
+        self.set_scale(state["scale"])
 
 
 RULE_STATE = {
-    "scale": lambda value: is_finite(value) and value > 0,
-    "seen": is_integer,
-    "count": is_integer,
+    "scale": is_positive,
+    "seen": is_count,
+    "count": is_count,
     "sum": is_finite,
     "means": lambda value: is_numbers(value) and len(value) <= RECENT,
     "first": is_finite,

@@ -10,8 +10,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.utils.data import Sampler
 
-from greedylr_integrations.history import steady_scales, suggested_lr
-from recipes.common.report import Run, decisions_in
+from recipes.common.report import Run, decisions_in, next_learning_rate
 from recipes.common.schedules import fixed
 
 ON_CPU = not torch.accelerator.is_available()  # Accelerate needs to know, or the processes of torchrun train separately
@@ -110,4 +109,4 @@ def add_decisions(result: Run, scheduler, folder: Path, base_lr: float) -> None:
     """Add the decisions of the whole run, including those before a resume. For the main process, at the end."""
     scheduler.finish()
     result.decisions = decisions_in(folder / "history.jsonl")
-    result.next_learning_rate = suggested_lr(steady_scales(result.decisions), base_lr)
+    result.next_learning_rate = next_learning_rate(result.decisions, base_lr)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from greedylr_integrations import GreedyConfig, GreedyController
-from greedylr_integrations.log import logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyRule
+from greedylr_integrations.log import logger
 from recipes.common.bootstrap import interval
 from recipes.common.flags import check_at_least_one, fail, loading, run
 from recipes.common.report import write_or_print

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from greedylr_integrations import GreedyConfig, GreedyController
-from greedylr_integrations.log import logger
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learned import Policy, PolicyConfig
+from greedylr_integrations.log import logger
 from recipes.common.flags import fail, loading, run
 from recipes.common.records import Records
 from recipes.common.report import write_or_print

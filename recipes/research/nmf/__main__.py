@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from greedylr_integrations.log import logger
 from greedylr_integrations.learned import Policy
+from greedylr_integrations.log import logger
 from recipes.common import flags
 from recipes.common.offline import RecipeError
 from recipes.common.report import write_or_print

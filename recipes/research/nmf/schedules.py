@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from greedylr_integrations.controller import GreedyController
+from greedylr_integrations import GreedyConfig, GreedyController
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.rules import GreedyConfig
 from greedylr_integrations.learned import Policy, PolicyRule
 from recipes.research.nmf.problem import Factorization
 
