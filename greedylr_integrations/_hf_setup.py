@@ -9,18 +9,21 @@ from weakref import WeakKeyDictionary
 from greedylr_integrations import _hf_trainer
 from greedylr_integrations.callbacks import Settings, SharedCallback
 from greedylr_integrations.core import logger
+from greedylr_integrations.optimizers import check_lrs, unwrapped
 
 # the default, and schedules without a shape to miss
 NOT_CHOSEN = ("linear", "constant", "constant_with_warmup")
 _given_lrs: WeakKeyDictionary[Any, list[float]] = WeakKeyDictionary()  # base LRs of optimizers passed to a Trainer
 
 
-def refuse(callback: SharedCallback, args: Any, lr_scheduler: Any = None, trainer: Any = None) -> None:
-    """Refuse a second one that sets the LR.
+def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: Any = None, trainer: Any = None) -> None:
+    """Refuse a second one that sets the LR, and an optimizer without an LR.
 
     Raises:
         ValueError: with what to drop.
     """
+    if optimizer is not None:
+        check_lrs(optimizer)
     kind, name, shadow = _kind(args), type(lr_scheduler).__name__, callback.settings.shadow
     if kind in ("greedy", "reduce_lr_on_plateau") and not shadow:
         raise ValueError(
@@ -66,12 +69,12 @@ def _kind(args: Any) -> str:
 def remember_lrs(optimizer: Any) -> None:
     """Keep the base LRs of an optimizer that was passed to the Trainer, before a checkpoint is loaded into it."""
     if optimizer is not None:
-        _given_lrs[_raw(optimizer)] = _base_lrs(optimizer)
+        _given_lrs[unwrapped(optimizer)] = _base_lrs(optimizer)
 
 
 def default_lr(optimizer: Any) -> float | None:
     """LR of the optimizer's groups that were made without one of their own."""
-    lr = _raw(optimizer).defaults.get("lr")
+    lr = unwrapped(optimizer).defaults.get("lr")
     return None if lr is None else float(lr)
 
 
@@ -85,14 +88,9 @@ def configure_lrs(optimizer: Any, saved_default: float | None) -> None:
     if saved_default is None and len(set(lrs)) == 1:  # in checkpoints written before the default was saved
         saved_default = lrs[0]
     default = default_lr(optimizer)
-    now = _given_lrs.get(_raw(optimizer)) or [default if lr == saved_default else lr for lr in lrs]
+    now = _given_lrs.get(unwrapped(optimizer)) or [default if lr == saved_default else lr for lr in lrs]
     for group, lr in zip(optimizer.param_groups, now, strict=False):
         group["initial_lr"] = lr
-
-
-def _raw(optimizer: Any) -> Any:
-    """The optimizer in Accelerate's wrapper."""
-    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _base_lrs(optimizer: Any) -> list[float]:

@@ -17,7 +17,7 @@ from greedylr_integrations.core import FILLING, ControllerConfig, logger
 from greedylr_integrations.greedy import config_from_dict
 from greedylr_integrations.history import History
 from greedylr_integrations.loss import LossMeter
-from greedylr_integrations.optimizers import check_lrs, conflict
+from greedylr_integrations.optimizers import check_lrs, conflict, unwrapped
 from greedylr_integrations.schedulers import GreedyLR, make_config
 
 SILENT_STEPS = 5  # optimizer steps without a loss after which a WARNING says so
@@ -209,7 +209,8 @@ class SharedCallback:
             check_lrs(optimizer)
             reason = conflict(optimizer)
             if reason is not None:
-                logger.warning("GreedyLR should not be used with %s, which %s", type(optimizer).__name__, reason)
+                name = type(unwrapped(optimizer)).__name__
+                logger.warning("GreedyLR should not be used with %s, which %s", name, reason)
         self.scheduler = GreedyLR(
             optimizer,
             replace(settings.config, mode=mode),

@@ -22,16 +22,20 @@ _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
 ]
 
 
+def unwrapped(optimizer: Any) -> Any:
+    """The optimizer in Accelerate's wrapper, or another."""
+    while hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
 def conflict(optimizer: Any) -> str | None:
     """Why GreedyLR should not set the LR of this optimizer, as the end of a sentence; None if there is no reason.
 
     Seen with schedulefree 1.4, prodigyopt 1.1, dadaptation 3.2, dog-optimizer 1.0 and the layer-wise dummies of
     transformers 5.23.
     """
-    while hasattr(optimizer, "optimizer"):  # Accelerate's wrapper, or another
-        optimizer = optimizer.optimizer
-    name = type(optimizer).__name__.lower()
-    group = optimizer.param_groups[0]
+    name, group = type(unwrapped(optimizer)).__name__.lower(), optimizer.param_groups[0]
     return next((text for matches, text in _KINDS if matches(name, group)), None)
 
 
@@ -44,6 +48,6 @@ def check_lrs(optimizer: Any) -> None:
     for group in optimizer.param_groups:
         if group.get("relative_step") or group["lr"] is None:
             raise ValueError(
-                f"{type(optimizer).__name__} makes its own LR (lr={group['lr']}), so there is none to multiply: give it"
+                f"{type(unwrapped(optimizer)).__name__} makes its own LR (lr={group['lr']}), so there is none to multiply: give it"
                 " an lr and, for Adafactor, relative_step=False and warmup_init=False, or train without GreedyLR"
             )

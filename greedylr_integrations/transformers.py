@@ -50,7 +50,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     # ---- the Trainer's events ----
 
     def on_init_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        _hf_setup.refuse(self, args)
+        _hf_setup.refuse(self, args, optimizer)
         _hf_setup.remember_lrs(optimizer)
 
     def on_train_begin(
@@ -59,7 +59,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self._run is not None:
             self._run.attached.detach()  # from a run that failed
         trainer, _ = _hf_trainer.find(self)
-        _hf_setup.refuse(self, args, lr_scheduler, trainer)
+        _hf_setup.refuse(self, args, optimizer, lr_scheduler, trainer)
         created = _hf_trainer.made_its_schedule(trainer)
         replaces = (self.settings.base_schedule or ("replace" if created else "multiply")) == "replace"
         self._run = run = _Run(trainer=trainer, start_step=state.global_step, replaces=replaces)
