@@ -43,11 +43,9 @@ def find(callback: TrainerCallback) -> tuple[Any, str | None]:
 
 
 def trains(trainer: Any) -> bool:
-    """Whether this call comes from the Trainer's training loop; `is_in_train` stays True after an error in it."""
-    if trainer is None:
-        return True
-    loops = (frame for frame in _frames() if frame.f_code.co_name == "_inner_training_loop")
-    return any(frame.f_locals.get("self") is trainer for frame in loops)
+    """Whether this call comes from the training loop of the Trainer, whose `is_in_train` stays True after an error."""
+    loops = (frame.f_locals for frame in _frames() if frame.f_code.co_name == "_inner_training_loop")
+    return trainer is None or any(names.get("self") is trainer for names in loops)
 
 
 def made_its_schedule(trainer: Any) -> bool:

@@ -6,8 +6,25 @@ changed. Private are `fit_loop._should_accumulate` and `val_check_batch`.
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from importlib.util import find_spec
 from math import ceil, inf, isinf
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from greedylr_integrations.core import logger
+
+# Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
+_namespaces = ["lightning.pytorch", "pytorch_lightning"]
+if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+    _namespaces.reverse()
+_found = next((name for name in _namespaces if find_spec(name.split(".")[0]) is not None), None)
+if _found is None:
+    raise ImportError("greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'")
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+else:
+    Callback = import_module(f"{_found}.callbacks").Callback
 
 
 def accumulates(trainer: Any) -> bool:
@@ -15,13 +32,62 @@ def accumulates(trainer: Any) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
-def averages_weights(trainer: Any) -> bool:
-    """Whether Lightning's StochasticWeightAveraging, which brings a schedule of its own, is among the callbacks."""
-    return bool(_callbacks(trainer, "StochasticWeightAveraging"))
+def schedules(trainer: Any, optimizer: Any) -> list[Any]:
+    """What `configure_optimizers` returned as schedules of this optimizer, with their settings."""
+    return [config for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer]
 
 
-def optimizer_steps(trainer: Any, pl_module: Any) -> tuple[int | None, str]:
-    """How often the optimizer steps in the whole run; None, and why, if the settings do not tell."""
+def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
+    """Refuse a second one that sets the LR.
+
+    Raises:
+        ValueError: with what to drop.
+    """
+    if callback.settings.shadow:
+        return
+    for config in schedules(trainer, optimizer):
+        name = type(config.scheduler).__name__
+        if config.reduce_on_plateau or name == "GreedyLR":
+            raise ValueError(
+                f"configure_optimizers returns a {name}, which follows a metric too, and only one can set the LR:"
+                " leave it out there, or drop GreedyLRCallback"
+            )
+    index = callback.optimizer_index
+    others = [each for each in trainer.callbacks if isinstance(each, type(callback)) and each is not callback]
+    if any(each.optimizer_index == index and not each.settings.shadow for each in others):
+        raise ValueError(
+            f"the Trainer has more than one GreedyLRCallback for optimizer {index}, and only one can set its LR: keep"
+            " one, or give the others another optimizer_index or shadow=True"
+        )
+    if _callbacks(trainer, "StochasticWeightAveraging"):
+        logger.warning(
+            "the swa_lrs of StochasticWeightAveraging are not used, because GreedyLR sets the LR: drop one of the two"
+        )
+
+
+# ---- the length of a run ----
+
+
+def base_lrs(optimizer: Any) -> list[float]:
+    """Base LR of each parameter group."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def optimizer_steps(trainer: Any, pl_module: Any, say: bool = False) -> int | None:
+    """How often the optimizer steps in the whole run; None if the settings do not tell.
+
+    Args:
+        say (bool): log a WARNING if they do not. Default False.
+    """
+    steps, why = _optimizer_steps(trainer, pl_module)
+    if steps is None and say:
+        logger.warning(
+            "GreedyLR does not know the length of this run and makes no final decay, because %s: pass total_steps", why
+        )
+    return steps
+
+
+def _optimizer_steps(trainer: Any, pl_module: Any) -> tuple[int | None, str]:
     if len(trainer.optimizers) > 1:
         return None, "Lightning counts the steps of all optimizers together"
     if trainer.max_epochs == -1 and trainer.max_steps != -1:

@@ -10,34 +10,21 @@ is given its own LRs back for the moment.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import ref
 
 import torch
 from typing_extensions import Unpack
 
 from greedylr_integrations import _lightning_trainer
+from greedylr_integrations._lightning_metric import MonitoredMetric
+from greedylr_integrations._lightning_trainer import Callback
 from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallback
 from greedylr_integrations.checks import check, check_number
 from greedylr_integrations.core import ControllerConfig, logger
 from greedylr_integrations.schedulers import mode_of
-
-# Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
-_namespaces = ["lightning.pytorch", "pytorch_lightning"]
-if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-    _namespaces.reverse()
-_found = next((name for name in _namespaces if find_spec(name.split(".")[0]) is not None), None)
-if _found is None:
-    raise ImportError("greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'")
-if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-else:
-    Callback = import_module(f"{_found}.callbacks").Callback
 
 NO_LOSS = (
     "training_step has to return it, as a tensor or as 'loss' in a dictionary, also with manual optimization; or give"
@@ -52,8 +39,7 @@ class _Run(Run):
     optimizer: Any = None
     hook: Any = None
     stepped: int = 0  # optimizer steps in the batch under way
-    turn: str | None = None  # when the metric is there: after "validation" or after an "epoch"; None until it is known
-    validated: bool = False
+    metric: MonitoredMetric | None = None  # None: the loss of each step
 
 
 class GreedyLRCallback(SharedCallback, Callback):
@@ -93,21 +79,21 @@ class GreedyLRCallback(SharedCallback, Callback):
     # ---- the Trainer's events ----
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        self._run = _Run() if stage == "fit" else None
+        metric = None if self.monitor == "loss" else MonitoredMetric(self.monitor)
+        self._run = _Run(metric=metric) if stage == "fit" else None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self._run.given_lrs = [
-            [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-            for optimizer in trainer.optimizers
-        ]
+        self._run.given_lrs = [_lightning_trainer.base_lrs(optimizer) for optimizer in trainer.optimizers]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         run, index, count = self._run, self.optimizer_index, len(trainer.optimizers)
         check(index < count, "optimizer_index", index, f"below {count}, the optimizers")
         run.optimizer = trainer.optimizers[index]
-        self._refuse(trainer)
-        if run.saved is None and self._last_fit() == (trainer, pl_module):
-            run.saved = self._scheduler.state_dict()  # a second fit of the same Trainer goes on
+        _lightning_trainer.refuse(self, trainer, run.optimizer)
+        if run.saved is None and self._last_fit() == (trainer, pl_module):  # a second fit of one Trainer goes on
+            run.saved = self._scheduler.state_dict()
+            if run.saved["schedule_lrs"] is not None:
+                run.saved["schedule_lrs"] = [float(group["lr"]) for group in run.optimizer.param_groups]
         self._build(trainer, pl_module)
         self._resume(run.saved, trainer.global_step // count)
         run.saved = None
@@ -135,29 +121,19 @@ class GreedyLRCallback(SharedCallback, Callback):
             self._log(pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        run = self._run
-        if self.monitor == "loss" or run is None or trainer.sanity_checking:
-            return
-        run.validated = True
-        if run.turn is None and self.monitor in trainer.callback_metrics:
-            run.turn = "validation"
-        if run.turn == "validation":
-            self._observe(trainer.callback_metrics[self.monitor])
+        metric = self._run and self._run.metric
+        if metric and not trainer.sanity_checking and metric.after_validation(trainer.callback_metrics):
+            self._observe(trainer.callback_metrics[metric.name])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        run, metrics = self._run, trainer.callback_metrics
-        if self.monitor == "loss" or run.turn == "validation":
-            return
-        if self.monitor in metrics:
-            if run.turn is None and run.validated:  # it is a metric of training
+        metric = self._run.metric
+        known = metric and metric.by_epoch
+        if metric and metric.after_epoch(trainer.callback_metrics, trainer.enable_validation):
+            if known is None and trainer.enable_validation:  # there will be as many decisions as epochs
                 state = self._scheduler.state_dict()
-                self._build(trainer, pl_module, after="epoch")
+                self._build(trainer, pl_module)
                 self._scheduler.load_state_dict(state)
-            run.turn = "epoch"
-            self._observe(metrics[self.monitor])
-        elif run.turn is None and (run.validated or not trainer.enable_validation):
-            names = ", ".join(sorted(metrics)) or "no metrics"
-            raise ValueError(f"monitor={self.monitor!r} is not logged: there are {names}")
+            self._observe(trainer.callback_metrics[metric.name])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._run.hook.remove()
@@ -199,57 +175,30 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     on_init_end = on_train_begin
 
-    def _schedules(self, trainer: Any) -> list[Any]:
-        return [config for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is self._run.optimizer]
-
-    def _refuse(self, trainer: Any) -> None:
-        if self.settings.shadow:
-            return
-        for config in self._schedules(trainer):
-            name = type(config.scheduler).__name__
-            if config.reduce_on_plateau or name == "GreedyLR":
-                raise ValueError(
-                    f"configure_optimizers returns a {name}, which follows a metric too, and only one can set the LR:"
-                    " leave it out there, or drop GreedyLRCallback"
-                )
-        others = [each for each in trainer.callbacks if isinstance(each, GreedyLRCallback) and each is not self]
-        if any(each.optimizer_index == self.optimizer_index and not each.settings.shadow for each in others):
-            raise ValueError(
-                f"the Trainer has more than one GreedyLRCallback for optimizer {self.optimizer_index}, and only one can"
-                " set its LR: keep one, or give the others another optimizer_index or shadow=True"
-            )
-        if _lightning_trainer.averages_weights(trainer):
-            logger.warning(
-                "StochasticWeightAveraging's swa_lrs are not used, because GreedyLR sets the LR: drop one of the two"
-            )
-
-    def _build(self, trainer: Any, pl_module: Any, after: str = "validation") -> None:
-        run, settings, schedules = self._run, self.settings, self._schedules(trainer)
-        base = settings.base_schedule or ("multiply" if schedules else "replace")
-        if base == "multiply" and not schedules:
+    def _build(self, trainer: Any, pl_module: Any) -> None:
+        run, settings, metric = self._run, self.settings, self._run.metric
+        schedules = _lightning_trainer.schedules(trainer, run.optimizer)
+        multiplies = (settings.base_schedule or ("multiply" if schedules else "replace")) == "multiply"
+        if multiplies and not schedules:
             raise ValueError(
                 "base_schedule='multiply' is not allowed without a schedule: configure_optimizers returns none for"
                 f" optimizer {self.optimizer_index}"
             )
-        total, why = settings.total_steps, ""
-        if total is None:
-            total, why = _lightning_trainer.optimizer_steps(trainer, pl_module)
-        if total is None and base == "replace" and not settings.shadow:
-            logger.warning("GreedyLR does not know the length of this run and makes no final decay, because %s: pass"
-                           " total_steps", why)  # fmt: skip
-        if base == "replace" and run.saved is not None and run.given_lrs:
+        if run.saved is not None and run.given_lrs and not multiplies:
             for group, lr in zip(run.optimizer.param_groups, run.given_lrs[self.optimizer_index], strict=False):
-                group["initial_lr"] = lr
-        count = _lightning_trainer.validations
-        if after == "epoch" or not trainer.enable_validation:
-            count = _lightning_trainer.epochs
+                group["initial_lr"] = lr  # this run's, for on_resume to choose; the optimizer has the checkpoint's
+        total = settings.total_steps
+        if total is None:
+            total = _lightning_trainer.optimizer_steps(trainer, pl_module, say=not (multiplies or run.begun))
+        by_epoch = metric is not None and (metric.by_epoch or not trainer.enable_validation)
+        count = _lightning_trainer.epochs if by_epoch else _lightning_trainer.validations
         self._make_scheduler(
             run.optimizer,
             mode=mode_of(self.monitor, self.config.mode),
             total_steps=total,
             linear_warmup_steps=settings.linear_warmup_steps or 0,
-            base_schedule=schedules[0].scheduler if base == "multiply" else None,
-            horizon=None if self.monitor == "loss" else count(trainer, pl_module) or None,
+            base_schedule=schedules[0].scheduler if multiplies else None,
+            horizon=None if metric is None else count(trainer, pl_module) or None,
         )
 
     def _meter_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
