@@ -98,10 +98,10 @@ class MonitoredMetric:
 
 
 def _times(strategy: str, steps: int, state: Any, delay: float = 0) -> int:
-    """How often something happens in a run, if not before `delay` epochs or steps."""
+    """How often something happens in a run, if not before `delay` epochs or steps; 0 if that is not known."""
     skipped = max(0, ceil(delay) - 1)
+    if strategy == "no" or (strategy == "epoch" and state.num_train_epochs > state.max_steps):
+        return 0  # never, or unknown: a stream has any number of epochs
     if strategy == "epoch":
-        return max(0, min(ceil(state.num_train_epochs), state.max_steps) - skipped)  # the epochs may be infinite
-    if strategy == "no":
-        return 0
+        return max(0, ceil(state.num_train_epochs) - skipped)
     return state.max_steps // max(1, steps) - skipped // max(1, steps)

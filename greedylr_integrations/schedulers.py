@@ -261,11 +261,6 @@ class GreedyLR(LRScheduler):
         self._keep(decision)
         return decision
 
-    def step_without_data(self) -> Decision | None:
-        """A step of the other ranks on which this one has no batch: the same decision, from their losses."""
-        self.meter.miss_step()
-        return GreedyLR.step(self)
-
     def _measure(self, loss: float | torch.Tensor | None) -> float | None:
         """Mean loss of all ranks and of all steps since the last decision; None between decisions."""
         # asked here, not in the constructor: the process group may come later, though not after the first loss
