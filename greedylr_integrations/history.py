@@ -1,7 +1,7 @@
 """What the controller decided, in memory and on disk, and what that suggests for the next run.
 
-On disk it is JSON lines: a header, then one object for each decision and each order, written as they are made. A run
-that was killed leaves at most a torn last line.
+On disk it is JSON lines: a header, then one object for each decision and each command, written as they are made. A run
+that was killed leaves at most an unfinished last line. A file belongs to one run, by the run's id in its header.
 """
 
 from __future__ import annotations
@@ -10,28 +10,37 @@ import errno
 import json
 import math
 import os
+import stat
 from collections import deque
+from itertools import count
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
 from greedylr_integrations.checks import as_json, faults_of, is_finite, is_integer, is_number, is_numbers
-from greedylr_integrations.control import ORDERS, Order
-from greedylr_integrations.core import LOWER, RAISE, Action, Decision, Reason, logger
+from greedylr_integrations.decision import LOWER, RAISE, Action, Decision, Reason
+from greedylr_integrations.log import logger
+from greedylr_integrations.steering import COMMANDS, Command
 
-VERSION = 1
+try:
+    import fcntl
+except ImportError:  # Windows has no locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+VERSION = 2
 HISTORY_SIZE = 100_000  # decisions that are kept in memory
+LONGEST_HEADER = 1 << 20  # bytes
 
 
 class Record(NamedTuple):
     """One decision in its place.
 
     Attributes:
-        step: optimizer steps done when it was made.
-        lrs: LR of each parameter group after it.
-        envelope: factor of ramp and final decay in those LRs, from 0 to 1.
-        decision: the decision.
-        nonfinite: non-finite losses in a row up to this one; 0 with a controller that does not count them.
+        step (int): optimizer steps done when it was made.
+        lrs (tuple of float): LR of each parameter group after it.
+        envelope (float): factor of ramp and final decay in those LRs, from 0 to 1.
+        decision (Decision): the decision.
+        nonfinite (int): non-finite losses in a row up to this one.
     """
 
     step: int
@@ -41,60 +50,317 @@ class Record(NamedTuple):
     nonfinite: int = 0
 
 
-class OrderRecord(NamedTuple):
-    """One order in its place: optimizer steps done when it was followed, its name and its value."""
+class CommandRecord(NamedTuple):
+    """One command in its place: optimizer steps done when it was followed, its name and its value."""
 
     step: int
     order: str
     value: float | None
 
     def __str__(self) -> str:
-        return str(Order(self.order, self.value))
+        return str(Command(self.order, self.value))
+
+
+class _Entry(NamedTuple):
+    """What a step leaves behind; the record of it is made when somebody looks."""
+
+    step: int
+    bases: Sequence[float]  # LRs before scale and envelope
+    envelope: float
+    decision: Decision
+    nonfinite: int
+
+    def record(self) -> Record:
+        pairs = zip(self.bases, self.decision.scales, strict=True)
+        lrs = tuple([lr * (scale * self.envelope) for lr, scale in pairs])
+        return Record(self.step, lrs, self.envelope, self.decision, self.nonfinite)
 
 
 class History(Sequence[Record]):
-    """The last decisions of a run, 100,000 by default: a sequence of `Record`.
-
-    A step leaves a tuple here; the record of it is made when somebody looks.
-    """
+    """The last decisions of a run, 100,000 by default: a sequence of `Record`."""
 
     def __init__(self, size: int = HISTORY_SIZE) -> None:
-        # step, LRs before scale and envelope, envelope, decision, non-finite losses in a row
-        self.entries: deque[tuple[int, Sequence[float], float, Decision, int]] = deque(maxlen=size)
+        self._entries: deque[_Entry] = deque(maxlen=size)
+
+    def append(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
+        """Add a decision. The LRs before scale and envelope must not change afterwards."""
+        self._entries.append(_Entry(step, bases, envelope, decision, nonfinite))
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_made, self.entries)
+        return map(_Entry.record, self._entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [_made(entry) for entry in list(self.entries)[index]]
-        return _made(self.entries[index])
+            return [entry.record() for entry in list(self._entries)[index]]
+        return self._entries[index].record()
 
     def pop(self) -> Record:
-        """Take the last one back."""
-        return _made(self.entries.pop())
+        """Remove the last decision and return it."""
+        return self._entries.pop().record()
 
 
-def _made(entry: tuple[int, Sequence[float], float, Decision, int]) -> Record:
-    step, bases, envelope, decision, nonfinite = entry
-    scales = decision.scales if len(decision.scales) == len(bases) else decision.scales[:1] * len(bases)  # one for all
-    lrs = tuple([lr * (scale * envelope) for lr, scale in zip(bases, scales, strict=True)])
-    return Record(step, lrs, envelope, decision, nonfinite)
+class Recorder:
+    """Keeps the decisions and commands of a run, in memory and in a file if there is one.
+
+    Args:
+        file (HistoryFile): where they are written too. Default None: nowhere.
+
+    Attributes:
+        history (History): the last decisions.
+        commands (deque of CommandRecord): the last commands.
+        counts (tuple of int): decisions and commands since the start of the run, also those before a resume.
+    """
+
+    def __init__(self, file: HistoryFile | None = None) -> None:
+        self.file = file
+        self.history = History()
+        self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
+        self.counts = (0, 0)
+
+    def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
+        """Begin the file, or go on in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
+        if self.file is not None:
+            decisions, commands = self.counts
+            entry = {"greedylr_history": VERSION, **header, "decisions": decisions, "commands": commands}
+            self.file.begin(entry, resumed=resumed, writes=writes)
+
+    def decision(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
+        """Keep a decision, made after `step` optimizer steps."""
+        self.history.append(step, bases, envelope, decision, nonfinite)
+        self.counts = (self.counts[0] + 1, self.counts[1])
+        if self.file is not None:
+            self.file.write(_row(self.history[-1]))
+
+    def command(self, step: int, command: Command) -> None:
+        """Keep a command, followed after `step` optimizer steps."""
+        record = CommandRecord(step, *command)
+        self.commands.append(record)
+        self.counts = (self.counts[0], self.counts[1] + 1)
+        if self.file is not None:
+            self.file.write(record._asdict())
+
+    def rewind(self, counts: tuple[int, int]) -> None:
+        """Go back to where the run had made so many decisions and commands: a checkpoint took back what came later."""
+        for kept, now, then in zip((self.history, self.commands), self.counts, counts, strict=True):
+            for _ in range(min(now - then, len(kept))):
+                kept.pop()
+        self.counts = counts
+        if self.file is not None:
+            self.file.end()
 
 
-def suggested_lr(records: Sequence[Record], base_lr: float) -> float | None:
+# ---- on disk ----
+
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
+class HistoryFile:
+    """Appends to the history of one run. Each line is in the hands of the operating system when `write` returns.
+
+    A history of an earlier run at the same path is renamed, not touched otherwise. If the path is taken by anything
+    else (a file that is not a history, a link, a pipe, a history that another process is writing), the history goes
+    beside it. Either is said at WARNING.
+
+    Attributes:
+        path (str): where it is.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._descriptor: int | None = None
+        self._begun = False
+        self._early: list[Mapping[str, Any]] = []  # lines from before the beginning
+
+    @property
+    def begun(self) -> bool:
+        """Whether the file is open for this run, or never will be."""
+        return self._begun
+
+    def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
+        """Open the file for a run, whose id is `header["run"]`, after `resumed` optimizer steps.
+
+        Only a rank that `writes` touches the file.
+        """
+        self._begun = True
+        early, self._early = self._early, []
+        if not writes:
+            return
+        try:
+            self._descriptor = self._open(header["run"])
+            begins = os.fstat(self._descriptor).st_size == 0
+            self._line(header if begins else {"resumed": resumed, **header})
+        except OSError as error:  # a full disk is no reason to end a run
+            self._give_up(error)
+        for entry in early:
+            self.write(entry)
+
+    def write(self, entry: Mapping[str, Any]) -> None:
+        """Append a line; before `begin`, keep it until then."""
+        if not self._begun:
+            self._early.append(entry)
+        elif self._descriptor is not None:
+            try:
+                self._line(entry)
+            except OSError as error:
+                self._give_up(error)
+
+    def end(self) -> None:
+        """Close the file; another `begin` goes on in it."""
+        self.close()
+        self._begun, self._early = False, []
+
+    def close(self) -> None:
+        """Close the file: nothing more is written."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _give_up(self, error: OSError) -> None:
+        logger.warning("GreedyLR stops writing to history_file %s: %s", self.path, error)
+        self.close()
+
+    def _open(self, run: str) -> int:
+        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+        names = _names(self.path)
+        asked = next(names)
+        descriptor, why_not = _claim(asked, run)
+        while descriptor is None:
+            self.path = next(names)
+            descriptor, _ = _claim(self.path, run)
+        if self.path != asked:
+            logger.warning("GreedyLR writes its history to %s: %s %s", self.path, asked, why_not)
+        return descriptor
+
+    def _line(self, entry: Mapping[str, Any]) -> None:
+        line = f"{_encode(entry)}\n".encode()
+        assert self._descriptor is not None
+        if os.write(self._descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_descriptor": None}
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _names(path: str) -> Iterator[str]:
+    """The path, then path-2, path-3 and so on."""
+    yield path
+    stem, suffix = os.path.splitext(path)
+    for number in count(2):
+        yield f"{stem}-{number}{suffix}"
+
+
+def _claim(path: str, run: str) -> tuple[int | None, str]:
+    """Open a file for the history of a run, locked against other writers; or None, and why it cannot be."""
+    try:
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            return None, "is not a regular file"
+    except FileNotFoundError:
+        pass
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    why = "is being written by another process"
+    if _lock(descriptor):
+        end = os.fstat(descriptor).st_size
+        owner = _owner(descriptor)
+        if end == 0 or owner == run:
+            _cut_unfinished_line(descriptor, end)
+            return descriptor, ""
+        why = "is not a GreedyLR history"
+        if owner is not None:
+            aside = next(name for name in _names(path) if not os.path.lexists(name))
+            os.rename(path, aside)
+            logger.warning("GreedyLR renamed the history of an earlier run to %s, and writes its own to %s", aside, path)
+            os.close(descriptor)
+            return _claim(path, run)
+    os.close(descriptor)
+    return None, why
+
+
+def _lock(descriptor: int) -> bool:
+    """Keep other writers out until the descriptor is closed; False if another one is there."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
+
+
+def _owner(descriptor: int) -> str | None:
+    """Id of the run whose history a file is, empty if it has none; None if the file is not a history."""
+    start = os.pread(descriptor, LONGEST_HEADER, 0)
+    line, newline, _ = start.partition(b"\n")
+    beginning = b'{"greedylr_history"'
+    if not newline:  # a kill may have left less than a header
+        return "" if line.startswith(beginning) or beginning.startswith(line) else None
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(header, dict) or "greedylr_history" not in header:
+        return None
+    owner = header.get("run", "")
+    return owner if isinstance(owner, str) else ""
+
+
+def _cut_unfinished_line(descriptor: int, size: int) -> None:
+    end = size
+    while end > 0:
+        start = max(0, end - 4096)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    if end < size:
+        os.ftruncate(descriptor, end)
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _row(record: Record) -> dict[str, Any]:
+    decision = record.decision
+    return {
+        "step": record.step,
+        "loss": as_json(decision.loss),
+        "smoothed": _finite_or_none(decision.smoothed),
+        "best": _finite_or_none(decision.best),
+        "slope": _finite_or_none(decision.slope),
+        "action": decision.action.value,
+        "reason": decision.reason.name,
+        "scales": decision.scales,
+        "lrs": record.lrs,
+        "envelope": record.envelope,
+        "nonfinite": record.nonfinite,
+    }
+
+
+# ---- what it suggests ----
+
+
+def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
     """The LR to start the next such run at: base LR x the scale that this run settled on.
 
-    That is the median scale of the first group over the later half of the decisions outside ramp and final decay; None
-    with fewer than 10 of them.
+    Args:
+        scales (sequence of float): scale of the first parameter group after each decision outside of ramp and decay.
+        base_lr (float): its base LR.
+
+    Returns:
+        Base LR x the median over the later half of the scales; None with fewer than 10 of them.
     """
-    steady = [record.decision.scales[0] for record in records if record.envelope == 1.0]
-    if len(steady) < 10:
+    if len(scales) < 10:
         return None
-    return base_lr * median(steady[len(steady) // 2 :])
+    return base_lr * median(scales[len(scales) // 2 :])
 
 
 def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
@@ -105,106 +371,12 @@ def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
     return (
         f"would have taken the LR from {base_lr:.3g} to {base_lr * scales[-1]:.3g} (highest"
         f" {base_lr * scales[high]:.3g} at step {records[high].step}, lowest {base_lr * scales[low]:.3g} at step"
-        f" {records[low].step}, ramp and final decay aside); {actions.count(RAISE)} raises, {actions.count(LOWER)}"
-        " lowerings"
+        f" {records[low].step}, ramp and final decay aside); {actions.count(RAISE)} increases, {actions.count(LOWER)}"
+        " decreases"
     )
 
 
-# ---- on disk ----
-
-_encode = json.JSONEncoder(allow_nan=False).encode
-
-
-class HistoryFile:
-    """Appends to the history of one run. Each line is in the hands of the operating system when `write` returns."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self.begun = False
-        self._ours = False  # whether an earlier beginning was this object's
-        self._opening: Mapping[str, Any] | None = None  # the line to write before the next
-        self._descriptor: int | None = None
-        self._writes = True
-
-    def is_anothers(self, step: int) -> bool:
-        """Whether a run at that step would write into the history of another."""
-        return step == 0 and not self._ours and os.path.exists(self.path) and os.path.getsize(self.path) > 0
-
-    def begin(self, step: int, header: Mapping[str, Any], writes: bool) -> None:
-        """Say what the next line belongs to; only a rank that `writes` touches the file."""
-        self._opening = {"resumed": step, **header}
-        self._writes = writes
-        self.begun = self._ours = True
-
-    def write(self, entry: Record | OrderRecord) -> None:
-        if not self._writes:
-            return
-        try:
-            if self._descriptor is None:
-                self._descriptor = self._open()
-            if self._opening is not None:
-                if not os.fstat(self._descriptor).st_size:
-                    self._opening = {key: value for key, value in self._opening.items() if key != "resumed"}
-                self._line(self._opening)
-                self._opening = None
-            self._line(_of_record(entry) if isinstance(entry, Record) else entry._asdict())
-        except OSError as error:  # a full disk is no reason to end a run
-            self._writes = False
-            logger.warning("GreedyLR writes no more to history_file %s: %s", self.path, error)
-
-    def _open(self) -> int:
-        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._cut_torn_line(descriptor)
-        return descriptor
-
-    @staticmethod
-    def _cut_torn_line(descriptor: int) -> None:
-        end = size = os.fstat(descriptor).st_size
-        while end > 0:
-            start = max(0, end - 4096)
-            newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            os.ftruncate(descriptor, end)
-
-    def _line(self, entry: Mapping[str, Any]) -> None:
-        line = f"{_encode(entry)}\n".encode()
-        if os.write(self._descriptor, line) < len(line):  # type: ignore[arg-type]
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def close(self, close: Any = os.close) -> None:  # bound here: when Python exits, `os` may be gone first
-        if self._descriptor is not None:
-            close(self._descriptor)
-            self._descriptor = None
-
-    __del__ = close
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_descriptor": None}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _of_record(record: Record) -> dict[str, Any]:
-    step, lrs, envelope, (action, reason, scales, loss, smoothed, best), nonfinite = record
-    return {
-        "step": step,
-        "loss": as_json(loss),
-        "smoothed": _finite(smoothed),
-        "best": _finite(best),
-        "action": action._value_,
-        "reason": reason._name_,
-        "scales": scales if len(scales) == len(lrs) else scales[:1] * len(lrs),  # one for all
-        "lrs": lrs,
-        "envelope": envelope,
-        "nonfinite": nonfinite,
-    }
+# ---- the reader ----
 
 
 def _to_record(entry: Mapping[str, Any]) -> Record:
@@ -233,7 +405,7 @@ HEADER = {
     "world_size": is_integer,
 }
 RESUMED = {"resumed": is_integer, **HEADER}
-ORDER = {"step": is_integer, "order": lambda value: value in ORDERS, "value": _or_none(is_finite)}
+ORDER = {"step": is_integer, "order": lambda value: value in COMMANDS, "value": _or_none(is_finite)}
 RECORD = {
     "step": is_integer,
     "loss": is_number,
@@ -248,7 +420,7 @@ RECORD = {
 }
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[OrderRecord]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[CommandRecord]]:
     """Header, decisions and orders of a history file.
 
     What a resume took back (later steps than the one it went on from) is left out, so that a run that was interrupted
@@ -263,7 +435,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
     torn = lines.pop()  # what stands behind the last line's end: nothing, or a line that was not finished
     header: dict[str, Any] | None = None
     records: list[Record] = []
-    orders: list[OrderRecord] = []
+    orders: list[CommandRecord] = []
     for number, line in enumerate(lines, 1):
         where = f"{os.fspath(path)}, line {number}"
         try:
@@ -280,7 +452,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
                 while done and done[-1].step > step:  # type: ignore[attr-defined]
                     done.pop()  # type: ignore[attr-defined]
         elif "order" in entry:
-            orders.append(OrderRecord(**_checked(entry, ORDER, f"{where}: no order")))
+            orders.append(CommandRecord(**_checked(entry, ORDER, f"{where}: no order")))
         else:
             records.append(_to_record(_checked(entry, RECORD, f"{where}: no decision")))
     if header is None:

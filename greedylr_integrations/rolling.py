@@ -1,6 +1,6 @@
-"""What the controller remembers of the losses: a rolling mean with its noise, the recent best, and the pace.
+"""What a rule remembers of the values it has seen: a rolling mean with its noise, the recent best, and the pace.
 
-Every call is amortized O(1) for a window of any size. Values must be finite.
+Every call is amortized O(1) for a window of any size. Values must be finite. Each class has a check of its state.
 """
 
 from __future__ import annotations
@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from itertools import accumulate, islice, pairwise
 from math import sqrt
 
+from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_numbers
 
-class RollingWindow:
+
+class RollingMean:
     """Mean of the last `size` values, and the standard error of that mean.
 
-    Nothing is ever subtracted, so an outlier that has left the window leaves nothing behind: of the older values the
-    sums from each of them up to the youngest of them are ready, dropping the oldest takes the last sum off, and the
-    sum of the recent ones grows by addition. When no older ones are left, the recent ones become them.
+    Nothing is ever subtracted, so an outlier that has left the window leaves nothing behind. The values are in two
+    parts. For the older part, the sums from each value to the youngest of the part are kept, so that dropping the
+    oldest value removes the last sum; the sum of the recent part grows by addition. When no older values are left, the
+    recent ones become the older part.
 
     The standard error comes from successive differences (von Neumann's estimator: half their mean square is the noise
     variance), so a steady trend does not count as noise. It is 0 for fewer than two values.
 
-    While the window fills, both speak of the values that have arrived.
+    While the window fills, both are of the values that have arrived.
 
     Args:
         size (int): number of values, at least 1.
@@ -69,7 +72,7 @@ class RollingWindow:
         return (self._recent_sum + self._older_sums[-1] if self._older_sums else self._recent_sum) / (count + 1)
 
     def _age(self, count: int) -> list[float]:
-        """Make older ones of the `count` youngest values; return their sums."""
+        """Make the `count` youngest values the older part; return their sums."""
         youngest_first = list(islice(reversed(self._values), count))
         squares = ((young - old) * (young - old) for young, old in pairwise(youngest_first))
         self._older_sums = list(accumulate(youngest_first))
@@ -77,7 +80,7 @@ class RollingWindow:
         return self._older_sums
 
     def standard_error(self) -> float:
-        """Standard error of the mean, in the unit of the values; infinite where squares overflow."""
+        """Standard error of the mean, in the unit of the values; infinite if squares overflow."""
         count = len(self._values)
         if count < 2:
             return 0.0
@@ -90,7 +93,7 @@ class RollingWindow:
         return {"losses": list(self._values), "older": len(self._older_sums)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Take up what `state_dict` gave, in a window that is still empty; of more values than fit, the newest."""
+        """Continue from what `state_dict` gave, in a window that is still empty; from the newest values if not all fit."""
         losses = state["losses"][-self.size :]
         older = max(state["older"] - len(state["losses"]) + len(losses), 0)
         self._values.extend(losses[:older])
@@ -171,3 +174,16 @@ class Pace:
     def load_state_dict(self, state: Mapping) -> None:
         self._skip, self._largest = state["skip"], state["largest"]
         self._means = deque(state["means"], maxlen=self.size + 1)
+
+
+def is_window(value: object) -> bool:
+    # the older part never fills the window: the newest value is always recent
+    return _WINDOW(value) and value["older"] <= max(len(value["losses"]) - 1, 0)  # type: ignore[index]
+
+
+_WINDOW = fits({"losses": is_numbers, "older": is_count})
+_ENTRIES = is_list_of(
+    lambda entry: isinstance(entry, list) and len(entry) == 2 and is_count(entry[0]) and is_finite(entry[1])
+)
+is_recent = fits({"count": is_count, "queue": _ENTRIES})
+is_pace = fits({"skip": is_count, "largest": is_finite, "means": is_numbers})
