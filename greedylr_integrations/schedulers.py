@@ -121,7 +121,8 @@ class GreedyLR(Steerable, Readings):
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self._decider = Decider(config, signals, length, monitor, self._carry_out)
         self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
-        self._begun, self._run = False, ""  # the run's id, if it has a history file
+        self._begun = False
+        self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._write()
 
@@ -192,7 +193,7 @@ class GreedyLR(Steerable, Readings):
         if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):
             raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
         if self.history_file is not None:
-            self._run = self._run or uuid.uuid4().hex
+            self._run = uuid.uuid4().hex if self._run is None else self._run
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
