@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice, pairwise
-from math import sqrt
+from math import inf, sqrt
 
 from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_none_or, is_numbers
 
@@ -142,9 +142,9 @@ class Pace:
 
     The first sixth of the values is skipped: their means are of a few losses, and noise would pass for a fall.
 
-    No fall counts for more than the losses have covered so far, single outliers left out (by medians of three in a
-    row). Otherwise one loss a thousand times as large as the others, when it leaves the mean, would be a fall that
-    none after it compares with.
+    A fall that one far outlier makes, when it leaves the mean, does not count as the largest, or no later fall would
+    compare with it. It is one of more than 3 times the distance that the values have covered so far, and of more than
+    240 times that distance for a single value.
     """
 
     def __init__(self, size: int) -> None:
@@ -152,12 +152,17 @@ class Pace:
         self._skip = size // 6
         self._largest = 0.0
         self._means: deque[float] = deque(maxlen=size + 1)
-        # a window of fewer values follows single losses anyway
-        self._covered = _Covered() if self._skip else None
+        self._covered = _Covered() if self._skip else None  # a window of fewer values follows single losses anyway
+        self._judged_from = size - self._skip  # means after which the values have covered enough to compare with
+        self._too_far = max(3.0, 240 / size)
 
     def push(self, mean: float, value: float) -> float:
-        """Add a mean and its newest value; return the share, from 0 (does not fall) to 1 (as fast as it ever has)."""
-        covered = self._covered
+        """Add a mean and the newest value in it.
+
+        Returns:
+            The share, from 0 (does not fall) to 1 (falls as fast as it ever has).
+        """
+        covered, limit = self._covered, inf
         if covered is not None:
             covered.push(value)
         if self._skip:
@@ -165,12 +170,17 @@ class Pace:
             return 0.0
         means = self._means
         means.append(mean)
+        if covered is not None and len(means) >= self._judged_from:
+            limit = self._too_far * covered.distance
+            if self._largest > limit:
+                self._largest = 0.0
         fall = means[0] - mean
         if fall <= 0.0:
             return 0.0
         if fall < self._largest:
             return fall / self._largest
-        self._largest = fall if covered is None else max(self._largest, min(fall, covered.distance))
+        if fall <= limit:
+            self._largest = fall
         return 1.0
 
     def clear(self) -> None:
@@ -189,7 +199,7 @@ class Pace:
 
 
 class _Covered:
-    """How far apart values have been, single outliers left out."""
+    """How far apart values have been, single outliers left out: the range of the medians of three in a row."""
 
     def __init__(self, low: float | None = None, high: float | None = None, last: Sequence[float] = ()) -> None:
         self._low, self._high = low, high
