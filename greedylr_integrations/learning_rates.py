@@ -29,6 +29,7 @@ class LearningRates:
     Attributes:
         base_lrs (list of float): base LR of each group. A new list each time it changes.
         factor (float): the envelope's value as it was last written.
+        written (tuple of float): the scales as they were last written.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class LearningRates:
         self.schedule = None if base_schedule is None else BaseSchedule(base_schedule, optimizer, shadow)
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
         self.factor = 1.0
+        self.written: Sequence[float] = ()
         self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint continued from
         # with another schedule, ramp and decay are the schedule's own
         self.set_envelope(envelope if self.schedule is None else Envelope())
@@ -71,6 +73,7 @@ class LearningRates:
     def write(self, scales: Sequence[float], step: int) -> None:
         """Give the optimizer its LRs at an optimizer step."""
         self.factor = factor = self.envelope(step)
+        self.written = scales
         if not self.shadow:
             for group, lr, scale in zip(self._optimizer.param_groups, self.bases, scales, strict=True):
                 write_lr(group, lr * (scale * factor))
@@ -80,6 +83,11 @@ class LearningRates:
         loaded, factor = self._loaded
         # right after a resume for another number of steps, from where the LR was and not where it would be now
         self.set_envelope(self.envelope.decaying(step, steps, factor if loaded == step else None))
+
+    @property
+    def ramps(self) -> bool:
+        """Whether there is a ramp at all."""
+        return self.schedule is not None or self.envelope.linear_warmup_steps > 0
 
     def ramping(self, step: int) -> bool:
         """Whether the LR is still on its way up at this step."""

@@ -148,7 +148,7 @@ class GreedyLR(Steerable, Readings):
             self._begin()
         self._take_up_groups()
         decision = None
-        if self.ramping:
+        if self._rates.ramps and self.ramping:
             self._decider.skip(self.last_epoch + 1)
         else:
             decision = self._decider.step(loss, self.last_epoch + 1)
@@ -198,15 +198,15 @@ class GreedyLR(Steerable, Readings):
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
     def _go_on(self) -> None:
-        self.last_epoch += 1
-        if self._rates.schedule is not None:
-            self._rates.schedule.advance()
-        if self.controller.scales is not self._scales or self._rates.moves(self.last_epoch):
-            self._write()
+        self.last_epoch = step = self.last_epoch + 1
+        rates, scales = self._rates, self._decider.controller.scales
+        if rates.schedule is not None:
+            rates.schedule.advance()
+        if scales is not rates.written or rates.moves(step):
+            rates.write(scales, step)
 
     def _write(self) -> None:
-        self._scales = self.controller.scales
-        self._rates.write(self._scales, self.last_epoch)
+        self._rates.write(self.controller.scales, self.last_epoch)
 
     def _record(self, decision: Decision | None) -> Decision | None:
         if decision is not None:
@@ -215,7 +215,7 @@ class GreedyLR(Steerable, Readings):
         return decision
 
     def _take_up_groups(self) -> None:
-        if len(self.optimizer.param_groups) != len(self.base_lrs):
+        if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
             for base_lr in self._rates.new_groups(self.controller.scales):
                 self.controller.add_group(base_lr)
             self._write()
@@ -270,8 +270,8 @@ class GreedyLR(Steerable, Readings):
             "base_lrs": list(self.base_lrs),
             "scales": list(self.controller.scales),
             "envelope": self.envelope_value,
-            "decisions": self._recorder.counts[0],
-            "commands": self._recorder.counts[1],
+            "decisions": self._recorder.decision_count,
+            "commands": self._recorder.command_count,
             **self._rates.state_dict(),
             **self._decider.state_dict(),
         }
@@ -289,5 +289,5 @@ class GreedyLR(Steerable, Readings):
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
-        self._recorder.rewind((state["decisions"], state["commands"]))
+        self._recorder.rewind(state["decisions"], state["commands"])
         self._write()
