@@ -7,12 +7,14 @@ import math
 import os
 import sys
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
-from greedylr_integrations.control import ORDERS, Order, make_order
-from greedylr_integrations.core import Action
+from greedylr_integrations.decision import Action
+from greedylr_integrations.steering import COMMANDS, Command, make_command
 
 VERSIONS = (1, 2)  # version 2 has slopes and the run's id
 ACTIONS = [action.value for action in Action]  # an index into it is a code in `Columns.actions`
@@ -52,7 +54,7 @@ HEADER: dict[str, Check] = {
 }
 COMMAND: dict[str, Check] = {
     "step": _at_least(0),
-    "order": (lambda value: value in ORDERS, "one of " + ", ".join(ORDERS)),
+    "order": (lambda value: value in COMMANDS, "one of " + ", ".join(COMMANDS)),
     "value": _or_none(NUMBER),
 }
 DECISION: dict[str, Check] = {
@@ -67,8 +69,13 @@ DECISION: dict[str, Check] = {
     "envelope": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "nonfinite": _at_least(0),
 }
-# version 2 may have one key more
-HEADER_OF_RUN = {**HEADER, "run": TEXT}
+# version 2 has the run's id, which one that began with version 1 lacks, and how much it had decided before
+HEADER_OF_RUN = {
+    **HEADER,
+    "run": (lambda value: isinstance(value, str) and len(value) <= 1000, "text of at most 1000 characters"),
+    "decisions": _at_least(0),
+    "commands": _at_least(0),
+}
 DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(NUMBER)}
 
 
@@ -141,11 +148,15 @@ class Columns:
         if len(self._codes) > MOST_REASONS:
             raise ValueError(f"there are more than {MOST_REASONS} different reasons")
 
-    def take_back(self, step: int) -> None:
-        """Remove the decisions after a step."""
+    def until(self, step: int) -> int:
+        """How many decisions there are up to a step."""
         kept = len(self)
         while kept and self.steps[kept - 1] > step:
             kept -= 1
+        return kept
+
+    def cut(self, kept: int) -> None:
+        """Keep only the first decisions."""
         entries = sum(self.groups[kept:])
         for column in (self.scales, self.lrs):
             del column[len(column) - entries :]
@@ -159,7 +170,7 @@ class Columns:
 
 def read(
     path: str | os.PathLike[str], reasons: Collection[str] | None = None
-) -> tuple[dict[str, Any], Columns, list[tuple[int, Order]]]:
+) -> tuple[dict[str, Any], Columns, list[tuple[int, Command]]]:
     """Header, decisions and commands of a history file; see `history.read`.
 
     Args:
@@ -170,31 +181,38 @@ def read(
         OSError: if the file cannot be read.
         ValueError: for anything else, with file and line.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {}  # the first one
+    latest: dict[str, Any] = {}  # that of the last resume
     columns, step, commanded = Columns(), 0, 0  # the last step of a decision, and of a command
-    commands: list[tuple[int, Order]] = []
+    commands: list[tuple[int, Command]] = []
     for number, line in _lines(path):
         try:
             entry = _object(line)
             if not header:
-                header = _header(entry)
+                header = latest = _header(entry)
             elif "resumed" in entry:
-                header, step = _resumed(header, entry)
+                latest, step = _resumed(header, entry)
                 commanded = step
-                columns.take_back(step)
-                while commands and commands[-1][0] > step:
-                    commands.pop()
+                decisions = columns.until(step)
+                orders = bisect_right(commands, step, key=itemgetter(0))
+                if "decisions" in latest and "decisions" in header:
+                    # a checkpoint may be older than a decision of the same step
+                    decisions = min(decisions, latest["decisions"] - header["decisions"])
+                    orders = min(orders, latest["commands"] - header["commands"])
+                columns.cut(max(decisions, 0))
+                del commands[max(orders, 0) :]
             elif "order" in entry:
                 commands.append(_command(entry, commanded))
                 commanded = entry["step"]
             else:
-                columns.append(_decision(entry, header, step, reasons))
+                columns.append(_decision(entry, latest, step, reasons))
                 step = entry["step"]
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
     if not header:
         raise ValueError(f"{os.fspath(path)}, line 1: there is no complete header of a GreedyLR history")
-    return header, columns, commands
+    now = {key: latest[key] for key in HEADER if key != "greedylr_history"}
+    return {**header, **now}, columns, commands
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
@@ -224,7 +242,7 @@ def _header(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _resumed(header: Mapping[str, Any], entry: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The header from here on, and the step that the run continued from."""
+    """The header of a resume, and the step that the run continued from."""
     _checked({"resumed": entry["resumed"]}, {"resumed": _at_least(0)}, "a resume")
     new = _header({key: value for key, value in entry.items() if key != "resumed"})
     if new.get("run", "") != header.get("run", new.get("run", "")):
@@ -232,11 +250,11 @@ def _resumed(header: Mapping[str, Any], entry: dict[str, Any]) -> tuple[dict[str
     return new, entry["resumed"]
 
 
-def _command(entry: Mapping[str, Any], earlier: int) -> tuple[int, Order]:
+def _command(entry: Mapping[str, Any], earlier: int) -> tuple[int, Command]:
     _checked(entry, COMMAND, "a command")
     _check_order(entry["step"], earlier)
     try:
-        return entry["step"], make_order(entry["order"], entry["value"])
+        return entry["step"], make_command(entry["order"], entry["value"])
     except TypeError as error:
         raise ValueError(f"this is not a command: {error}") from None
 

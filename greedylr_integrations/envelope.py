@@ -1,43 +1,38 @@
-"""The part of the LR that does not follow the loss: a ramp at the start, a decay at the end."""
+"""The part of the LR that no rule decides: a ramp at the start, a decay at the end."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import inf
 
-from greedylr_integrations.checks import check, check_number
+from greedylr_integrations.checks import check, check_integer, check_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """Factor in [0, 1] as a function of the optimizer step, counted from 0. LR = base LR x scale x envelope(step).
-
-    Attributes:
-        linear_warmup_steps (int): optimizer steps of a linear ramp from 0, as in transformers' schedules: step t of n
-            has t/n. No decision is made during it. Default 0.
-        total_steps (int): optimizer steps of the whole run, the horizon. Default None: unknown, no decay.
-        decay_ratio (float): share of the horizon, in [0, 1], over which the LR decays linearly to 0 at its end.
-            Default 0.3.
-        decay_start, decay_steps (int), decay_from (float): a decay begun by hand, in place of the horizon's: from which
-            step, over how many, from which factor. Default None: not begun.
-    """
+    """Factor in [0, 1] as a function of the optimizer step, counted from 0. LR = base LR x scale x envelope(step)."""
 
     linear_warmup_steps: int = 0
+    """Optimizer steps of a linear ramp from 0, as in transformers' schedules: step t of n has t/n. No decision is made
+    during it. Default 0."""
     total_steps: int | None = None
+    """Optimizer steps of the whole run. Default None: unknown, no decay."""
     decay_ratio: float = 0.3
+    """Share of the run, in [0, 1], over which the LR decays linearly to 0 at its end. Default 0.3."""
     decay_start: int | None = None
+    """First step of a decay that was begun by hand, in place of that at the end. Default None: none."""
     decay_steps: int | None = None
+    """Steps of that decay."""
     decay_from: float = 1.0
+    """Factor at its first step."""
 
     def __post_init__(self) -> None:
         for field, least in (("linear_warmup_steps", 0), ("total_steps", 1), ("decay_start", 0), ("decay_steps", 1)):
             value = getattr(self, field)
             if value is not None or field == "linear_warmup_steps":
-                check_number(field, value, int)
-                check(value >= least, field, value, f"at least {least}")
-        for field in ("decay_ratio", "decay_from"):
-            check_number(field, getattr(self, field))
-            check(0 <= getattr(self, field) <= 1, field, getattr(self, field), "between 0 and 1")
+                object.__setattr__(self, field, check_integer(field, value, least=least))
+        for field, share in (("decay_ratio", self.decay_ratio), ("decay_from", self.decay_from)):
+            check(0 <= check_number(field, share) <= 1, field, share, "between 0 and 1")
 
     def __call__(self, step: int) -> float:
         if self.decay_start is not None and self.decay_steps is not None:
@@ -51,6 +46,11 @@ class Envelope:
             if decayed < factor:
                 return decayed
         return factor
+
+    @property
+    def decided_steps(self) -> int | None:
+        """Optimizer steps after the ramp, in which decisions are made. None if the run length is unknown."""
+        return None if self.total_steps is None else max(1, self.total_steps - self.linear_warmup_steps)
 
     def constant(self) -> tuple[float, float]:
         """Steps [from, until) between ramp and decay, where the factor is 1."""

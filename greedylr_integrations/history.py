@@ -1,13 +1,10 @@
 """What the controller decided, in memory and on disk, and what that suggests for the next run.
 
-On disk it is JSON lines: a header, then one object for each decision and each order, written as they are made. A run
-that was killed leaves at most a torn last line.
+See `history_file` for what is on disk.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import math
 import os
 from collections import deque
@@ -17,10 +14,11 @@ from typing import Any, NamedTuple
 
 from greedylr_integrations import columns
 from greedylr_integrations.checks import as_json
-from greedylr_integrations.control import Order
-from greedylr_integrations.core import LOWER, RAISE, Action, Decision, Reason, logger
+from greedylr_integrations.decision import LOWER, RAISE, Action, Decision, Reason
+from greedylr_integrations.history_file import HistoryFile
+from greedylr_integrations.steering import Command
 
-VERSION = 1
+VERSION = 2
 HISTORY_SIZE = 100_000  # decisions that are kept in memory
 
 
@@ -28,11 +26,11 @@ class Record(NamedTuple):
     """One decision in its place.
 
     Attributes:
-        step: optimizer steps done when it was made.
-        lrs: LR of each parameter group after it.
-        envelope: factor of ramp and final decay in those LRs, from 0 to 1.
-        decision: the decision.
-        nonfinite: non-finite losses in a row up to this one; 0 with a controller that does not count them.
+        step (int): optimizer steps done when it was made.
+        lrs (tuple of float): LR of each parameter group after it.
+        envelope (float): factor of ramp and final decay in those LRs, from 0 to 1.
+        decision (Decision): the decision.
+        nonfinite (int): non-finite losses in a row up to this one.
     """
 
     step: int
@@ -42,66 +40,148 @@ class Record(NamedTuple):
     nonfinite: int = 0
 
 
-class OrderRecord(NamedTuple):
-    """One order in its place: optimizer steps done when it was followed, its name and its value."""
+class CommandRecord(NamedTuple):
+    """One command in its place: optimizer steps done when it was followed, its name and its value."""
 
     step: int
     order: str
     value: float | None
 
     def __str__(self) -> str:
-        return str(Order(self.order, self.value))
+        return str(Command(self.order, self.value))
+
+
+class _Entry(NamedTuple):
+    """What a step leaves behind; the record of it is made when somebody looks."""
+
+    step: int
+    bases: Sequence[float]  # LRs before scale and envelope
+    envelope: float
+    decision: Decision
+    nonfinite: int
+
+    def record(self) -> Record:
+        pairs = zip(self.bases, self.decision.scales, strict=True)
+        lrs = tuple([lr * (scale * self.envelope) for lr, scale in pairs])
+        return Record(self.step, lrs, self.envelope, self.decision, self.nonfinite)
 
 
 class History(Sequence[Record]):
-    """The last decisions of a run, 100,000 by default: a sequence of `Record`.
-
-    A step leaves a tuple here; the record of it is made when somebody looks.
-    """
+    """The last decisions of a run, 100,000 by default: a sequence of `Record`."""
 
     def __init__(self, size: int = HISTORY_SIZE) -> None:
-        # step, LRs before scale and envelope, envelope, decision, non-finite losses in a row
-        self.entries: deque[tuple[int, Sequence[float], float, Decision, int]] = deque(maxlen=size)
+        self._entries: deque[_Entry] = deque(maxlen=size)
+
+    def append(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
+        """Add a decision. The LRs before scale and envelope must not change afterwards."""
+        self._entries.append(_Entry(step, bases, envelope, decision, nonfinite))
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self._entries)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_made, self.entries)
+        return map(_Entry.record, self._entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [_made(entry) for entry in list(self.entries)[index]]
-        return _made(self.entries[index])
+            return [entry.record() for entry in list(self._entries)[index]]
+        return self._entries[index].record()
 
     def pop(self) -> Record:
-        """Take the last one back."""
-        return _made(self.entries.pop())
+        """Remove the last decision and return it."""
+        return self._entries.pop().record()
 
 
-def _made(entry: tuple[int, Sequence[float], float, Decision, int]) -> Record:
-    step, bases, envelope, decision, nonfinite = entry
-    scales = decision.scales if len(decision.scales) == len(bases) else decision.scales[:1] * len(bases)  # one for all
-    lrs = tuple([lr * (scale * envelope) for lr, scale in zip(bases, scales, strict=True)])
-    return Record(step, lrs, envelope, decision, nonfinite)
+class Recorder:
+    """Keeps the decisions and commands of a run, in memory and in a file if there is one.
+
+    Args:
+        file (path or HistoryFile): where they are written too. Default None: nowhere.
+
+    Attributes:
+        file (HistoryFile): that file.
+        history (History): the last decisions.
+        commands (deque of CommandRecord): the last commands.
+        decision_count, command_count (int): how many there were since the start of the run, also before a resume.
+    """
+
+    def __init__(self, file: str | os.PathLike[str] | HistoryFile | None = None) -> None:
+        self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
+        self.history = History()
+        self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
+        self.decision_count = self.command_count = 0
+
+    def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
+        """Begin the file, or go on in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
+        if self.file is not None:
+            counts = {"decisions": self.decision_count, "commands": self.command_count}
+            entry = {"greedylr_history": VERSION, **header, **counts}
+            self.file.begin(entry, resumed=resumed, writes=writes)
+
+    def decision(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
+        """Keep a decision, made after `step` optimizer steps."""
+        self.history.append(step, bases, envelope, decision, nonfinite)
+        self.decision_count += 1
+        if self.file is not None:
+            self.file.write(_row(self.history[-1]))
+
+    def command(self, step: int, command: Command) -> None:
+        """Keep a command, followed after `step` optimizer steps."""
+        record = CommandRecord(step, *command)
+        self.commands.append(record)
+        self.command_count += 1
+        if self.file is not None:
+            self.file.write(record._asdict())
+
+    def rewind(self, decisions: int, commands: int) -> None:
+        """Go back to where the run had made so many decisions and commands: a checkpoint took back what came later."""
+        for _ in range(min(self.decision_count - decisions, len(self.history))):
+            self.history.pop()
+        for _ in range(min(self.command_count - commands, len(self.commands))):
+            self.commands.pop()
+        self.decision_count, self.command_count = decisions, commands
+        if self.file is not None:
+            self.file.end()
 
 
-def steady_scales(records: Iterable[Record]) -> list[float]:
-    """Scales of the first group, of the decisions outside warmup and final decay."""
-    return [record.decision.scales[0] for record in records if record.envelope == 1.0]
+def _finite_or_none(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _row(record: Record) -> dict[str, Any]:
+    decision = record.decision
+    return {
+        "step": record.step,
+        "loss": as_json(decision.loss),
+        "smoothed": _finite_or_none(decision.smoothed),
+        "best": _finite_or_none(decision.best),
+        "slope": _finite_or_none(decision.slope),
+        "action": decision.action.value,
+        "reason": decision.reason.name,
+        "scales": decision.scales,
+        "lrs": record.lrs,
+        "envelope": record.envelope,
+        "nonfinite": record.nonfinite,
+    }
+
+
+# ---- what it suggests ----
+
+
+def steady_scales(records: Iterable[Record], group: int = 0) -> list[float]:
+    """Scales of a parameter group, of the decisions outside of ramp and final decay."""
+    return [record.decision.scales[group] for record in records if record.envelope == 1.0]
 
 
 def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
     """The LR to start the next such run at: base LR x the scale that this run settled on.
 
-    That is the median over the later half of the scales.
-
     Args:
-        scales (sequence of float): as `steady_scales` gives them.
-        base_lr (float): base LR of the first group.
+        scales (sequence of float): scale of the first parameter group after each decision outside of ramp and decay.
+        base_lr (float): its base LR.
 
     Returns:
-        None if there are fewer than 10 scales.
+        Base LR x the median over the later half of the scales; None with fewer than 10 of them.
     """
     if len(scales) < 10:
         return None
@@ -116,117 +196,20 @@ def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
     return (
         f"would have taken the LR from {base_lr:.3g} to {base_lr * scales[-1]:.3g} (highest"
         f" {base_lr * scales[high]:.3g} at step {records[high].step}, lowest {base_lr * scales[low]:.3g} at step"
-        f" {records[low].step}, ramp and final decay aside); {actions.count(RAISE)} raises, {actions.count(LOWER)}"
-        " lowerings"
+        f" {records[low].step}, ramp and final decay aside); {actions.count(RAISE)} increases, {actions.count(LOWER)}"
+        " decreases"
     )
-
-
-# ---- on disk ----
-
-_encode = json.JSONEncoder(allow_nan=False).encode
-
-
-class HistoryFile:
-    """Appends to the history of one run. Each line is in the hands of the operating system when `write` returns."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self.begun = False
-        self._ours = False  # whether an earlier beginning was this object's
-        self._opening: Mapping[str, Any] | None = None  # the line to write before the next
-        self._descriptor: int | None = None
-        self._writes = True
-
-    def is_anothers(self, step: int) -> bool:
-        """Whether a run at that step would write into the history of another."""
-        return step == 0 and not self._ours and os.path.exists(self.path) and os.path.getsize(self.path) > 0
-
-    def begin(self, step: int, header: Mapping[str, Any], writes: bool) -> None:
-        """Say what the next line belongs to; only a rank that `writes` touches the file."""
-        self._opening = {"resumed": step, **header}
-        self._writes = writes
-        self.begun = self._ours = True
-
-    def write(self, entry: Record | OrderRecord) -> None:
-        if not self._writes:
-            return
-        try:
-            if self._descriptor is None:
-                self._descriptor = self._open()
-            if self._opening is not None:
-                if not os.fstat(self._descriptor).st_size:
-                    self._opening = {key: value for key, value in self._opening.items() if key != "resumed"}
-                self._line(self._opening)
-                self._opening = None
-            self._line(_of_record(entry) if isinstance(entry, Record) else entry._asdict())
-        except OSError as error:  # a full disk is no reason to end a run
-            self._writes = False
-            logger.warning("GreedyLR writes no more to history_file %s: %s", self.path, error)
-
-    def _open(self) -> int:
-        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        self._cut_torn_line(descriptor)
-        return descriptor
-
-    @staticmethod
-    def _cut_torn_line(descriptor: int) -> None:
-        end = size = os.fstat(descriptor).st_size
-        while end > 0:
-            start = max(0, end - 4096)
-            newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            os.ftruncate(descriptor, end)
-
-    def _line(self, entry: Mapping[str, Any]) -> None:
-        line = f"{_encode(entry)}\n".encode()
-        if os.write(self._descriptor, line) < len(line):  # type: ignore[arg-type]
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def close(self, close: Any = os.close) -> None:  # bound here: when Python exits, `os` may be gone first
-        if self._descriptor is not None:
-            close(self._descriptor)
-            self._descriptor = None
-
-    __del__ = close
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_descriptor": None}
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _of_record(record: Record) -> dict[str, Any]:
-    step, lrs, envelope, (action, reason, scales, loss, smoothed, best), nonfinite = record
-    return {
-        "step": step,
-        "loss": as_json(loss),
-        "smoothed": _finite(smoothed),
-        "best": _finite(best),
-        "action": action._value_,
-        "reason": reason._name_,
-        "scales": scales if len(scales) == len(lrs) else scales[:1] * len(lrs),  # one for all
-        "lrs": lrs,
-        "envelope": envelope,
-        "nonfinite": nonfinite,
-    }
 
 
 # ---- reading ----
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[OrderRecord]]:
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[CommandRecord]]:
     """Header, decisions and commands of a history file.
 
     What a resume took back (steps after the one that it continued from) is left out, so that a run that was
-    interrupted reads as one that was not; the header is that of the last resume. A torn last line, as a kill leaves
-    it, is left out too.
+    interrupted reads as one that was not; the header is the first one. An unfinished last line, as a kill leaves it, is
+    left out too.
 
     Args:
         path (path): the file that `history_file` named.
@@ -236,16 +219,16 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
         ValueError: for anything else, with file and line.
     """
     header, decisions, commands = columns.read(path, Reason.__members__)
-    return header, list(_records(decisions)), [OrderRecord(step, *command) for step, command in commands]
+    return header, list(_records(decisions)), [CommandRecord(step, *command) for step, command in commands]
 
 
-def read_columns(path: str | os.PathLike[str]) -> tuple[dict[str, Any], columns.Columns, list[OrderRecord]]:
+def read_columns(path: str | os.PathLike[str]) -> tuple[dict[str, Any], columns.Columns, list[CommandRecord]]:
     """As `read`, with an array for each field in place of a record for each decision.
 
     Reasons that a later version may have written are kept by their names.
     """
     header, decisions, commands = columns.read(path)
-    return header, decisions, [OrderRecord(step, *command) for step, command in commands]
+    return header, decisions, [CommandRecord(step, *command) for step, command in commands]
 
 
 def _records(decisions: columns.Columns) -> Iterator[Record]:
@@ -253,7 +236,7 @@ def _records(decisions: columns.Columns) -> Iterator[Record]:
     start = 0
     for row, count in enumerate(decisions.groups):
         groups = slice(start, start := start + count)
-        seen = [column[row] for column in (decisions.smoothed, decisions.best)]
+        seen = [column[row] for column in (decisions.smoothed, decisions.best, decisions.slopes)]
         decision = Decision(
             actions[decisions.actions[row]],
             reasons[decisions.reasons[row]],

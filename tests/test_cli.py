@@ -13,7 +13,7 @@ import pytest
 
 for needed in ("click", "rich", "pyarrow", "matplotlib", "plotext", "bokeh"):
     pytest.importorskip(needed)
-from greedylr_integrations.core import Action
+from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import cli, read
 
 ROOT = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from processes import TESTS, spawn
 
-from greedylr_integrations import GreedyConfig, GreedyLR, history
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history
+from greedylr_integrations.decision import Action, Decision, Reason
 
 FAST = {"window_size": 2, "factor": 0.9}
 
@@ -77,7 +77,7 @@ def test_going_back_to_a_state_takes_the_later_records_back():
 # ---- on disk ----
 
 
-@pytest.mark.parametrize("config", [GreedyConfig(**FAST), GreedyConfig.paper(patience=0, min_lr=1e-4)])
+@pytest.mark.parametrize("config", [GreedyConfig(**FAST), PaperConfig(patience=0, min_lr=1e-4)])
 def test_what_is_read_is_what_was_decided(tmp_path, config):
     path = tmp_path / "new" / "history.jsonl"
     values = losses()
@@ -299,7 +299,7 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path, lines):
         (
             5,
             b'{"step": 1, "order": "stop", "value": null}',
-            "not a command: order='stop' is not allowed: it must be one of hold, cap",
+            "not a command: order='stop' is not allowed: it must be one of hold, cap, pin, release, decay",
         ),
         (5, b'{"resumed": "x"}', "not a resume: "),
         (2, b'{"step": 1}', "not a decision: loss is missing; smoothed is missing"),
@@ -360,7 +360,8 @@ def test_values_that_make_no_sense_are_refused(tmp_path, lines, changes, says):
         ({"total_steps": -1}, "total_steps=-1 is not allowed: it must be an integer of at least 1, or null"),
         ({"world_size": 0}, "world_size=0 is not allowed"),
         ({"config": []}, "config=[] is not allowed"),
-        ({"run": 3}, "run=3 is not allowed"),
+        ({"run": 3, "decisions": 0, "commands": 0}, "run=3 is not allowed"),
+        ({"run": "a", "decisions": -1, "commands": 0}, "decisions=-1 is not allowed"),
         ({"greedylr_history": 1, "run": "a"}, "'run' is unknown"),
     ],
 )
@@ -373,7 +374,7 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, lines, changes, says)
 
 
 def test_version_2_has_slopes_and_the_id_of_the_run(tmp_path, lines):
-    header = {**json.loads(lines[0]), "greedylr_history": 2, "run": "a"}
+    header = {**json.loads(lines[0]), "greedylr_history": 2, "run": "a", "decisions": 0, "commands": 0}
     rows = [{**json.loads(line), "slope": slope} for line, slope in zip(lines[1:], (None, 0.5, -1, 0), strict=True)]
     encoded = [json.dumps(entry).encode() for entry in (header, *rows)]
     assert read_lines(tmp_path, encoded)[0]["run"] == "a"

@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, control, history
 from greedylr_integrations.core import Action, Reason
+
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, control, history
 from greedylr_integrations.lightning import GreedyLRCallback
 
 pytestmark = [
@@ -436,9 +437,8 @@ def test_from_plain_yaml_values():
     assert callback.config == GreedyConfig(factor=0.9, window_size=5)
 
 
-def test_any_controller(tmp_path):
-    controller = GreedyController(GreedyConfig.paper(patience=0, min_lr=1e-4, max_lr=0.5), [0.05])
-    callback = GreedyLRCallback(controller=controller)
+def test_any_config(tmp_path):
+    callback = GreedyLRCallback(PaperConfig(patience=0, min_lr=1e-4, max_lr=0.5))
     fit(tmp_path, Module(), callback)
     assert len(set(scales(callback))) > 3
 

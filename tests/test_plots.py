@@ -11,8 +11,8 @@ import pytest
 pytest.importorskip("matplotlib")
 pytest.importorskip("bokeh")
 from greedylr_integrations import history
-from greedylr_integrations.core import Reason
-from greedylr_integrations.greedy import GreedyConfig
+from greedylr_integrations.decision import Reason
+from greedylr_integrations.rules import GreedyConfig
 from greedylr_integrations.runs import ACTIONS, RunError, figures, make_run, page, read, terminal, thin
 from greedylr_integrations.runs.replay import replay
 
@@ -230,6 +230,8 @@ def hostile_history(path):
         "monitor": r"$$\alpha$$" + HOSTILE,
         "world_size": 1,
         "run": HOSTILE,
+        "decisions": 0,
+        "commands": 0,
     }
     rows = [
         {"step": i, "loss": 2 + math.sin(i), "smoothed": 2.0, "best": 1.9, "slope": math.cos(i) / 3}

@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("pyarrow")
 from greedylr_integrations import runs
-from greedylr_integrations.core import Action
+from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import RunError, read
 from recipes.common import report
 

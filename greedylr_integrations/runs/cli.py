@@ -22,7 +22,6 @@ except ImportError:
     print("greedylr: the command line needs more packages: pip install 'greedylr_integrations[cli]'", file=sys.stderr)
     sys.exit(2)
 
-from greedylr_integrations.control import ORDERS, make_order
 from greedylr_integrations.runs import explain as explaining
 from greedylr_integrations.runs import figures, find
 from greedylr_integrations.runs import replay as replaying
@@ -30,6 +29,7 @@ from greedylr_integrations.runs.page import page
 from greedylr_integrations.runs.run import Run, RunError, printable, sentence
 from greedylr_integrations.runs.summary import HEADINGS, REPLAY_HEADINGS, base_lr_of, replay_summary, summary
 from greedylr_integrations.runs.terminal import text as plot_text
+from greedylr_integrations.steering import COMMANDS, make_command
 
 CONTROL_FILE = "control.json"
 LARGEST_CONTROL_FILE = 65536
@@ -212,7 +212,9 @@ def plot(run: str, output: Path | None, terminal: bool, column: str | None) -> N
 
 @cli.command(epilog=RUN_HELP)
 @click.argument("losses")
-@click.option("--preset", "presets", multiple=True, help="greedy, paper or transformers, as it is; may be repeated.")
+@click.option(
+    "--preset", "presets", multiple=True, help="loss, slope, paper or transformers, as it is; may be repeated."
+)
 @click.option("--config", "configs", multiple=True, metavar="TEXT", help="A configuration in words; may be repeated.")
 @click.option("--factor", type=float, help="A raise divides the LR by it, a lowering multiplies.")
 @click.option("--patience", type=int, help="Good or bad losses in a row before a move.")
@@ -337,7 +339,7 @@ def explain(run: str, step: int, column: str | None) -> None:
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @run_argument
-@click.argument("command", type=click.Choice(ORDERS))
+@click.argument("command", type=click.Choice(COMMANDS))
 @click.argument("value", required=False)
 def control(run: str, command: str, value: str | None) -> None:
     """Give a command to a RUN that is going on; RUN is its folder or its control file.
@@ -367,7 +369,7 @@ def _value_of(command: str, value: str | None) -> float | int | None:
     with contextlib.suppress(TypeError, ValueError):  # the error below names what is not a number
         number = int(value) if command == "decay" else float(value)  # type: ignore[arg-type]
     try:
-        return make_order(command, number).value
+        return make_command(command, number).value
     except (TypeError, ValueError) as error:
         raise click.ClickException(f"{command}: {error}") from None
 

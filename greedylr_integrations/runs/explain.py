@@ -6,11 +6,10 @@ import math
 
 import numpy as np
 
-from greedylr_integrations.greedy import GreedyConfig
-from greedylr_integrations.presets import PaperConfig, TransformersConfig
+from greedylr_integrations.rolling import RollingMean
+from greedylr_integrations.rules import GreedyConfig, PaperConfig, TransformersConfig
 from greedylr_integrations.runs.replay import make_config
 from greedylr_integrations.runs.run import ACTIONS, NO_DECISION, Run, RunError, sentence
-from greedylr_integrations.window import RollingWindow
 
 
 def explain(run: Run, step: int) -> list[str]:
@@ -164,7 +163,7 @@ def _threshold_of_window(config: GreedyConfig, best: float, window: list[float])
     if config.threshold_mode == "se":
         if not window:
             return f"Threshold {threshold:g} standard errors; they cannot be worked out, since the record lacks losses."
-        rolling = RollingWindow(len(window))
+        rolling = RollingMean(len(window))
         for loss in window:
             rolling.push(loss)
         noise = rolling.standard_error()

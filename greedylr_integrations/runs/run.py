@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from greedylr_integrations.columns import ACTIONS
-from greedylr_integrations.core import Action, Reason
-from greedylr_integrations.history import OrderRecord, suggested_lr
+from greedylr_integrations.decision import Action, Reason
+from greedylr_integrations.history import CommandRecord, suggested_lr
 
 LOSSES = ("loss", "train_loss", "train/loss", "training_loss", "train_loss_step", "train/loss_step", "loss/train")
 STEPS = ("step", "global_step", "train/global_step", "iteration", "iter", "_step")
@@ -70,7 +70,7 @@ class Run:
     reason_names: list[str] = field(default_factory=list)
     lrs_are_next: bool = False
     group_lrs: Floats | None = None
-    commands: list[OrderRecord] = field(default_factory=list)
+    commands: list[CommandRecord] = field(default_factory=list)
     config: dict[str, Any] | None = None
     base_lrs: list[float] | None = None
     total_steps: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from greedylr_integrations.core import Action
+from greedylr_integrations.decision import Action
 from greedylr_integrations.runs.run import Run
 
 HEADINGS = ["run", "final loss", "best loss", "steps", "LR range", "raises", "lowerings", "next LR"]

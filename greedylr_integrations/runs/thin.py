@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from greedylr_integrations.history import OrderRecord
+from greedylr_integrations.history import CommandRecord
 from greedylr_integrations.runs.run import LOWER, RAISE, Floats, Integers, Run
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; in the pictures each reason also has its own row
@@ -109,7 +109,7 @@ def enveloped(run: Run) -> list[tuple[int, int]]:
     ]
 
 
-def commands_of(run: Run) -> list[OrderRecord]:
+def commands_of(run: Run) -> list[CommandRecord]:
     """Those to draw: of very many, the last ones."""
     return run.commands[-MOST_MARKS:]
 

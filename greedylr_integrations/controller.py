@@ -1,0 +1,277 @@
+"""The controller: an observation goes in, a decision on the learning rate comes out.
+
+Standard library only. No clock, no randomness, no tensors: the same observations give the same decisions everywhere.
+
+`GreedyController` checks what it is given, handles non-finite losses and keeps the state; a `rule.Rule`, which its
+configuration makes, decides. For a rule of your own, see docs/own-rule.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+from greedylr_integrations.checks import (
+    as_loss,
+    check,
+    check_choice,
+    check_integer,
+    check_number,
+    check_state,
+    is_base_lr,
+    is_count,
+    is_integer,
+    is_list_of,
+)
+from greedylr_integrations.decision import HOLD, NONFINITE, Decision
+from greedylr_integrations.log import logger
+from greedylr_integrations.rule import Rule, moved
+
+STATE_VERSION = 1
+DEAD_AFTER = 3  # non-finite losses in a row after which `on_nonfinite="reduce"` aborts the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControllerConfig(ABC):
+    """What the configurations of all rules have. A subclass adds the fields of its rule, and says how to make it."""
+
+    mode: str | None = None
+    """"min" if a smaller loss is better, "max" if a larger one is. Default None: "min", or what an adapter knows of the
+    metric."""
+    every_n_steps: int = 1
+    """Optimizer steps that share one decision, made on the mean of their losses. The schedulers and adapters take the
+    mean; the controller sees one loss per decision. Default 1."""
+    on_nonfinite: str = "reduce"
+    """What a NaN or infinite loss does. "reduce" (default) lowers the LR once for a run of them and raises
+    FloatingPointError at the third decision in a row, "hold" leaves the LR, "raise" raises at once. The loss itself is
+    forgotten in each case."""
+    on_resume: str = "checkpoint"
+    """Which hyperparameters win if the checkpoint's differ: "checkpoint" (default), "config", or "error". A changed
+    run length is not a difference: the new one is used."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Integral) and not isinstance(value, (int, bool)):
+                object.__setattr__(self, field.name, int(value))  # numpy's, which JSON does not write
+        if self.mode is not None:
+            check_choice("mode", self.mode, ("min", "max"))
+        check_integer("every_n_steps", self.every_n_steps, least=1)
+        check_choice("on_nonfinite", self.on_nonfinite, ("hold", "reduce", "raise"))
+        check_choice("on_resume", self.on_resume, ("checkpoint", "config", "error"))
+
+    @abstractmethod
+    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> Rule:
+        """A fresh rule for a run.
+
+        Args:
+            base_lrs (sequence of float): base LR of each parameter group.
+            horizon (int): decisions that the run will have. None if unknown.
+        """
+
+    @property
+    def decay_ratio(self) -> float:
+        """Share of the run that the final decay takes, unless the scheduler is given another."""
+        return 0.3
+
+    @property
+    def searches(self) -> bool:
+        """Whether the rule begins far below the base LR, and so takes the place of a warmup."""
+        return False
+
+    def without_slope(self) -> ControllerConfig:
+        """What to follow if the slope cannot be measured; the configuration itself if it needs none."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON from which `rules.config_from_dict` makes the configuration again."""
+        return {"behaviour": type(self).__name__, "on_resume": self.on_resume, **self.hyperparameters()}
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The fields as plain JSON, without `on_resume`, which is about loading."""
+        fields = dataclasses.asdict(self)
+        del fields["on_resume"]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    def resumed(self, hyperparameters: Mapping[str, Any]) -> ControllerConfig:
+        """The configuration with the hyperparameters of a checkpoint."""
+        return dataclasses.replace(self, **hyperparameters)
+
+
+CONTROLLER_STATE = {
+    "version": lambda value: value == STATE_VERSION and is_integer(value),
+    "behaviour": lambda value: isinstance(value, str),
+    "config": lambda value: isinstance(value, Mapping),
+    "base_lrs": is_list_of(is_base_lr),
+    "horizon": lambda value: value is None or (is_integer(value) and value >= 1),
+    "nonfinite": is_count,
+    "rule": lambda value: isinstance(value, Mapping),
+}
+
+
+class GreedyController:
+    """Turns observations into scales by the rule of a configuration.
+
+    Args:
+        config (ControllerConfig): `SlopeConfig()`, `GreedyConfig()`, `PaperConfig()`, `TransformersConfig()`, or one of
+            your own.
+        base_lrs (sequence of float): base LR of each parameter group; needed by absolute bounds. Default: one, of 1.0.
+        horizon (int): decisions that the run will have. Default None: unknown.
+
+    Attributes:
+        nonfinite (int): non-finite losses in a row.
+
+    Raises:
+        ValueError, TypeError: for base LRs or a horizon that cannot be, and for bounds that do not fit the base LRs.
+    """
+
+    def __init__(
+        self, config: ControllerConfig, base_lrs: Sequence[float] = (1.0,), horizon: int | None = None
+    ) -> None:
+        if not isinstance(config, ControllerConfig):
+            raise TypeError(f"config={config!r} is not allowed: it must be a ControllerConfig, such as SlopeConfig()")
+        for lr in base_lrs:
+            check_number("base_lrs", lr)
+            check(lr >= 0, "base_lrs", lr, "at least 0")
+        check(len(base_lrs) > 0, "base_lrs", base_lrs, "one base LR for each parameter group")
+        self.horizon = None if horizon is None else check_integer("horizon", horizon, least=1)
+        self.config = config
+        self.base_lrs = tuple(float(lr) for lr in base_lrs)
+        self._rule = config.rule(self.base_lrs, self.horizon)
+        self.nonfinite = 0
+
+    @property
+    def rule(self) -> Rule:
+        """The rule that decides. `load_state_dict` replaces it."""
+        return self._rule
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Scale of each parameter group now."""
+        return self._rule.scales
+
+    @property
+    def wants_slope(self) -> bool:
+        """Whether the next observation should have a slope."""
+        return self._rule.wants_slope
+
+    @property
+    def position(self) -> Any:
+        """Where the LRs are; set it to a value that was read before to go back there."""
+        return self._rule.position
+
+    @position.setter
+    def position(self, position: Any) -> None:
+        self._rule.position = position
+
+    def clamp(self, low: float, high: float) -> None:
+        """Move the scales between two values, as far as the configured bounds allow."""
+        self._rule.clamp(low, high)
+
+    def observe(self, loss: float, slope: float | None = None) -> Decision:
+        """Decide on one observation.
+
+        Args:
+            loss (float): the raw (unsmoothed) loss since the last decision.
+            slope (float): the slope, from -1 to 1; see `slope.SlopeMeter`. NaN if it could not be computed. Default
+                None: not measured.
+
+        Raises:
+            TypeError: if the loss is not a number.
+            FloatingPointError: on a non-finite loss with `on_nonfinite="raise"`, or at the third in a row with
+                "reduce".
+        """
+        if type(loss) is not float:
+            loss = as_loss(loss)
+        if loss - loss != 0.0:
+            return self._observe_nonfinite(loss)
+        self.nonfinite = 0
+        return self._rule.update(loss, slope)
+
+    def _observe_nonfinite(self, loss: float) -> Decision:
+        self.nonfinite += 1
+        policy = self.config.on_nonfinite
+        if policy == "raise":
+            raise FloatingPointError(f"the loss is {loss}, and on_nonfinite='raise'")
+        if policy == "hold":
+            return Decision(HOLD, NONFINITE, self.scales, loss)
+        if self.nonfinite >= DEAD_AFTER:
+            raise FloatingPointError(
+                f"the loss was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
+                " earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
+            )
+        before = self.scales
+        if self.nonfinite == 1:
+            self._rule.lower()
+        return Decision(moved(before, self.scales), NONFINITE, self.scales, loss)
+
+    def add_group(self, base_lr: float) -> None:
+        """Take up a parameter group that was added to the optimizer after the start, with the scale of the others."""
+        self._rule.add_group(base_lr)
+        self.base_lrs += (base_lr,)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next decisions depend on, as plain JSON."""
+        return {
+            "version": STATE_VERSION,
+            "behaviour": type(self.config).__name__,
+            "config": self.config.hyperparameters(),
+            "base_lrs": list(self.base_lrs),
+            "horizon": self.horizon,
+            "nonfinite": self.nonfinite,
+            "rule": self._rule.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`; hyperparameters by `config.on_resume`, the horizon is this controller's own.
+
+        Raises:
+            ValueError: for a state with missing, unknown or ill-typed keys, of another version or behaviour, or, with
+                `on_resume="error"`, with other hyperparameters; then nothing has changed.
+        """
+        check_state(state_dict, CONTROLLER_STATE, "GreedyController")
+        behaviour = type(self.config).__name__
+        if state_dict["behaviour"] != behaviour:
+            raise ValueError(
+                f"the checkpoint was written with {state_dict['behaviour']}, this run has {behaviour}: pass"
+                f" {state_dict['behaviour']}() as the config, or start without the controller's state"
+            )
+        if len(state_dict["base_lrs"]) != len(self.base_lrs):
+            raise ValueError(
+                f"the checkpoint has {len(state_dict['base_lrs'])} parameter groups, this run has {len(self.base_lrs)}:"
+                " make them equal, or start without the controller's state"
+            )
+        config, base_lrs = self._resumed(state_dict["config"], state_dict["base_lrs"])
+        rule = config.rule(base_lrs, self.horizon)
+        rule.load_state_dict(state_dict["rule"])
+        if state_dict["horizon"] != self.horizon:
+            logger.info(
+                "GreedyLR resumes with a run length of %s decisions, was %s", self.horizon, state_dict["horizon"]
+            )
+        self.config, self.base_lrs, self._rule = config, base_lrs, rule
+        self.nonfinite = state_dict["nonfinite"]
+
+    def _resumed(
+        self, config: Mapping[str, Any], base_lrs: Sequence[float]
+    ) -> tuple[ControllerConfig, tuple[float, ...]]:
+        """Config and base LRs to go on with, by `on_resume`."""
+        own = self.config.hyperparameters()
+        check_state(config, dict.fromkeys(own, lambda value: True), "GreedyController config")
+        stored = {**config, "base_lrs": list(base_lrs)}
+        own["base_lrs"] = list(self.base_lrs)
+        differences = [f"{key}: {stored[key]!r} there, {own[key]!r} here" for key in own if stored[key] != own[key]]
+        policy = self.config.on_resume
+        if differences and policy == "error":
+            raise ValueError(
+                f"hyperparameters differ from the checkpoint's ({'; '.join(differences)}): make them equal, or set"
+                " on_resume to 'checkpoint' or 'config'"
+            )
+        if differences:
+            logger.warning("GreedyLR resumes with the %s's hyperparameters (%s)", policy, "; ".join(differences))
+        if policy == "config" or not differences:
+            return self.config, self.base_lrs
+        return self.config.resumed(config), tuple(float(lr) for lr in base_lrs)

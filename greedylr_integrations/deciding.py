@@ -1,0 +1,212 @@
+"""From the loss of an optimizer step to a decision: measure, and let the controller decide."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from greedylr_integrations.checks import check_integer
+from greedylr_integrations.controller import ControllerConfig, GreedyController
+from greedylr_integrations.decision import Decision
+from greedylr_integrations.log import logger
+from greedylr_integrations.signals import Observation, Signals, watch_steps
+from greedylr_integrations.steering import Command, Steering, make_command
+
+LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
+
+
+class RunLength:
+    """How long a run is, as far as it is known.
+
+    Args:
+        steps (int): optimizer steps in which decisions are made. None if unknown.
+        horizon (int): decisions, if they are not one every `every_n_steps`. None otherwise.
+        steps_per_epoch (int): optimizer steps of one pass over the data. None if all data is new.
+    """
+
+    def __init__(self, steps: int | None, horizon: int | None, steps_per_epoch: int | None) -> None:
+        self._steps, self._horizon = steps, horizon
+        self.first_pass = (
+            math.inf if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1)
+        )
+
+    def decisions(self, config: ControllerConfig) -> int | None:
+        """How many decisions there are; None if unknown."""
+        if self._horizon is not None or self._steps is None:
+            return self._horizon
+        return math.ceil(self._steps / config.every_n_steps)
+
+
+class Decider:
+    """Decides for one run.
+
+    Args:
+        config (ControllerConfig): the rule and its settings.
+        signals (Signals): what measures loss and slope.
+        length (RunLength): how long the run is. After the first pass over the data, no slope is measured.
+        monitor (str): what the losses are.
+        carry_out (callable): what to do with a command and the number of optimizer steps at which it came.
+
+    Attributes:
+        signals (Signals): what measures.
+        controller (GreedyController): what decides.
+        steering (Steering): the controller under the command in force.
+        decisions (int): how many were made, also before a resume.
+    """
+
+    def __init__(
+        self,
+        config: ControllerConfig,
+        signals: Signals,
+        length: RunLength,
+        monitor: str,
+        carry_out: Callable[[Command, int], None],
+    ) -> None:
+        self.config = config
+        self.signals = signals
+        self._length = length
+        self._monitor = monitor
+        self._carry_out = carry_out
+        self.decisions = 0
+        self._lossless = 0  # steps without a loss; negative once no warning about them is due
+        self._direct = False  # whether a float may go to the controller as it is
+        self._step = 0  # optimizer steps done
+        self._own_steps = 0  # those of this object, not before a resume
+        self._optimizer_steps = 0  # those that the optimizer was seen to make
+
+    def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
+        """Start with a fresh controller, and see the gradients before each step of the optimizer."""
+        self._decide_by(self._controller(self.config, base_lrs), None)
+        self._watch = watch_steps(optimizer, self._before_step)
+
+    def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
+        return GreedyController(config, base_lrs, self._length.decisions(config))
+
+    def _decide_by(self, controller: GreedyController, command: Command | None) -> None:
+        self.controller = controller
+        self.steering = Steering(controller)
+        self.steering.obey(command)
+        self._direct = False
+
+    # ---- one step ----
+
+    def step(self, loss: float | torch.Tensor | None, step: int) -> Decision | None:
+        """Take up the loss of an optimizer step, `step` being the number of those done with it."""
+        self._step = step
+        self._own_steps += 1
+        if self._direct and type(loss) is float:
+            self.decisions += 1
+            return self.steering.observe(loss)
+        every = self.controller.config.every_n_steps
+        observation = self.signals.measure(loss, every)
+        decision = None if observation is None else self._decide(observation)
+        if not self._wants_slope:
+            self.signals.slopes.forget()
+            self._direct = every == 1 and self.signals.direct
+        return decision
+
+    def observe(self, loss: float | torch.Tensor) -> Decision | None:
+        """Take up a loss that is not of an optimizer step."""
+        return self._decide(self.signals.agree(loss))
+
+    def skip(self, step: int) -> None:
+        """An optimizer step in which there is nothing to decide on."""
+        self._step = step
+        self._own_steps += 1
+        self._lossless = -1
+        self.signals.skip_step()
+
+    def _decide(self, observation: Observation) -> Decision | None:
+        loss, slope, command = observation
+        if command is not None:
+            self._carry_out(command, self._step)
+        if loss is None:
+            self._warn_if_lossless()
+            return None
+        if slope is None and self.controller.wants_slope and not self.decisions:
+            self._follow_the_loss()
+        self.decisions += 1
+        return self.steering.observe(loss, slope)
+
+    def _follow_the_loss(self) -> None:
+        """No slope can be measured: decide as the config says for that case."""
+        config = self.config.without_slope()
+        if self._monitor == "loss":
+            logger.warning(
+                "GreedyLR sees no gradients before the optimizer's steps, so it follows the loss alone (%s), which does"
+                " not find the LR from far away",
+                type(config).__name__,
+            )
+        self._decide_by(self._controller(config, self.controller.base_lrs), self.steering.command)
+
+    def _warn_if_lossless(self) -> None:
+        if self.decisions or self._lossless < 0:
+            return
+        self._lossless += 1
+        if self._lossless == LOSSLESS:
+            self._lossless = -1
+            logger.warning(
+                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: call scheduler.step(loss)."
+                " In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging Face's Trainer,"
+                " lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate",
+                LOSSLESS,
+            )
+
+    # ---- the slope ----
+
+    @property
+    def _wants_slope(self) -> bool:
+        return self._step < self._length.first_pass and self.controller.wants_slope
+
+    def measure_slope(self) -> None:
+        """Measure the slope of the step under way."""
+        if self._wants_slope:
+            self.signals.slopes.measure()
+
+    def _before_step(self, complete: bool) -> None:
+        self._optimizer_steps += 1
+        if self._optimizer_steps == 1 and self._own_steps:
+            warnings.warn(
+                "scheduler.step(loss) was called before optimizer.step(): call it after, or decisions are a step late",
+                stacklevel=4,
+            )
+        if complete:
+            self.measure_slope()
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next decisions depend on."""
+        command = self.steering.command
+        return {
+            **self.signals.state_dict(),
+            "order": None if command is None else list(command),
+            "controller": self.controller.state_dict(),
+        }
+
+    def loaded(self, state: Mapping[str, Any], base_lrs: Sequence[float]) -> GreedyController:
+        """A controller that goes on from a state; ValueError if that cannot be."""
+        stored = state["controller"]
+        config = self.config
+        if stored.get("behaviour") == type(config.without_slope()).__name__:
+            config = config.without_slope()  # the run had no slope
+        fields = stored.get("config")
+        every = fields.get("every_n_steps") if isinstance(fields, Mapping) else None
+        fitted = config
+        if config.on_resume == "checkpoint" and isinstance(every, int) and every >= 1:
+            fitted = replace(config, every_n_steps=every)
+        controller = GreedyController(config, base_lrs, self._length.decisions(fitted))
+        controller.load_state_dict(stored)
+        return controller
+
+    def load(self, controller: GreedyController, state: Mapping[str, Any]) -> None:
+        """Go on with a controller that `loaded` gave."""
+        self._decide_by(controller, None if state["order"] is None else make_command(*state["order"]))
+        self.signals.load_state_dict(state)
+        self._step, self.decisions = state["last_epoch"], state["decisions"]

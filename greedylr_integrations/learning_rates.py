@@ -1,0 +1,132 @@
+"""The learning rates of an optimizer's parameter groups: the only place that writes them.
+
+LR of a group = its base LR x scale x envelope. With another schedule of the same optimizer, the schedule's LR takes the
+place of base LR and envelope.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from greedylr_integrations.base_schedule import BaseSchedule, write_lr
+from greedylr_integrations.envelope import Envelope
+
+
+class LearningRates:
+    """Base LRs, ramp and decay, and what follows from them for each parameter group.
+
+    Args:
+        optimizer (torch.optim.Optimizer): its groups' `initial_lr` are the base LRs.
+        envelope (Envelope): ramp and final decay.
+        base_schedule (LRScheduler): another schedule of the same optimizer. Default None.
+        shadow (bool): leave the optimizer alone. Default False.
+
+    Attributes:
+        base_lrs (list of float): base LR of each group. A new list each time it changes.
+        factor (float): the envelope's value as it was last written.
+        written (tuple of float): the scales as they were last written.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, envelope: Envelope, base_schedule: LRScheduler | None, *, shadow: bool
+    ) -> None:
+        self._optimizer = optimizer
+        self.shadow = shadow
+        self.schedule = None if base_schedule is None else BaseSchedule(base_schedule, optimizer, shadow)
+        self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
+        self.factor = 1.0
+        self.written: Sequence[float] = ()
+        self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint continued from
+        # with another schedule, ramp and decay are the schedule's own
+        self.set_envelope(envelope if self.schedule is None else Envelope())
+
+    def set_envelope(self, envelope: Envelope) -> None:
+        """Follow another ramp and decay from now on."""
+        self.envelope = envelope
+        self._constant = envelope.constant()
+
+    @property
+    def bases(self) -> list[float]:
+        """LR of each group before scale and envelope."""
+        return self.base_lrs if self.schedule is None else self.schedule.lrs
+
+    @property
+    def lent(self) -> bool:
+        """Whether the optimizer has the base schedule's own LRs at the moment."""
+        return self.schedule is not None and self.schedule.lent
+
+    def moves(self, step: int) -> bool:
+        """Whether the LRs are others at this step than at the one before, at the same scale."""
+        start, end = self._constant
+        return self.schedule is not None or not start < step < end
+
+    def of(self, scales: Sequence[float], step: int) -> list[float]:
+        """LR of each group at an optimizer step."""
+        factor = self.envelope(step)
+        return [lr * (scale * factor) for lr, scale in zip(self.bases, scales, strict=True)]
+
+    def write(self, scales: Sequence[float], step: int) -> None:
+        """Give the optimizer its LRs at an optimizer step."""
+        self.factor = factor = self.envelope(step)
+        self.written = scales
+        if not self.shadow:
+            for group, lr, scale in zip(self._optimizer.param_groups, self.bases, scales, strict=True):
+                write_lr(group, lr * (scale * factor))
+
+    def start_decay(self, step: int, steps: int) -> None:
+        """Decay to 0 over so many steps from now on, from where the LR is."""
+        loaded, factor = self._loaded
+        # right after a resume for another number of steps, from where the LR was and not where it would be now
+        self.set_envelope(self.envelope.decaying(step, steps, factor if loaded == step else None))
+
+    @property
+    def ramps(self) -> bool:
+        """Whether there is a ramp at all."""
+        return self.schedule is not None or self.envelope.linear_warmup_steps > 0
+
+    def ramping(self, step: int) -> bool:
+        """Whether the LR is still on its way up at this step."""
+        return step < self.envelope.linear_warmup_steps if self.schedule is None else self.schedule.ramping
+
+    @property
+    def speaker(self) -> int:
+        """Index of the first group that is not frozen, whose LR is shown."""
+        return next((i for i, lr in enumerate(self.base_lrs) if lr > 0), 0)
+
+    def new_groups(self, scales: Sequence[float]) -> list[float]:
+        """Take up the groups that were added to the optimizer, and return their base LRs.
+
+        The LR that such a group was given is what it has now: its base LR is that without scale and envelope, unless
+        the group has an `initial_lr`.
+        """
+        added = []
+        for group in self._optimizer.param_groups[len(self.base_lrs) :]:
+            lr, now = float(group["lr"]), 1.0 if self.shadow else scales[self.speaker] * self.factor
+            added.append(float(group.setdefault("initial_lr", lr / now if now else lr)))
+            if self.schedule is not None:
+                self.schedule.add_group(added[-1])
+        self.base_lrs = [*self.base_lrs, *added]
+        return added
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the LRs depend on besides the scales."""
+        decay = [self.envelope.decay_start, self.envelope.decay_steps, self.envelope.decay_from]
+        return {
+            "decay": None if decay[0] is None else decay,
+            "schedule_lrs": None if self.schedule is None else self.schedule.lrs,
+            "schedule_ramps": self.schedule is not None and self.schedule.ramping,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], base_lrs: list[float]) -> None:
+        """Continue from what `state_dict` gave, with these base LRs."""
+        self.base_lrs = base_lrs
+        self._loaded = state["last_epoch"], state["envelope"]
+        start, steps, factor = state["decay"] or (None, None, 1.0)
+        self.set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
+        if self.schedule is not None:
+            self.schedule.load(list(state["schedule_lrs"]), ramping=state["schedule_ramps"])

@@ -1,0 +1,90 @@
+"""What a checkpoint has of `GreedyLR`, and how one of an earlier version becomes one of this version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from greedylr_integrations.checks import (
+    check,
+    check_state,
+    is_base_lr,
+    is_count,
+    is_flag,
+    is_integer,
+    is_list_of,
+    is_none_or,
+    is_positive,
+    is_share,
+)
+from greedylr_integrations.rule import is_scale
+from greedylr_integrations.signals import SIGNALS_STATE
+from greedylr_integrations.slope import NOTHING_MEASURED
+from greedylr_integrations.steering import make_command
+
+STATE_VERSION = 2
+
+
+def checked_state(state: Any, groups: int, *, with_schedule: bool) -> dict[str, Any]:
+    """A state of this version, of so many parameter groups; ValueError if it does not fit the run."""
+    if isinstance(state, Mapping) and state.get("version") == 1:
+        state = _of_version_1(state)
+    check_state(state, SCHEDULER_STATE, "GreedyLR")
+    check(
+        len(state["base_lrs"]) == groups,
+        "base_lrs",
+        state["base_lrs"],
+        f"a list of {groups}, one for each parameter group of this optimizer",
+    )
+    if (state["schedule_lrs"] is not None) != with_schedule:
+        there, here = ("without", "with") if with_schedule else ("with", "without")
+        raise ValueError(
+            f"the checkpoint was written {there} a base_schedule, this run goes on {here} one: make them equal"
+        )
+    return dict(state)
+
+
+def _of_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Version 1 had no slope, no id of the run, and did not count decisions."""
+    upgraded = {"run": "", "decisions": 1, "commands": 0, "slope": NOTHING_MEASURED, **state, "version": STATE_VERSION}
+    pending = state.get("pending")
+    if isinstance(pending, Mapping) and pending.get("waiting") is not None:
+        # a loss, where there now are a loss, how many it is of, the slope's sums and a command
+        upgraded["pending"] = {**pending, "waiting": [pending["waiting"], 1.0] + [0.0] * 6}
+    return upgraded
+
+
+def _is_command(value: Any) -> bool:
+    try:
+        return value is None or make_command(*value).name in ("hold", "cap", "pin")
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_decay(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and is_count(value[0])
+        and is_integer(value[1])
+        and is_positive(value[1])
+        and is_share(value[2])
+    )
+
+
+SCHEDULER_STATE = {
+    "version": lambda value: value == STATE_VERSION and is_integer(value),
+    "run": lambda value: value is None or isinstance(value, str),
+    "last_epoch": is_count,
+    "base_lrs": is_list_of(is_base_lr),
+    "scales": is_list_of(is_scale),
+    "envelope": is_share,
+    "decisions": is_count,
+    "commands": is_count,
+    "decay": is_none_or(_is_decay),
+    "order": _is_command,
+    "schedule_lrs": is_none_or(is_list_of(is_base_lr)),
+    "schedule_ramps": is_flag,
+    "controller": lambda value: isinstance(value, Mapping),
+    **SIGNALS_STATE,
+}

@@ -1,0 +1,205 @@
+"""The slope meter: is the loss still falling along the way that the weights have come?
+
+    slope = <g, w - w0> / (|g| |w - w0|)
+
+g is the gradient at an optimizer step, w the weights that it was taken at, w0 the weights at the start of training. It
+is the derivative of the loss along the whole way from the start, as a cosine. Below 0, going farther the same way would
+lower the loss: the LR is too low. Above 0, the way has overshot: the LR is too high.
+
+`measure` only queues work on the device of the weights: a few dot products of a sample of coordinates. The sums travel
+with the loss in its all-reduce.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from greedylr_integrations.checks import as_json, check, check_integer, fits, is_count, is_flag, is_number
+from greedylr_integrations.distributed import is_sharded, part_of, rank, sum_over_ranks, world_size
+from greedylr_integrations.log import logger
+
+Sums = list[torch.Tensor | float]  # of <g, d>, <g, g> and <d, d> with d = w - w0; and how many steps had a gradient
+
+
+def slope_of(sums: Sequence[float]) -> float | None:
+    """The slope that follows from the sums of all ranks, from -1 to 1.
+
+    None if no rank saw a gradient; NaN if a gradient was not finite, or the weights have not moved yet.
+    """
+    dot, gradients, way, count = sums
+    if not count:
+        return None
+    norms = math.sqrt(gradients) * math.sqrt(way) if gradients >= 0 and way >= 0 else math.nan
+    return min(max(dot / norms, -1.0), 1.0) if 0 < norms < math.inf else math.nan
+
+
+class SlopeMeter:
+    """Sums over optimizer steps, from which their slope follows by `slope_of`.
+
+    The sample is of the parameters that require a gradient at the first measurement; parameters that are added or
+    unfrozen later are not in it. Parameters with sparse gradients are left out.
+
+    Memory: w0 takes one number of the weights' own type per sampled coordinate. During a measurement, there are four
+    more of 4 bytes.
+
+    Args:
+        optimizer (torch.optim.Optimizer): its parameters are the weights.
+        sample (int): about how many coordinates to measure, at most. If there are more, evenly spaced rows of each
+            tensor are taken, the same on every rank. Default 1,000,000, with which the cosine has an error of 0.001.
+    """
+
+    def __init__(self, optimizer: Optimizer, sample: int = 1_000_000) -> None:
+        self.sample = check_integer("slope_sample", sample, least=1)
+        self._optimizer = optimizer
+        self._parts: list[_Part] | None = None
+        self._loaded: list[torch.Tensor] | None = None  # references from a checkpoint, until the first measurement
+        self._step: torch.Tensor | None = None  # sums of the step under way
+        self._total: torch.Tensor | None = None  # sums of the steps since the last reading
+        self._count = 0  # number of those
+
+    def measure(self) -> None:
+        """Measure the step under way: call it when the gradients are complete and the weights have not moved."""
+        with torch.no_grad():
+            if self._parts is None:
+                self._parts = self._start()
+            if not any(part.has_gradient for part in self._parts):
+                return
+            first, *others = [part.sums() for part in self._parts]
+            self._step = sum((other.to(first.device) for other in others), start=first)
+
+    def _start(self) -> list[_Part]:
+        parameters = [
+            p
+            for group in self._optimizer.param_groups
+            for p in group["params"]
+            if p.requires_grad and (p.grad is None or not p.grad.is_sparse)
+        ]
+        check(len(parameters) > 0, "optimizer", type(self._optimizer).__name__, "given weights that are trained")
+        stride = math.ceil(sum(p.numel() for p in parameters) / self.sample)
+        alike: dict[tuple[torch.device, int], list[torch.Tensor]] = {}
+        for p in parameters:
+            alike.setdefault((p.device, part_of(p).copies), []).append(p)
+        parts = [_Part(group, stride, copies) for (_, copies), group in alike.items()]
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            if [reference.shape for reference in loaded] == [part.reference.shape for part in parts]:
+                for part, reference in zip(parts, loaded, strict=True):
+                    part.reference.copy_(reference)
+            else:
+                _say_lost("the checkpoint's reference is of other weights")
+        return parts
+
+    def end_step(self) -> None:
+        """The optimizer has stepped."""
+        if self._step is not None:
+            self._total = self._step if self._total is None else self._total + self._step
+            self._count += 1
+            self._step = None
+
+    def discard_step(self) -> None:
+        """Forget the measurement of the step under way: the optimizer skipped it."""
+        self._step = None
+
+    def take(self) -> Sums:
+        """This rank's sums since the last call; zeros if nothing was measured."""
+        total, count = self._total, self._count
+        self._total, self._count = None, 0
+        return [0.0, 0.0, 0.0, 0.0] if total is None else [*total.unbind(), float(count)]
+
+    def synchronize(self) -> None:
+        """Make the sums that wait for their decision the mean over the ranks; every rank must call it."""
+        ranks = world_size() or 1
+        if ranks > 1:
+            total = torch.zeros(3, dtype=torch.float64) if self._total is None else self._total
+            total = sum_over_ranks(total.clone()) / ranks
+            self._total = total if self._count else None
+
+    # ---- state ----
+
+    def state_dict(self) -> dict[str, Any]:
+        """The reference as tensors on the CPU, and the sums that wait for their decision."""
+        references = None if self._parts is None else [part.reference.cpu() for part in self._parts]
+        return {
+            "reference": self._loaded if references is None else references,
+            "sharded": bool(self._parts) and any(is_sharded(p) for part in self._parts or () for p in part.parameters),
+            "rank": rank(),
+            "sums": [] if self._total is None else [as_json(float(number)) for number in self._total],
+            "count": self._count,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` gave on this rank, or on any rank if the weights are not sharded."""
+        reference = state["reference"]
+        if reference is not None and state["sharded"] and (state["rank"] != rank() or (world_size() or 1) == 1):
+            reference = None
+            _say_lost("the checkpoint's reference is of another rank's shard")
+        self._parts, self._loaded = None, reference
+        self._total = (
+            torch.tensor([float(number) for number in state["sums"]], dtype=torch.float64) if state["sums"] else None
+        )
+        self._count, self._step = state["count"], None
+
+    def forget(self) -> None:
+        """Free the memory: the slope is no longer needed."""
+        self._parts = self._loaded = self._step = self._total = None
+        self._count = 0
+
+
+class _Part:
+    """The sampled weights on one device of which there are equally many copies in the group of ranks."""
+
+    def __init__(self, parameters: list[torch.Tensor], stride: int, copies: int) -> None:
+        self.parameters = parameters
+        self._stride = stride  # of so many rows, one is in the sample
+        self._copies = copies
+        self.reference = self._sample(parameters).clone()
+
+    @property
+    def has_gradient(self) -> bool:
+        return any(p.grad is not None for p in self.parameters)
+
+    def sums(self) -> torch.Tensor:
+        """<g, d>, <g, g>, <d, d> of this rank, so that copies on several ranks count once."""
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        way = self._sample(self.parameters).float() - self.reference.float()
+        both = torch.stack((self._sample(gradients).float(), way))
+        products = both @ both.T
+        sums = torch.stack((products[0, 1], products[0, 0], products[1, 1]))
+        return sums.to(torch.float32 if sums.device.type == "mps" else torch.float64) / self._copies
+
+    def _sample(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([self._rows(tensor) for tensor in tensors])
+
+    def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Every `stride`-th row of the whole tensor that is on this rank, or coordinate if it has few rows."""
+        local, rows, first, _ = part_of(tensor)
+        if self._stride == 1:
+            return local.reshape(-1)
+        if rows >= self._stride:
+            return local[-first % self._stride :: self._stride].reshape(-1)
+        return local.reshape(-1)[-(first * (tensor.numel() // max(rows, 1))) % self._stride :: self._stride]
+
+
+def _say_lost(why: str) -> None:
+    logger.warning("GreedyLR measures the slope from here on, not from the start of the run: %s", why)
+
+
+is_slope_state = fits(
+    {
+        "reference": lambda value: (
+            value is None or (isinstance(value, list) and all(isinstance(item, torch.Tensor) for item in value))
+        ),
+        "sharded": is_flag,
+        "rank": is_count,
+        "sums": lambda value: (
+            isinstance(value, list) and len(value) in (0, 3) and all(is_number(item) for item in value)
+        ),
+        "count": is_count,
+    }
+)
+NOTHING_MEASURED: dict[str, Any] = {"reference": None, "sharded": False, "rank": 0, "sums": [], "count": 0}
