@@ -275,6 +275,14 @@ def lines(tmp_path):
     return (tmp_path / "good").read_bytes().split(b"\n")[:-1]
 
 
+def version_1(header):
+    """A header as version 1 wrote it."""
+    entry = json.loads(header)
+    return {key: entry[key] for key in ("config", "base_lrs", "total_steps", "monitor", "world_size")} | {
+        "greedylr_history": 1
+    }
+
+
 def read_lines(tmp_path, lines, end=b"\n"):
     path = tmp_path / "history.jsonl"
     path.write_bytes(b"\n".join(lines) + end)
@@ -366,7 +374,7 @@ def test_values_that_make_no_sense_are_refused(tmp_path, lines, changes, says):
     ],
 )
 def test_a_header_that_makes_no_sense_is_refused(tmp_path, lines, changes, says):
-    header = {**json.loads(lines[0]), "greedylr_history": 2, **changes}
+    header = {**version_1(lines[0]), "greedylr_history": 2, **changes}
     with pytest.raises(ValueError) as error:  # noqa: PT011
         read_lines(tmp_path, [json.dumps(header).encode(), *lines[1:]])
     assert "history.jsonl, line 1: this is not the header of a GreedyLR history" in str(error.value)
@@ -374,15 +382,16 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, lines, changes, says)
 
 
 def test_version_2_has_slopes_and_the_id_of_the_run(tmp_path, lines):
-    header = {**json.loads(lines[0]), "greedylr_history": 2, "run": "a", "decisions": 0, "commands": 0}
+    old = version_1(lines[0])
+    header = {**old, "greedylr_history": 2, "run": "a", "decisions": 0, "commands": 0}
     rows = [{**json.loads(line), "slope": slope} for line, slope in zip(lines[1:], (None, 0.5, -1, 0), strict=True)]
     encoded = [json.dumps(entry).encode() for entry in (header, *rows)]
     assert read_lines(tmp_path, encoded)[0]["run"] == "a"
     _, columns, _ = history.read_columns(tmp_path / "history.jsonl")
     assert math.isnan(columns.slopes[0])
     assert list(columns.slopes)[1:] == [0.5, -1, 0]
-    with pytest.raises(ValueError, match="line 3: this is not a decision: 'slope' is unknown"):
-        read_lines(tmp_path, [lines[0], lines[1], encoded[2]])  # not in version 1
+    with pytest.raises(ValueError, match="line 2: this is not a decision: 'slope' is unknown"):
+        read_lines(tmp_path, [json.dumps(old).encode(), encoded[1]])  # not in version 1
     resumed = json.dumps({"resumed": 4, **header, "run": "b"}).encode()
     with pytest.raises(ValueError, match="line 6: the run 'b' resumes in the history of 'a'"):
         read_lines(tmp_path, [*encoded, resumed])
@@ -411,6 +420,7 @@ def test_many_resumes_take_no_quadratic_time(tmp_path):
     path = tmp_path / "h.jsonl"
     train(scheduler_of(path), losses(4))
     header, *rows = path.read_bytes().splitlines()
+    header = json.dumps({**version_1(header), "greedylr_history": 2}).encode()
     resume = json.dumps({"resumed": 1, **json.loads(header)}).encode()
     started = time.process_time()
     _, columns, _ = history.read_columns(_written(path, [header, *[rows[0], *rows[1:], resume] * 20_000]))
