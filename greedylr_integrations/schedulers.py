@@ -147,20 +147,22 @@ class GreedyLR(Steerable, Readings):
         if not self._begun:
             self._begin()
         self._take_up_groups()
-        decision = None
+        step = self.last_epoch + 1
         if self._rates.ramps and self.ramping:
-            self._decider.skip(self.last_epoch + 1)
+            decision = self._decider.skip(step)
         else:
-            decision = self._decider.step(loss, self.last_epoch + 1)
-        self._go_on()
-        return self._record(decision)
+            decision = self._decider.step(loss, step)
+        self._go_on(step)
+        if decision is not None:
+            self._record(decision)
+        return decision
 
     def advance(self) -> None:
         """Go on by one optimizer step of which no rank has a loss: ramp, decay and base schedule alone."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
-        self._go_on()
+        self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
         """Decide without a step, on a validation loss, say: averaged over all ranks, each of which must call this."""
@@ -170,7 +172,9 @@ class GreedyLR(Steerable, Readings):
         self._take_up_groups()
         decision = self._decider.observe(loss)
         self._write()
-        return self._record(decision)
+        if decision is not None:
+            self._record(decision)
+        return decision
 
     def skip_step(self) -> None:
         """The optimizer skipped the step under way: forget what was measured for it."""
@@ -197,22 +201,20 @@ class GreedyLR(Steerable, Readings):
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
-    def _go_on(self) -> None:
-        self.last_epoch = step = self.last_epoch + 1
+    def _go_on(self, step: int) -> None:
+        self.last_epoch = step
         rates, scales = self._rates, self._decider.controller.scales
         if rates.schedule is not None:
             rates.schedule.advance()
-        if scales is not rates.written or rates.moves(step):
+        if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
             rates.write(scales, step)
 
     def _write(self) -> None:
         self._rates.write(self.controller.scales, self.last_epoch)
 
-    def _record(self, decision: Decision | None) -> Decision | None:
-        if decision is not None:
-            rates, nonfinite = self._rates, self.controller.nonfinite
-            self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
-        return decision
+    def _record(self, decision: Decision) -> None:
+        rates, nonfinite = self._rates, self._decider.controller.nonfinite
+        self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
 
     def _take_up_groups(self) -> None:
         if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
@@ -255,6 +257,13 @@ class GreedyLR(Steerable, Readings):
         self._write()
 
     # ---- state ----
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_begun": False}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._decider.watch(self.optimizer)
 
     def synchronize(self) -> None:
         """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
