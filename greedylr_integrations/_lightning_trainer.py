@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from math import ceil, inf, isinf
 from typing import TYPE_CHECKING, Any
 
-from greedylr_integrations.core import logger
+from greedylr_integrations.log import logger
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
 _namespaces = ["lightning.pytorch", "pytorch_lightning"]

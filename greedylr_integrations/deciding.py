@@ -19,6 +19,11 @@ from greedylr_integrations.signals import Observation, Signals, watch_steps
 from greedylr_integrations.steering import Command, Steering, make_command
 
 LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
+CALL_STEP = (
+    "call scheduler.step(loss). With Hugging Face's or Lightning's Trainer, use GreedyLRCallback of"
+    " greedylr_integrations.transformers or .lightning in its place; with Accelerate,"
+    " greedylr_integrations.accelerate.GreedyLR"
+)
 
 
 class Decider:
@@ -38,6 +43,7 @@ class Decider:
         controller (GreedyController): what decides.
         steering (Steering): the controller under the command in force.
         decisions (int): how many were made, also before a resume.
+        advice (str): what to do if no loss comes.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Decider:
         self._new_steps = new_steps
         self._monitor = monitor
         self._carry_out = carry_out
+        self.advice = CALL_STEP
         self.decisions = 0
         self._lossless = 0  # steps without a loss; negative once no warning about them is due
         self._direct = False  # whether a float may go to the controller as it is
@@ -67,6 +74,13 @@ class Decider:
         self._decide_by(self._controller(self.config, base_lrs), None)
         self._optimizer_steps = self._own_steps = 0
         self._watch = watch_steps(optimizer, self._before_step)
+
+    def detach(self) -> None:
+        """Let go of the optimizer and its weights."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        self.signals.slopes.detach()
 
     def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
         horizon = self._horizon
@@ -138,10 +152,7 @@ class Decider:
         if self._lossless == LOSSLESS:
             self._lossless = -1
             logger.warning(
-                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: call scheduler.step(loss)."
-                " With Hugging Face's or Lightning's Trainer, use GreedyLRCallback of greedylr_integrations.transformers"
-                " or .lightning in its place; with Accelerate, greedylr_integrations.accelerate.GreedyLR",
-                LOSSLESS,
+                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: %s", LOSSLESS, self.advice
             )
 
     # ---- the slope ----
@@ -196,3 +207,5 @@ class Decider:
         self._decide_by(controller, None if state["order"] is None else make_command(*state["order"]))
         self.signals.load_state_dict(state)
         self._step, self.decisions = state["last_epoch"], state["decisions"]
+        if self.decisions and self._wants_slope:
+            self.signals.slopes.say_if_lost()

@@ -48,6 +48,12 @@ class LearningRates:
         self.envelope = envelope
         self._constant = envelope.constant()
 
+    def detach(self, optimizer: Any) -> None:
+        """Let go of the optimizer and the base schedule; another has the LRs from now on."""
+        self._optimizer = optimizer
+        if self.schedule is not None:
+            self.schedule.detach(optimizer)
+
     @property
     def bases(self) -> list[float]:
         """LR of each group before scale and envelope."""

@@ -25,6 +25,7 @@ from greedylr_integrations.history import HistoryFile, Recorder
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.optimizers import check_optimizer, without_parameters
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
@@ -111,6 +112,7 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         monitor: str = "loss",
         **fields: Unpack[ConfigFields],
     ) -> None:
+        check_optimizer(optimizer, shadow=shadow)
         if controller is not None:
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
@@ -184,6 +186,10 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         decision = self._decider.observe(loss)
         self._write()
         return self._record(decision)
+
+    def advise(self, advice: str) -> None:
+        """What to say if the first steps come without a loss. An adapter knows better than this class."""
+        self._decider.advice = advice
 
     def skip_step(self) -> None:
         """The optimizer skipped the step under way: forget what was measured for it."""
@@ -276,6 +282,23 @@ class GreedyLR(Steerable, Readings, LRScheduler):
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The same as `get_lr`."""
         return self.get_lr()
+
+    def detach(self) -> None:
+        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
+        self.optimizer = without_parameters(self.optimizer)
+        self.base_schedule = None
+        self._rates.detach(self.optimizer)
+        self._decider.detach()
+        if self.history_file is not None:
+            self.history_file.end()
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # what `Accelerator.prepare` asks first; it would step this schedule once for each process
+        raise TypeError(
+            "Accelerate would step this GreedyLR once for each process: use GreedyLR of"
+            " greedylr_integrations.accelerate, with the same arguments"
+        )
 
     # ---- state ----
 

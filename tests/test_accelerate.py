@@ -13,7 +13,7 @@ from processes import run
 import greedylr_integrations
 from greedylr_integrations import history
 from greedylr_integrations.accelerate import GreedyLR
-from greedylr_integrations.core import Reason
+from greedylr_integrations.decision import Reason
 
 FAST = {"window_size": 2, "factor": 0.8}
 

@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history, steering
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
 pytestmark = [
@@ -283,18 +283,18 @@ def test_steering(tmp_path, first, schedule):
     used = [lr / base for lr, base in zip(module.used, alone.used, strict=True)]
     assert used[4:9] == pytest.approx([0.5] * 5)
     assert max(used[9:11]) <= 0.25 + 1e-9
-    assert [order.order for order in callback.scheduler.orders] == ["pin", "hold", "cap", "release"]
+    assert [order.order for order in callback.scheduler.commands] == ["pin", "hold", "cap", "release"]
 
 
 @pytest.mark.parametrize("monitor", ["loss", "val_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, module = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), Module()
     fit(tmp_path, module, callback, order, val=True, val_check_interval=4)
     step = 6 if monitor == "loss" else 8  # the next decision
-    assert list(callback.scheduler.orders) == [(step, "pin", 0.5)]
+    assert list(callback.scheduler.commands) == [(step, "pin", 0.5)]
     assert module.used[step:] == pytest.approx([0.025] * (12 - step))
 
 
@@ -437,7 +437,7 @@ def test_from_plain_yaml_values():
 
 
 def test_any_config(tmp_path):
-    callback = GreedyLRCallback(GreedyConfig.paper(patience=0, min_lr=1e-4, max_lr=0.5))
+    callback = GreedyLRCallback(PaperConfig(patience=0, min_lr=1e-4, max_lr=0.5))
     fit(tmp_path, Module(), callback)
     assert len(set(scales(callback))) > 3
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from greedylr_integrations.core import Action
+from greedylr_integrations.decision import Action
 
 FAST = {"window_size": 2, "factor": 0.8}
 NAMES = ("greedylr/scale", "greedylr/lr", "greedylr/action")

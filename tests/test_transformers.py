@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history, steering
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.transformers import GreedyLRCallback
 
 FAST = {"window_size": 2, "factor": 0.8}
@@ -198,7 +198,7 @@ def test_steering(tmp_path, first, passed):
     used = [lrs[0] / lr for lrs, lr in zip(spy.used, base, strict=True)]
     assert used[4:9] == pytest.approx([0.5] * 5)
     assert max(used[9:11]) <= 0.25 + 1e-9
-    ordered = [(order.order, order.value) for order in callback.scheduler.orders]
+    ordered = [(order.order, order.value) for order in callback.scheduler.commands]
     assert ordered == [("pin", 0.5), ("hold", None), ("cap", 0.25), ("release", None)]
 
 
@@ -209,7 +209,7 @@ def test_steering_before_training():
 
 @pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, spy = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), tiny.LRSpy()
@@ -217,7 +217,7 @@ def test_orders_by_file(tmp_path, monitor, monkeypatch):
         tmp_path, [callback, order, spy], eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=4
     ).train()
     step = 6 if monitor == "loss" else 8  # the next decision
-    assert list(callback.scheduler.orders) == [(step, "pin", 0.5)]
+    assert list(callback.scheduler.commands) == [(step, "pin", 0.5)]
     assert [lrs[0] for lrs in spy.used[step:]] == pytest.approx([0.005] * (12 - step))
 
 
@@ -266,7 +266,7 @@ def test_a_history_of_a_run_that_failed_and_was_started_again(tmp_path):
 
 
 def test_any_config(tmp_path):
-    callback = GreedyLRCallback(GreedyConfig.paper(patience=0, min_lr=1e-6, max_lr=0.1))
+    callback = GreedyLRCallback(PaperConfig(patience=0, min_lr=1e-6, max_lr=0.1))
     trainer = tiny.trainer(tmp_path, [callback])
     trainer.train()
     first = scales(callback)

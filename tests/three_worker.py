@@ -14,7 +14,7 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from greedylr_integrations import control
+from greedylr_integrations import steering
 
 warnings.simplefilter("ignore")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -172,7 +172,7 @@ def main(out, accumulate, steps):
         used = []
         steering["history_file"] = os.path.join(out, f"{name}.jsonl")
         if ORDERS:
-            control.LOOK_EVERY = 0.0
+            steering.LOOK_EVERY = 0.0
             steering["control_file"] = os.path.join(out, f"{name}-control.json")
         model, decisions = train(accumulate, steps, used, out)
         result = {
