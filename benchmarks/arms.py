@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, MultiStepLR, ReduceLROnPlateau
 
 from benchmarks.workloads import Task
-from greedylr_integrations import GreedyConfig, GreedyLR
+from greedylr_integrations import GreedyLR, PaperConfig
 from greedylr_integrations.envelope import Envelope
 
 RAMP = 0.02  # of the steps, linear from 0
@@ -220,7 +220,7 @@ class OursOnValidation(Ours):
 def paper(s: Setting) -> Method:
     """Stepped on every training loss with the fields of its published runs."""
     fields = {"smooth": True, "window_size": 50, "min_lr": 0.1 * s.lr, "max_lr": 10 * s.lr}
-    return Ours(s, GreedyConfig.paper(**fields))
+    return Ours(s, PaperConfig(**fields))
 
 
 def yoked(s: Setting) -> Method:

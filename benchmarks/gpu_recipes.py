@@ -30,7 +30,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.report import replace_part
-from benchmarks.suite import RESULTS, Job, Results
+from benchmarks.store import RESULTS, Job, Results
 from greedylr_integrations import GreedyLR
 
 BASE_LRS = {"125M": 6e-4, "1B": 3e-4, "lora": 2e-4, "tiny": 3e-3, "tiny-lora": 2e-4}
@@ -49,6 +49,7 @@ ARMS = ("greedy", "cosine", "wsd")
 def decoder(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor], Any, float, int]:
     """A closure that makes a loss, the model, FLOPs of a token, tokens of a step."""
     from recipes import pretrain_llm
+    from recipes.common.speed import flops_per_token
 
     args = pretrain_llm.parse_flags(FLAGS[name].split())
     _, config = pretrain_llm.load_config(args)
@@ -61,7 +62,7 @@ def decoder(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor]
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
             return loss_of(model, rows)
 
-    flops = pretrain_llm.flops_per_token(model, config, args.max_length)
+    flops = flops_per_token(model, config, args.max_length)
     return loss, model, flops, args.batch_size * args.max_length
 
 
@@ -106,7 +107,7 @@ def steps_of(loss, optimizer, scheduler: GreedyLR | None, steps: int, device: to
 
 
 def cost(name: str, device: torch.device, steps: int, rounds: int) -> dict[str, Any]:
-    from recipes.pretrain_llm import peak_flops
+    from recipes.common.speed import peak_flops
 
     torch.manual_seed(0)
     loss, model, flops, tokens = (lora if "lora" in name else decoder)(name, device)

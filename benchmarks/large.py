@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.suite import RESULTS, Job, Results
+from benchmarks.store import RESULTS, Job, Results
 
 SCHEDULES = ("greedy", "cosine", "wsd")
 SIZES = {"tiny": (64, 2), "30M": (384, 8), "125M": (768, 12), "1B": (1792, 24)}  # width, layers

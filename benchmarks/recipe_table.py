@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from benchmarks.report import replace_part
 from benchmarks.scoring import reach
-from benchmarks.suite import RESULTS, Job, Results
+from benchmarks.store import RESULTS, Job, Results
 from recipes.common.stop import Stopped
 
 FIXED = ("linear", "cosine", "wsd")

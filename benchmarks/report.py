@@ -19,7 +19,17 @@ from typing import Any
 
 from benchmarks.arms import ARMS, FIXED
 from benchmarks.scoring import TIE, Cell, bootstrap, compare, geometric_mean, log_slope, share, step_equivalents
-from benchmarks.suite import ABLATIONS, LENGTHS, MULTIPLES, RESULTS, YOKED, Results, environment_of, load_tuned
+from benchmarks.store import (
+    ABLATIONS,
+    LENGTHS,
+    LONG,
+    MULTIPLES,
+    RESULTS,
+    YOKED,
+    Results,
+    environment_of,
+    load_tuned,
+)
 
 HERE = Path(__file__).parent
 NEAR = (0.3, 1.0, 3.0)
@@ -256,8 +266,6 @@ def losses_table(e: Evidence, names: Iterable[str]) -> str:
 
 
 def long_table(e: Evidence) -> str:
-    from benchmarks.suite import LONG
-
     rows = []
     for workload in e.workloads:
         for multiple in NEAR:

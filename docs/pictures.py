@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 
-from greedylr_integrations import GreedyLR, cli
+from greedylr_integrations import GreedyLR
+from greedylr_integrations.runs.cli import cli
 
 HERE = Path(__file__).parent / "img"
 COLOURS = {"raise": "#009e73", "lower": "#d55e00", "hold": "#bbbbbb"}
@@ -82,7 +83,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         history, page = Path(folder) / "digits.jsonl", Path(folder) / "report.html"
         train(800, 0.003, history_file=history)
-        cli.cli(["plot", str(history), "-o", str(HERE / "plot.png")], standalone_mode=False)
-        cli.cli(["report", str(history), "-o", str(page)], standalone_mode=False)
+        cli(["plot", str(history), "-o", str(HERE / "plot.png")], standalone_mode=False)
+        cli(["report", str(history), "-o", str(page)], standalone_mode=False)
         if shutil.which("chromium"):
             screenshot(page, HERE / "report.png")

@@ -145,6 +145,11 @@ class GreedyController:
         self.nonfinite = 0
 
     @property
+    def rule(self) -> Rule:
+        """The rule that decides. `load_state_dict` replaces it."""
+        return self._rule
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """Scale of each parameter group now."""
         return self._rule.scales

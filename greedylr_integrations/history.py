@@ -12,15 +12,16 @@ import math
 import os
 import stat
 from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
-from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
-from greedylr_integrations.checks import as_json, faults_of, is_finite, is_integer, is_number, is_numbers
+from greedylr_integrations import columns
+from greedylr_integrations.checks import as_json
 from greedylr_integrations.decision import LOWER, RAISE, Action, Decision, Reason
 from greedylr_integrations.log import logger
-from greedylr_integrations.steering import COMMANDS, Command
+from greedylr_integrations.steering import Command
 
 try:
     import fcntl
@@ -274,7 +275,9 @@ def _claim(path: str, run: str) -> tuple[int | None, str]:
         if owner is not None:
             aside = next(name for name in _names(path) if not os.path.lexists(name))
             os.rename(path, aside)
-            logger.warning("GreedyLR renamed the history of an earlier run to %s, and writes its own to %s", aside, path)
+            logger.warning(
+                "GreedyLR renamed the history of an earlier run to %s, and writes its own to %s", aside, path
+            )
             os.close(descriptor)
             return _claim(path, run)
     os.close(descriptor)
@@ -348,6 +351,11 @@ def _row(record: Record) -> dict[str, Any]:
 # ---- what it suggests ----
 
 
+def steady_scales(records: Iterable[Record]) -> list[float]:
+    """Scales of the first group, of the decisions outside warmup and final decay."""
+    return [record.decision.scales[0] for record in records if record.envelope == 1.0]
+
+
 def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
     """The LR to start the next such run at: base LR x the scale that this run settled on.
 
@@ -376,93 +384,48 @@ def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
     )
 
 
-# ---- the reader ----
-
-
-def _to_record(entry: Mapping[str, Any]) -> Record:
-    scales, lrs = tuple(map(float, entry["scales"])), tuple(map(float, entry["lrs"]))
-    decision = Decision(
-        Action(entry["action"]),
-        Reason[entry["reason"]],
-        scales,
-        float(entry["loss"]),
-        entry["smoothed"],
-        entry["best"],
-    )
-    return Record(entry["step"], lrs, entry["envelope"], decision, entry["nonfinite"])
-
-
-def _or_none(check: Any) -> Any:
-    return lambda value: value is None or check(value)
-
-
-HEADER = {
-    "greedylr_history": lambda value: is_integer(value) and value == VERSION,
-    "config": _or_none(lambda value: isinstance(value, dict)),
-    "base_lrs": is_numbers,
-    "total_steps": _or_none(is_integer),
-    "monitor": lambda value: isinstance(value, str),
-    "world_size": is_integer,
-}
-RESUMED = {"resumed": is_integer, **HEADER}
-ORDER = {"step": is_integer, "order": lambda value: value in COMMANDS, "value": _or_none(is_finite)}
-RECORD = {
-    "step": is_integer,
-    "loss": is_number,
-    "smoothed": _or_none(is_finite),
-    "best": _or_none(is_finite),
-    "action": lambda value: value in [action.value for action in Action],
-    "reason": lambda value: isinstance(value, str) and value in Reason.__members__,
-    "scales": is_numbers,
-    "lrs": is_numbers,
-    "envelope": is_finite,
-    "nonfinite": is_integer,
-}
+# ---- reading ----
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[CommandRecord]]:
-    """Header, decisions and orders of a history file.
+    """Header, decisions and commands of a history file.
 
-    What a resume took back (later steps than the one it went on from) is left out, so that a run that was interrupted
-    reads as one that was not. A torn last line, as a kill leaves it, is left out too.
+    What a resume took back (steps after the one that it continued from) is left out, so that a run that was
+    interrupted reads as one that was not; the header is the first one. An unfinished last line, as a kill leaves it, is
+    left out too.
+
+    Args:
+        path (path): the file that `history_file` named.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: for anything else, with file and line.
     """
-    with open(path, "rb") as file:
-        lines = file.read().split(b"\n")
-    torn = lines.pop()  # what stands behind the last line's end: nothing, or a line that was not finished
-    header: dict[str, Any] | None = None
-    records: list[Record] = []
-    orders: list[CommandRecord] = []
-    for number, line in enumerate(lines, 1):
-        where = f"{os.fspath(path)}, line {number}"
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ValueError(f"{where}: {line!r:.80} is not JSON") from None
-        if header is None:
-            header = _checked(entry, HEADER, f"{where}: no header of a GreedyLR history of version {VERSION}")
-        elif not isinstance(entry, dict):
-            raise ValueError(f"{where}: {entry!r:.80} is not an object")
-        elif "resumed" in entry:
-            step = _checked(entry, RESUMED, f"{where}: no resume")["resumed"]
-            for done in (records, orders):
-                while done and done[-1].step > step:  # type: ignore[attr-defined]
-                    done.pop()  # type: ignore[attr-defined]
-        elif "order" in entry:
-            orders.append(CommandRecord(**_checked(entry, ORDER, f"{where}: no order")))
-        else:
-            records.append(_to_record(_checked(entry, RECORD, f"{where}: no decision")))
-    if header is None:
-        what = f"no more than {torn!r:.80}" if torn else "nothing"
-        raise ValueError(f"{os.fspath(path)}, line 1: {what} where the header of a GreedyLR history should be")
-    return header, records, orders
+    header, decisions, commands = columns.read(path, Reason.__members__)
+    return header, list(_records(decisions)), [CommandRecord(step, *command) for step, command in commands]
 
 
-def _checked(entry: Any, schema: Mapping[str, Any], complaint: str) -> dict[str, Any]:
-    faults = faults_of(entry, schema) if isinstance(entry, dict) else f"{entry!r:.80} is not an object"
-    if faults:
-        raise ValueError(f"{complaint}: {faults}")
-    return entry
+def read_columns(path: str | os.PathLike[str]) -> tuple[dict[str, Any], columns.Columns, list[CommandRecord]]:
+    """As `read`, with an array for each field in place of a record for each decision.
+
+    Reasons that a later version may have written are kept by their names.
+    """
+    header, decisions, commands = columns.read(path)
+    return header, decisions, [CommandRecord(step, *command) for step, command in commands]
+
+
+def _records(decisions: columns.Columns) -> Iterator[Record]:
+    actions, reasons = list(Action), [Reason[name] for name in decisions.reason_names]
+    start = 0
+    for row, count in enumerate(decisions.groups):
+        groups = slice(start, start := start + count)
+        seen = [column[row] for column in (decisions.smoothed, decisions.best, decisions.slopes)]
+        decision = Decision(
+            actions[decisions.actions[row]],
+            reasons[decisions.reasons[row]],
+            tuple(decisions.scales[groups]),
+            decisions.losses[row],
+            *(None if math.isnan(value) else value for value in seen),
+        )
+        lrs = tuple(decisions.lrs[groups])
+        yield Record(decisions.steps[row], lrs, decisions.envelopes[row], decision, decisions.nonfinite[row])

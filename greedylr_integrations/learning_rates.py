@@ -59,6 +59,11 @@ class LearningRates:
         """LR of each group before scale and envelope."""
         return self.base_lrs if self.schedule is None else self.schedule.lrs
 
+    @property
+    def lent(self) -> bool:
+        """Whether the optimizer has the base schedule's own LRs at the moment."""
+        return self.schedule is not None and self.schedule.lent
+
     def moves(self, step: int) -> bool:
         """Whether the LRs are others at this step than at the one before, at the same scale."""
         start, end = self._constant
@@ -123,4 +128,3 @@ class LearningRates:
         self.set_envelope(replace(self.envelope, decay_start=start, decay_steps=steps, decay_from=factor))
         if self.schedule is not None:
             self.schedule.load(list(state["schedule_lrs"]), ramping=state["schedule_ramps"])
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
@@ -108,7 +107,9 @@ class Readings:
             self.history_file.close()
         if not self.history:
             if self.last_epoch:
-                logger.warning("GreedyLR made no decision in %d optimizer steps: the LR followed nothing", self.last_epoch)
+                logger.warning(
+                    "GreedyLR made no decision in %d optimizer steps: the LR followed nothing", self.last_epoch
+                )
             return
         if self.shadow:
             logger.info("GreedyLR in shadow: %s", shadow_summary(self.history, self.base_lrs[self._rates.speaker]))

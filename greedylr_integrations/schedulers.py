@@ -26,12 +26,12 @@ from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import check_optimizer, without_parameters
+from greedylr_integrations.readings import Readings
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
 from greedylr_integrations.steering import Command, CommandFile, Steerable
-from greedylr_integrations.readings import Readings
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -117,10 +117,11 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
         config = make_config(config, fields)
-        self.shadow, self.monitor, self._total_steps = shadow, monitor, total_steps
+        self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=ratio)
         super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
+        self._total_steps = envelope.total_steps
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self.base_lrs = self._rates.base_lrs
         self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter

@@ -1,4 +1,4 @@
-"""Classify texts, as film reviews, with Accelerate, the learning rate following the loss.
+"""Classify texts, such as film reviews, with Accelerate, with a learning rate that follows the loss.
 
     python -m recipes.accelerate_text                                # MiniLM on reviews, split by film
     python -m recipes.accelerate_text --compare greedy cosine linear
@@ -6,9 +6,10 @@
     torchrun --nproc-per-node 2 -m recipes.accelerate_text           # two GPUs, or two CPU processes
 
 A dataset is a hub id, a folder or a json, jsonl, csv or parquet file, with the columns `text` and `label` (numbers or
-names) in a split `train`. It is validated on the split `test`, or where there is none on rows held out of `train`.
-Saves each --save-steps into --output-dir/SCHEDULE; Ctrl-C and SIGTERM save too, and --resume goes on with the same
-learning rates and the same rows. Writes metrics.json and loss_and_lr.png into --output-dir.
+names) in a split `train`. Validation is on the split `test`, or on rows held out from `train` if there is none.
+
+Saves a checkpoint every --save-steps steps to --output-dir/SCHEDULE, and on Ctrl-C and SIGTERM; --resume continues with
+the same learning rates and the same rows. Writes metrics.json and loss_and_lr.png to --output-dir.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ REVIEWS = "reviews"
 
 
 def load_model(args, labels: int):
-    """With a head for that many labels, a new one if the model has none for them."""
+    """Model and tokenizer. The model gets a new head if it has none for that many labels."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     path = minilm() if args.model == MINILM else args.model
@@ -41,7 +42,7 @@ def load_model(args, labels: int):
 
 
 def load_data(args):
-    """Rows of `text` and `label` to train on, and to validate on; labels are numbered from 0, all are in the first."""
+    """Rows of `text` and `label` to train on and to validate on. Labels are numbered from 0."""
     from datasets import Dataset
 
     if args.dataset == REVIEWS:
@@ -55,9 +56,9 @@ def load_data(args):
         parts = split_rows(parts["train"], args.validation_rows, args.seed, args.dataset)
     labels = sorted(parts["train"].unique("label"))
     if len(labels) < 2:
-        raise RecipeError(f"dataset {args.dataset!r} has one label only, {labels[0]!r}: give one with two or more")
+        raise RecipeError(f"dataset {args.dataset!r} has only one label, {labels[0]!r}: give one with two or more")
     if unknown := set(parts["test"].unique("label")) - set(labels):
-        raise RecipeError(f"dataset {args.dataset!r} has in 'test' the label {min(unknown)!r}, which 'train' has not")
+        raise RecipeError(f"dataset {args.dataset!r} has the label {min(unknown)!r} in 'test' but not in 'train'")
     number = {label: i for i, label in enumerate(labels)}
     return [
         Dataset.from_dict({"text": parts[part]["text"], "label": [number[label] for label in parts[part]["label"]]})
@@ -66,7 +67,7 @@ def load_data(args):
 
 
 def check_rows(rows, what: str) -> None:
-    """That there are some, each with a text and a label."""
+    """Check that there are rows, each with a text and a label."""
     if not len(rows):
         raise RecipeError(f"{what} is empty: give one that has rows")
     for column, is_one, wanted in (("text", is_text, "text"), ("label", is_label, "a name or a whole number")):
@@ -82,12 +83,12 @@ def is_text(value) -> bool:
 
 
 def is_label(value) -> bool:
-    """In a csv file of which one label is missing, all the others are floats."""
+    """A name or a whole number. In a csv file with a missing label, all others are floats."""
     return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
 
 
 def tokenize(args, data, tokenizer):
-    """Token ids of the training rows, and of the validation rows."""
+    """Token ids of the training rows and of the validation rows."""
 
     def cut(row):
         return tokenizer(row["text"], truncation=True, max_length=args.max_length)
@@ -111,7 +112,7 @@ def train(schedule: str, args, data) -> Run:
     scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, folder, args.max_steps))
     result = resumed(accelerator, schedule, folder)
     order = Order(len(rows), args.seed, len(result.train_loss) * batch, args.max_steps * batch)
-    # a generator of its own: else a loader that is begun anew, as after a resume, moves that of the dropout
+    # With the default generator, a loader that is started again after a resume would change the dropout.
     more = {"collate_fn": DataCollatorWithPadding(tokenizer), "generator": torch.Generator()}
     loader, validation = accelerator.prepare(
         DataLoader(rows, batch, sampler=order, **more),
@@ -166,9 +167,9 @@ def parse_flags(argv: list[str] | None = None):
     defaults = {"model": MINILM, "dataset": REVIEWS, "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
     made = parser("accelerate_text", __doc__, **defaults)
     made.add_argument(
-        "--validation-rows", type=int, default=500, help="of the test split, or held out (default: %(default)s)"
+        "--validation-rows", type=int, default=500, help="from the test split, or held out (default: %(default)s)"
     )
-    made.add_argument("--max-length", type=int, default=64, help="tokens of a row that are used (default: %(default)s)")
+    made.add_argument("--max-length", type=int, default=64, help="tokens of a row to use (default: %(default)s)")
     made.add_argument("--save-steps", type=int, default=60, help="steps between checkpoints (default: %(default)s)")
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length"))
     check_at_least_one(args, "max_steps", "batch_size", "validation_rows", "max_length", "save_steps")

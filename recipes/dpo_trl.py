@@ -1,16 +1,15 @@
-"""Preference tuning with TRL's DPOTrainer and LoRA, the learning rate following the loss.
+"""Preference tuning with TRL's DPOTrainer and LoRA, with a learning rate that follows the loss.
 
     python -m recipes.dpo_trl                                           # SmolLM2-135M, offline, two cores
-    python -m recipes.dpo_trl --compare greedy cosine linear wsd        # the same start and data under four schedules
-    python -m recipes.dpo_trl --output-dir runs/mine --resume           # go on after Ctrl-C, SIGTERM or a crash
+    python -m recipes.dpo_trl --compare greedy cosine linear wsd        # four schedules from the same start and data
+    python -m recipes.dpo_trl --output-dir runs/mine --resume           # continue after Ctrl-C, SIGTERM or a crash
     python -m recipes.dpo_trl --model Qwen/Qwen3-0.6B --dataset trl-lib/ultrafeedback_binarized --max-length 1024
     python -m recipes.dpo_trl --config recipes/configs/dpo_trl/qwen3-0.6b.yaml
 
-A dataset has the columns `chosen` and `rejected`, and `prompt` if they lack it, in TRL's preference format. Of one that
-has `messages`, as the default, pairs are made: the real reply is chosen over that of another chat,
-drawn by shuffling.
-That teaches a model to answer what was said, and says nothing about people's preferences. Every field of TRL's
-`DPOConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints into --output-dir.
+A dataset has the columns `chosen` and `rejected`, and `prompt` if these do not include it, in TRL's preference format.
+If it has `messages` instead, as the default does, pairs are made of it: the real reply is chosen, and a reply from
+another chat is rejected. That teaches a model to answer what was said, not what people prefer. Every field of TRL's
+`DPOConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints to --output-dir.
 """
 
 from __future__ import annotations
@@ -38,21 +37,21 @@ def parse_flags(argv: list[str] | None = None):
 
 
 def load_data(recipe: common.RecipeArguments, tokenizer):
-    """`train` and `test` of pairs."""
+    """`train` and `test`, with pairs of replies."""
     rows = load_rows(recipe.dataset, recipe.split, recipe.rows, columns=("chosen", "messages"))
     if "chosen" in rows.column_names:
         if "rejected" not in rows.column_names:
-            raise RecipeError(f"dataset {recipe.dataset!r} has a column 'chosen' and no 'rejected': give it both")
+            raise RecipeError(f"dataset {recipe.dataset!r} has a column 'chosen' but no 'rejected': give it both")
         check_rows(rows, ("chosen", "rejected"), tokenizer.chat_template, recipe)
     else:
         check_rows(rows, ("messages",), tokenizer.chat_template, recipe)
         rows = shuffled_pairs(rows, recipe.seed)
-        print("pairs: the real reply is chosen over another chat's reply, drawn by shuffling")
+        print("pairs: the real reply is chosen, and a reply from another chat, drawn by shuffling, is rejected")
     return split_rows(rows, recipe.validation_rows, recipe.seed, recipe.dataset, "pairs of replies")
 
 
 def shuffled_pairs(rows, seed: int):
-    """Prompt and first reply of each chat, against the first reply of another chat."""
+    """Pairs of the first reply of each chat and the first reply of another chat."""
     from datasets import Dataset
 
     pairs = []
@@ -63,7 +62,7 @@ def shuffled_pairs(rows, seed: int):
     if not pairs:
         return rows.select([])
     pairs = Dataset.from_list(pairs).shuffle(seed=seed)
-    others = pairs["chosen"][1:] + pairs["chosen"][:1]  # after the shuffle, the next one is any other
+    others = pairs["chosen"][1:] + pairs["chosen"][:1]  # shuffled, so the next one is a random one
     pairs = pairs.add_column("rejected", others)
     return pairs.filter(lambda pair: pair["chosen"] != pair["rejected"])
 
@@ -71,7 +70,7 @@ def shuffled_pairs(rows, seed: int):
 def train(schedule: str, recipe: common.RecipeArguments, args, tokenizer, data) -> Run:
     from trl import DPOTrainer
 
-    # without a model of its own, the reference is the same one without LoRA
+    # The reference model is the same model without LoRA.
     return common.train_lora(DPOTrainer, schedule, recipe, args, tokenizer, data)
 
 

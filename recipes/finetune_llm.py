@@ -1,17 +1,17 @@
-"""Fine-tune a language model on chats, the learning rate following the loss.
+"""Fine-tune a language model on chats, with a learning rate that follows the loss.
 
     python -m recipes.finetune_llm                                      # SmolLM2-135M on real chats, offline, two cores
-    python -m recipes.finetune_llm --compare greedy cosine linear       # the same start and data under three schedules
+    python -m recipes.finetune_llm --compare greedy cosine linear       # three schedules from the same start and data
     python -m recipes.finetune_llm --num-train-epochs 3 --packing       # whole epochs, rows packed into full blocks
-    python -m recipes.finetune_llm --full --learning-rate 2e-5          # every weight, no LoRA
+    python -m recipes.finetune_llm --full --learning-rate 2e-5          # all weights, no LoRA
     python -m recipes.finetune_llm --qlora                              # LoRA on 4-bit weights (bitsandbytes)
-    python -m recipes.finetune_llm --output-dir runs/mine --resume      # go on after Ctrl-C, SIGTERM or a crash
+    python -m recipes.finetune_llm --output-dir runs/mine --resume      # continue after Ctrl-C, SIGTERM or a crash
     python -m recipes.finetune_llm --config recipes/configs/finetune_llm/qwen3-0.6b.yaml
     torchrun --nproc-per-node 2 -m recipes.finetune_llm --model ... --dataset ...
 
-The loss counts the replies only. A dataset has a column `messages` (a list of {role, content}) or `text`; it is a hub
+The loss counts only the replies. A dataset has a column `messages` (a list of {role, content}) or `text`; it is a hub
 id, a folder or a json, jsonl, csv, parquet or txt file. Every field of transformers' `TrainingArguments` is a flag.
-Writes metrics.json, loss_and_lr.png and checkpoints into --output-dir.
+Writes metrics.json, loss_and_lr.png and checkpoints to --output-dir.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Fine-tune a language model on chats with LoRA in Lightning, the learning rate following the loss.
+"""Fine-tune a language model on chats with LoRA in Lightning, with a learning rate that follows the loss.
 
     python -m recipes.lightning_llm                                     # SmolLM2-135M on real chats, offline, two cores
-    python -m recipes.lightning_llm --compare greedy cosine             # the same start and data under two schedules
+    python -m recipes.lightning_llm --compare greedy cosine             # two schedules from the same start and data
     python -m recipes.lightning_llm --devices 2                         # DDP: two GPUs, or two CPU processes
     python -m recipes.lightning_llm --model Qwen/Qwen3-0.6B --dataset HuggingFaceH4/ultrachat_200k --split train_sft \\
         --max-length 1024 --max-steps 1000 --batch-size 8 --devices 4 --dtype bfloat16
 
-The loss counts the replies only, each token of a step alike, on whichever process it is: so two devices with half the
---batch-size are the same run. Ctrl-C saves, and --resume goes on as if nothing had been, on any such split.
-Writes metrics.json, loss_and_lr.png and the adapter (greedy/adapter) into --output-dir.
+The loss counts only the replies, and all tokens of a step equally, whichever process they are on. So two devices with
+half the --batch-size do the same run. Ctrl-C saves, and --resume continues as if there had been no interruption, on any
+such number of devices. Writes metrics.json, loss_and_lr.png and the adapter (greedy/adapter) to --output-dir.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from recipes.common.offline import CHITCHAT, SMOLLM2
 from recipes.common.report import Run
 from recipes.common.trainer import load_tokenizer
 
-PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}  # of the arithmetic, by --dtype
+PRECISION = {
+    "float32": "32-true",
+    "bfloat16": "bf16-mixed",
+    "float64": "64-true",
+}  # for each --dtype
 
 
 def parse_flags(argv: list[str] | None = None):
@@ -37,13 +41,13 @@ def parse_flags(argv: list[str] | None = None):
     made.add_argument("--split", default="train", help="split of the dataset to train on (default: %(default)s)")
     for flag, default, says in (
         ("--rows", 1500, "rows of the dataset to use; 0 for all"),
-        ("--validation-rows", 32, "rows of them that are kept for validation"),
-        ("--max-length", 128, "tokens of a row that are used"),
+        ("--validation-rows", 32, "how many of them to keep for validation"),
+        ("--max-length", 128, "tokens of a row to use"),
         ("--lora-r", 8, "rank of the LoRA matrices"),
-        ("--lora-alpha", 16, "LoRA's scale is alpha / rank"),
-        ("--warmup-steps", 3, "steps of a ramp from 0"),
-        ("--save-steps", 20, "steps from one checkpoint to the next"),
-        ("--devices", 1, "processes, or GPUs, of a node"),
+        ("--lora-alpha", 16, "the scale of LoRA is alpha / rank"),
+        ("--warmup-steps", 3, "steps of linear warmup"),
+        ("--save-steps", 20, "steps between checkpoints"),
+        ("--devices", 1, "processes, or GPUs, per node"),
         ("--num-nodes", 1, "nodes"),
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
@@ -56,7 +60,7 @@ def parse_flags(argv: list[str] | None = None):
 
 
 class Module(common.Module):
-    strict_loading = False  # a checkpoint has the adapter only
+    strict_loading = False  # a checkpoint has only the adapter
 
     def __init__(self, schedule: str, args, model):
         super().__init__(schedule, args, args.warmup_steps)
@@ -66,7 +70,7 @@ class Module(common.Module):
         return torch.optim.AdamW(parameters, lr=self.args.learning_rate)
 
     def loss_sum(self, batch):
-        """Sum of the loss over the reply's tokens, and how many they are."""
+        """Sum of the loss over the tokens of the replies, and their number."""
         logits = self.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         labels = batch["labels"][:, 1:]
@@ -77,7 +81,7 @@ class Module(common.Module):
         loss, tokens = self.loss_sum(batch)
         all_loss, all_tokens = self.reduced(loss.detach(), tokens)
         self.log_step(all_loss / all_tokens)
-        return loss / all_tokens  # DDP averages gradients over the ranks: so each token weighs the same
+        return loss / all_tokens  # DDP averages gradients over the ranks, so each token has the same weight
 
     def on_validation_epoch_start(self):
         self.sums = [0.0, 0]

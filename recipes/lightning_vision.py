@@ -1,11 +1,11 @@
-"""Classify images with Lightning, the learning rate following the loss.
+"""Classify images with Lightning, with a learning rate that follows the loss.
 
     python -m recipes.lightning_vision                              # Fashion-MNIST, or scikit-learn's digits without it
     python -m recipes.lightning_vision --compare greedy cosine linear
     python -m recipes.lightning_vision --devices 2                   # two processes
 
-Saves each --save-steps into --output-dir/SCHEDULE; Ctrl-C saves too, and --resume goes on as if nothing had been.
-Writes metrics.json and loss_and_lr.png into --output-dir.
+Saves a checkpoint every --save-steps steps to --output-dir/SCHEDULE, and on Ctrl-C; --resume continues as if there had
+been no interruption. Writes metrics.json and loss_and_lr.png to --output-dir.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CNN = "cnn"
 
 
 class Module(common.Module):
-    """A small CNN under SGD with momentum."""
+    """A small CNN, trained by SGD with momentum."""
 
     def __init__(self, schedule: str, args, side: int):
         super().__init__(schedule, args)
@@ -68,7 +68,7 @@ def parse_flags(argv: list[str] | None = None):
     args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size"))
     check_at_least_one(args, "max_steps", "batch_size", "devices", "save_steps")
     if args.model != CNN:
-        raise RecipeError(f"--model {args.model!r} is unknown: this recipe has {CNN!r} only")
+        raise RecipeError(f"--model {args.model!r} is unknown: this recipe has only {CNN!r}")
     return args
 
 

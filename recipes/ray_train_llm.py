@@ -1,4 +1,4 @@
-"""Train a language model with Hugging Face's Trainer on Ray Train, the learning rate following the loss.
+"""Train a language model with Hugging Face's Trainer on Ray Train, with a learning rate that follows the loss.
 
     python -m recipes.ray_train_llm                                   # 7M parameters from scratch, two CPU workers
     python -m recipes.ray_train_llm --compare greedy cosine
@@ -6,9 +6,9 @@
     RAY_ADDRESS=auto python -m recipes.ray_train_llm --workers 16 --output-dir /shared/run ...        # on a Ray cluster
 
 Model, data and Trainer are those of `finetune_llm`, on each worker; only the default model is made here. Ray keeps its
-checkpoints in --output-dir, which all nodes of a cluster must see. When a worker dies, Ray starts the workers anew from
-the last checkpoint (up to --max-failures times), and the LRs are those of a run in which nothing had happened; after
-Ctrl-C, or the end of Ray itself, `--resume` goes on. Every field of transformers' `TrainingArguments` is a flag.
+checkpoints in --output-dir, which all nodes of a cluster must be able to access. If a worker dies, Ray restarts all of
+them from the last checkpoint (up to --max-failures times), and the LRs are the same as without the failure. After
+Ctrl-C, or the end of Ray itself, `--resume` continues. Every field of transformers' `TrainingArguments` is a flag.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-# no reports to its makers, paths stay what they are, and `print` what it is
+# Send no usage statistics, do not change the working directory, and leave `print` alone.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_CHDIR_TO_TRIAL_DIR="0", RAY_TRAIN_ENABLE_PRINT_PATCH="0")
 
 from recipes.common import llm
@@ -33,14 +33,14 @@ from recipes.common.report import Run
 from recipes.common.stop import StopOnSignal, Stopped
 
 SMALL = "small"
-CONTEXT = 512  # tokens, of the small model
+CONTEXT = 512  # tokens, for the small model
 
 
 @dataclass
 class RecipeArguments(llm.RecipeArguments):
-    model: str = field(default=SMALL, metadata={"help": "hub id or folder for LoRA; the default is made from scratch"})
-    workers: int = field(default=2, metadata={"help": "processes, each with a GPU where there are some"})
-    max_failures: int = field(default=3, metadata={"help": "how often to recover from the death of a worker"})
+    model: str = field(default=SMALL, metadata={"help": "hub id or folder, for LoRA; the default is from scratch"})
+    workers: int = field(default=2, metadata={"help": "processes, each with a GPU if there are any"})
+    max_failures: int = field(default=3, metadata={"help": "how many times to recover from the death of a worker"})
 
 
 def parse_flags(argv: list[str] | None = None):
@@ -51,7 +51,7 @@ def parse_flags(argv: list[str] | None = None):
         for name in ("qlora", "lora_r", "lora_alpha", "dtype"):
             if getattr(recipe, name) != getattr(RecipeArguments, name):
                 flag = "--" + name.replace("_", "-")
-                raise RecipeError(f"{flag} goes with a --model to load: {SMALL!r} is trained whole, in float32")
+                raise RecipeError(f"{flag} needs a --model to load: all weights of {SMALL!r} are trained, in float32")
     return recipe, args
 
 
@@ -80,7 +80,7 @@ def load_model(recipe: RecipeArguments, args, tokenizer):
 
 
 def check(recipe: RecipeArguments) -> None:
-    """What is wrong with model or data is said here, in one line: a worker would fail, and be started again."""
+    """Check model and data before the workers start: a worker that failed on them would be started again."""
     from transformers import AutoConfig, LlamaConfig
 
     llm.load_data(recipe, load_tokenizer(recipe))
@@ -95,7 +95,7 @@ def check(recipe: RecipeArguments) -> None:
 
 
 class StopOnFile(StopOnSignal):
-    """On the workers: the driver's signal reaches them as a file."""
+    """For the workers, which the driver tells about a signal by a file."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class StopOnFile(StopOnSignal):
 
 
 def train_on_worker(config: dict) -> Run | None:
-    """The run, or None if it was stopped: what Ray calls on each worker, and again after a failure."""
+    """The run, or None if it was stopped. Ray calls this on each worker, and again after a failure."""
     import ray.train
     import torch
     from ray.train.huggingface.transformers import RayTrainReportCallback, prepare_trainer
@@ -122,11 +122,11 @@ def train_on_worker(config: dict) -> Run | None:
     if schedule == "greedy":
         file = folder / "history.jsonl"
         if checkpoint is None:
-            file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+            file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
         callbacks.append(GreedyLRCallback(history_file=str(file)))
     tokenizer = load_tokenizer(recipe)
     data = llm.load_data(recipe, tokenizer)
-    # a folder for each worker: Ray merges what each finds in its own, so that none takes a file that is half written
+    # Ray merges the folders of the workers. With a shared one, a worker might upload a file that is only half written.
     with tempfile.TemporaryDirectory() as scratch, checkpoint.as_directory() if checkpoint else nullcontext() as saved:
         main, use_cpu = ray.train.get_context().get_world_rank() == 0, not torch.cuda.is_available()
         args = config["args"]
@@ -159,7 +159,7 @@ def train(schedule: str, recipe: RecipeArguments, args) -> Run:
         scaling_config=ScalingConfig(
             num_workers=recipe.workers, use_gpu=torch.cuda.is_available() and not args.use_cpu
         ),
-        # with a folder that has a run of this name, Ray goes on with it
+        # If the folder has a run of this name, Ray continues it.
         run_config=RunConfig(
             name=schedule,
             storage_path=str(recipe.output_dir),
@@ -168,7 +168,7 @@ def train(schedule: str, recipe: RecipeArguments, args) -> Run:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
-    with StopOnSignal() as stop, ThreadPoolExecutor(1) as pool:  # in a thread, `fit` leaves the signals to us
+    with StopOnSignal() as stop, ThreadPoolExecutor(1) as pool:  # in a thread, `fit` does not handle signals
         running = pool.submit(trainer.fit)
         while not running.done():
             wait([running], timeout=0.5)

@@ -1,16 +1,16 @@
-"""Supervised fine-tuning with TRL's SFTTrainer and LoRA, the learning rate following the loss.
+"""Supervised fine-tuning with TRL's SFTTrainer and LoRA, with a learning rate that follows the loss.
 
     python -m recipes.sft_trl                                           # SmolLM2-135M on real chats, offline, two cores
-    python -m recipes.sft_trl --compare greedy cosine linear wsd        # the same start and data under four schedules
-    python -m recipes.sft_trl --output-dir runs/mine --resume           # go on after Ctrl-C, SIGTERM or a crash
+    python -m recipes.sft_trl --compare greedy cosine linear wsd        # four schedules from the same start and data
+    python -m recipes.sft_trl --output-dir runs/mine --resume           # continue after Ctrl-C, SIGTERM or a crash
     python -m recipes.sft_trl --config recipes/configs/sft_trl/qwen3-0.6b.yaml
     torchrun --nproc-per-node 2 -m recipes.sft_trl --model ... --dataset ...
 
-The loss counts the replies only, for which TRL needs a chat template with `{% generation %}` marks: it has them for the
-best-known models, this recipe for SmolLM2; another's is given by `--chat-template-path`, or `--assistant-only-loss
-false` counts every token. A dataset has a column `messages` (a list of {role, content}) or `text`; it is a hub id, a
-folder or a file. Every field of TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints into
---output-dir.
+The loss counts only the replies. For that, TRL needs a chat template with `{% generation %}` marks: it has one for the
+best-known models, and this recipe has one for SmolLM2. For other models, give one by `--chat-template-path`, or count
+every token with `--assistant-only-loss false`. A dataset has a column `messages` (a list of {role, content}) or `text`;
+it is a hub id, a folder or a file. Every field of TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png and
+checkpoints to --output-dir.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ def load_data(recipe: common.RecipeArguments, args, tokenizer):
     rows, what = rows.select_columns(column), "rows"
     if column == "text":
         args.assistant_only_loss = False
-    elif args.assistant_only_loss:  # TRL refuses data that has any other
+    elif args.assistant_only_loss:  # TRL refuses data with any other rows
         rows, what = rows.filter(has_reply), "chats with a reply"
     return split_rows(rows, recipe.validation_rows, recipe.seed, recipe.dataset, what)
 
 
 def check_marks(recipe: common.RecipeArguments, args, tokenizer) -> None:
-    """Whether TRL can tell the assistant's tokens from the others."""
+    """Check that TRL can tell the tokens of the assistant from the others."""
     from trl.chat_template_utils import get_training_chat_template
 
     if not args.assistant_only_loss or args.chat_template_path is not None:
@@ -65,7 +65,7 @@ def check_marks(recipe: common.RecipeArguments, args, tokenizer) -> None:
         get_training_chat_template(tokenizer)
     except ValueError as error:
         raise RecipeError(
-            f"model {recipe.model!r} has a chat template without {{% generation %}} marks, and TRL knows none for it:"
+            f"model {recipe.model!r} has a chat template without {{% generation %}} marks, and TRL has none for it:"
             " give one by --chat-template-path, or --assistant-only-loss false"
         ) from error
 

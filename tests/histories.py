@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import tiny
 import torch
 
-from greedylr_integrations.core import Reason
+from greedylr_integrations.decision import Reason
 
 
 def header(callback, **more):

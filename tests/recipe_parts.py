@@ -28,7 +28,7 @@ WRONG = [  # flags of every recipe on chats, and what it says of them
     ({"dataset": "no-reply.jsonl"}, "has 0 rows with a reply within --max-length 48, and 4 are kept"),
     ({"dataset": "no-text.jsonl"}, "has in row 1 text 'None': make it text"),
     ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
-    ({"output_dir": "/dev/null/x"}, "--output-dir /dev/null/x: /dev/null is no folder to write into: choose another"),
+    ({"output_dir": "/dev/null/x"}, "--output-dir /dev/null/x: /dev/null is not a writable folder: choose another"),
     ({"learning_rate": -1}, "--learning-rate -1.0 is not allowed: it must be above 0"),
     ({"batch_size": 0}, "batch-size 0 is not allowed: it must be at least 1"),
     ({"validation_rows": 0}, "--validation-rows 0 is not allowed: it must be at least 1"),

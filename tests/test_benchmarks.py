@@ -14,11 +14,11 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup, get_wsd_schedule
 from transformers.optimization import GreedyLR as TransformersGreedyLR
 
-from benchmarks import report, suite
+from benchmarks import report, store, suite
 from benchmarks.arms import ARMS, FIXED, Setting
 from benchmarks.report import Evidence
 from benchmarks.scoring import bootstrap, compare, log_slope, share, step_equivalents
-from benchmarks.suite import Job, Results, train
+from benchmarks.store import Job, Results, train
 from benchmarks.workloads import OPTIMIZERS, WORKLOADS, Task
 
 STEPS, LR = 100, 0.1
@@ -255,7 +255,7 @@ def test_two_defaults_are_not_mixed_in_one_file(tmp_path, monkeypatch):
     path = tmp_path / "runs.jsonl"
     ours, fixed = (Job("x", "digits-mlp", arm, 0.03, 0, 10) for arm in ("greedy", "cosine"))
     Results(path).run([(ours, None)], workers=1)
-    monkeypatch.setattr(suite, "config_hash", lambda: "another")
+    monkeypatch.setattr(store, "config_hash", lambda: "another")
     Results(path).run([(fixed, None)], workers=1)
     before = path.read_text()
     with pytest.raises(SystemExit, match="is of configuration .*, the default is another: give other --results"):

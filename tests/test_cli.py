@@ -12,9 +12,8 @@ import pytest
 
 for needed in ("click", "rich", "pyarrow", "matplotlib", "plotext", "bokeh"):
     pytest.importorskip(needed)
-from greedylr_integrations import cli
-from greedylr_integrations.core import Action
-from greedylr_integrations.runs import read
+from greedylr_integrations.decision import Action
+from greedylr_integrations.runs import cli, read
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,7 +40,7 @@ def fails(outcome, complaint):
 
 
 def process(*words):
-    command = [sys.executable, "-W", "error", "-m", "greedylr_integrations.cli", *words]
+    command = [sys.executable, "-W", "error", "-m", "greedylr_integrations.runs.cli", *words]
     return processes.run(command, timeout=120, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
 
 
@@ -162,10 +161,10 @@ def test_the_entry_point_in_a_process(tmp_path):
 
 
 def test_what_an_import_costs_and_needs():
-    light = "import sys; from greedylr_integrations import cli, plots, replay, runs; print(*sys.modules)"
+    light = "import sys; from greedylr_integrations.runs import cli, explain, figures, find, page, terminal; print(*sys.modules)"
     done = processes.run([sys.executable, "-c", light], cwd=ROOT)
     assert not {"torch", "matplotlib", "bokeh", "pyarrow", "plotext", "rich"} & set(done.stdout.split())
-    without = "import sys; sys.modules['click'] = None; import greedylr_integrations.cli"
+    without = "import sys; sys.modules['click'] = None; import greedylr_integrations.runs.cli"
     done = processes.run([sys.executable, "-c", without], cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install 'greedylr_integrations[cli]'" in done.stderr
@@ -318,7 +317,7 @@ def test_words_that_are_wrong(greedylr, words, complaint):
 
 MEASURED = """
 import resource, sys
-from greedylr_integrations.cli import main
+from greedylr_integrations.runs.cli import main
 try:
     main(sys.argv[1:])
 finally:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from processes import TESTS, spawn
 
-from greedylr_integrations import GreedyConfig, GreedyLR, history
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history
+from greedylr_integrations.decision import Action, Decision, Reason
 
 FAST = {"window_size": 2, "factor": 0.9}
 
@@ -77,7 +77,7 @@ def test_going_back_to_a_state_takes_the_later_records_back():
 # ---- on disk ----
 
 
-@pytest.mark.parametrize("config", [GreedyConfig(**FAST), GreedyConfig.paper(patience=0, min_lr=1e-4)])
+@pytest.mark.parametrize("config", [GreedyConfig(**FAST), PaperConfig(patience=0, min_lr=1e-4)])
 def test_what_is_read_is_what_was_decided(tmp_path, config):
     path = tmp_path / "new" / "history.jsonl"
     values = losses()
@@ -294,16 +294,20 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path, lines):
         (3, b"\xff\xfe\x00", "is not JSON"),
         (2, b"", "is not JSON"),
         (4, b"3", "3 is not an object"),
-        (1, b'{"loss": 1}', "no header of a GreedyLR history of version 1: greedylr_history is missing"),
-        (1, b'{"greedylr_history": 2}', "greedylr_history=2 is ill-typed"),
-        (5, b'{"step": 1, "order": "stop", "value": null}', "no order: order='stop' is ill-typed"),
-        (5, b'{"resumed": "x"}', "no resume: "),
-        (2, b'{"step": 1}', "no decision: loss is missing; smoothed is missing"),
-        (2, (b'"hold"', b'"up"'), "action='up' is ill-typed"),
-        (2, (b'"hold"', b"[]"), "action=[] is ill-typed"),
-        (2, (b'"FILLING"', b'"BECAUSE"'), "reason='BECAUSE' is ill-typed"),
-        (2, (b'"step": 1', b'"step": 1, "x": 1'), "x is unknown"),
-        (2, (b'"loss": 3.0', b'"loss": NaN'), "loss=nan is ill-typed"),
+        (1, b'{"loss": 1}', "not the header of a GreedyLR history of version 1 or 2: greedylr_history is missing"),
+        (1, b'{"greedylr_history": 3}', "greedylr_history=3 is not allowed: it must be 1 or 2"),
+        (
+            5,
+            b'{"step": 1, "order": "stop", "value": null}',
+            "not a command: order='stop' is not allowed: it must be one of hold, cap, pin, release, decay",
+        ),
+        (5, b'{"resumed": "x"}', "not a resume: "),
+        (2, b'{"step": 1}', "not a decision: loss is missing; smoothed is missing"),
+        (2, (b'"hold"', b'"up"'), "action='up' is not allowed"),
+        (2, (b'"hold"', b"[]"), "action=[] is not allowed"),
+        (2, (b'"FILLING"', b'"BECAUSE"'), "reason='BECAUSE' is not known"),
+        (2, (b'"step": 1', b'"step": 1, "x": 1'), "'x' is unknown"),
+        (2, (b'"loss": 3.0', b'"loss": NaN'), "loss=nan is not allowed"),
     ],
 )
 def test_anything_else_is_named_with_its_line(tmp_path, lines, number, line, says):
@@ -320,7 +324,7 @@ def test_anything_else_is_named_with_its_line(tmp_path, lines, number, line, say
 
 @pytest.mark.parametrize("content", [b"", b'{"greedylr_history": 1'])
 def test_a_file_without_a_header(tmp_path, content):
-    with pytest.raises(ValueError, match=r"history.jsonl, line 1: no.* where the header of a GreedyLR history should"):
+    with pytest.raises(ValueError, match=r"history.jsonl, line 1: there is no complete header of a GreedyLR history"):
         read_lines(tmp_path, [content], end=b"")
 
 

@@ -16,14 +16,14 @@ pytest.importorskip("stable_baselines3")
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
-from greedylr_integrations import GreedyLR
-from greedylr_integrations.learned import OBSERVED, Policy, PolicyController, PolicyRule
-from recipes import distill_policy, learn_schedule
+from greedylr_integrations import GreedyConfig, GreedyLR
+from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyRule
 from recipes.common.offline import RecipeError
-from recipes.learn import compare, pictures
-from recipes.learn.environment import PENALTY, ScheduleEnv, Settings
-from recipes.learn.networks import NetworkEpisode, Task
-from recipes.learn.tasks import family
+from recipes.research import distill_policy, learn_schedule
+from recipes.research.learn import compare, pictures
+from recipes.research.learn.environment import PENALTY, ScheduleEnv, Settings
+from recipes.research.learn.networks import NetworkEpisode, Task
+from recipes.research.learn.tasks import family
 
 ROOT = TESTS.parent
 TASK = Task("digits", "adamw", width=16, depth=1, batch=16, steps=40, base_lr=3e-3, seed=0)
@@ -152,7 +152,7 @@ def test_training_and_use_see_the_same():
         observation, _, over, _, _ = env.step(np.array([policy(observations[-1].tolist())]))
         observations.append(observation)
     assert len(start) == 1
-    rule = Recording(policy, 1, episode.steps)
+    rule = Recording(policy, episode.steps)
     for loss in [*start * 3, *losses]:  # the first block is three losses long
         rule.update(loss)
     assert np.array(seen[1:]) == pytest.approx(np.array(observations[1:]), abs=1e-5)
@@ -184,7 +184,7 @@ def test_an_episode_is_its_seeds_alone():
 
 
 def command(*words):
-    return [sys.executable, "-m", "recipes.learn_schedule", *words]
+    return [sys.executable, "-m", "recipes.research.learn_schedule", *words]
 
 
 TINY = ("--family", "quadratic", "--envs", "2", "--seed", "5")
@@ -209,7 +209,7 @@ def test_a_seed_gives_a_policy_and_a_resume_the_same(learn, tmp_path, monkeypatc
     assert first == second
     learn("--family", "quadratic", "--envs", 2, "--seed", 6, "--decisions", 512, "--output-dir", tmp_path / "other")
     assert (tmp_path / "other" / "quadratic.safetensors").read_bytes() != first
-    assert PolicyController.load(tmp_path / "one" / "quadratic.safetensors").config.policy.trained == {
+    assert PolicyConfig.load(tmp_path / "one" / "quadratic.safetensors").policy.trained == {
         **{"family": "quadratic", "seed": 5, "envs": 2},
         "decisions": 512,
     }
@@ -289,8 +289,8 @@ def test_wrong_arguments(tmp_path, monkeypatch, words, told):
 
 @pytest.mark.parametrize("name", ["distill_policy", "learn.compare", "learn.pictures", "nmf.__main__"])
 def test_commands_on_a_policy_say_that_it_is_not_there(name):
-    main = importlib.import_module(f"recipes.{name}").main
-    with pytest.raises(RecipeError, match="^--policy 'nothing' cannot be loaded .*nothing is not there"):
+    main = importlib.import_module(f"recipes.research.{name}").main
+    with pytest.raises(RecipeError, match="^--policy 'nothing' cannot be loaded .*nothing does not exist"):
         main(["--policy", "nothing"])
     with pytest.raises(RecipeError, match="unrecognized arguments: --nope"):
         main(["--nope"])
@@ -399,7 +399,7 @@ def test_the_baselines_are_what_they_are_called():
         assert [scale(step, 1.0) for step in (0, 50, 99)] == pytest.approx(expected, rel=1e-3)
     losses = [2 / (1 + i / 30) for i in range(100)]
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
-    scheduler = GreedyLR(optimizer, total_steps=100)
+    scheduler = GreedyLR(optimizer, GreedyConfig(), total_steps=100)
     scale = compare.schedule("greedy", 100, policy)
     for step, loss in enumerate(losses):
         assert scale(step, losses[step - 1]) == pytest.approx(scheduler.get_last_lr()[0])
@@ -433,5 +433,5 @@ def test_the_comparison_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     for name in ("learned-schedules.png", "learned-schedules-low.png"):
         assert (tmp_path / name).stat().st_size > 20_000
     path.write_text("".join(lines[:7]))
-    with pytest.raises(RecipeError, match="is not complete: run recipes.learn.compare first"):
+    with pytest.raises(RecipeError, match="is not complete: run recipes.research.learn.compare first"):
         pictures.main([str(word) for word in words])

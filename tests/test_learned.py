@@ -14,9 +14,10 @@ import torch
 from processes import TESTS, run
 from test_three_frameworks import train_all
 
-from greedylr_integrations import GreedyLR, history
-from greedylr_integrations.core import Action, Reason
-from greedylr_integrations.learned import FORMAT, OBSERVED, SHIPPED, Policy, PolicyConfig, PolicyController, PolicyError
+from greedylr_integrations import GreedyController, GreedyLR, history
+from greedylr_integrations.decision import Action, Reason
+from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyError
+from greedylr_integrations.learned.policy import FORMAT, SHIPPED
 
 SETTINGS = {
     "observed": list(OBSERVED),
@@ -45,8 +46,12 @@ def constant(action, **settings):
     return Policy(made, SETTINGS | settings)
 
 
-def controller(policy=None, **more):
-    return PolicyController(PolicyConfig(policy=policy or Policy(layers(), SETTINGS)), **{"horizon": 200, **more})
+def config(policy=None, **fields):
+    return PolicyConfig(policy=policy or Policy(layers(), SETTINGS), **fields)
+
+
+def controller(policy=None, horizon=200, **fields):
+    return GreedyController(config(policy, **fields), horizon=horizon)
 
 
 def losses(count=200, seed=0):
@@ -105,10 +110,10 @@ def test_the_network_is_torchs():
     ("changes", "told"),
     [
         ({"settings": {"version": 2}}, "version=2 is not allowed: it must be 1"),
-        ({"settings": {"observed": ["loss"]}}, r"observed=\['loss'\] is ill-typed"),
-        ({"settings": {"blocks": 0}}, "blocks=0 is ill-typed"),
-        ({"settings": {"max_factor": math.nan}}, "max_factor=nan is ill-typed"),
-        ({"settings": {"decay_ratio": 2}}, "decay_ratio=2 is ill-typed"),
+        ({"settings": {"observed": ["loss"]}}, r"observed=\['loss'\] is not allowed"),
+        ({"settings": {"blocks": 0}}, "blocks=0 is not allowed"),
+        ({"settings": {"max_factor": math.nan}}, "max_factor=nan is not allowed"),
+        ({"settings": {"decay_ratio": 2}}, "decay_ratio=2 is not allowed"),
         ({"settings": {"min_scale": 20.0}}, "min_scale=20.0 is not allowed: it must be below max_scale"),
         ({"settings": {"more": 1}}, "more is unknown"),
         ({"metadata": {"other": "{}"}}, r"metadata=\['other'\] is not allowed"),
@@ -133,7 +138,7 @@ def test_the_network_is_torchs():
 def test_a_file_that_is_no_policy_of_this_version(tmp_path, changes, told):
     path = file_of(tmp_path / "p.safetensors", **changes)
     with pytest.raises(PolicyError, match=f"^.*p.safetensors cannot be used as a policy: .*({told})"):
-        PolicyController.load(path)
+        PolicyConfig.load(path)
 
 
 class Evil:
@@ -188,11 +193,11 @@ def test_bytes_in_place_of_weights_stay_numbers(tmp_path, monkeypatch):
 
 def test_a_file_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="networks is not there: give a policy file, or the name of a shipped"):
-        PolicyController.load("networks")
+    with pytest.raises(FileNotFoundError, match="networks does not exist: give a policy file, or the name of a"):
+        PolicyConfig.load("networks")
     (tmp_path / "folder").mkdir()
     with pytest.raises(PolicyError):
-        PolicyController.load(tmp_path / "folder")
+        PolicyConfig.load(tmp_path / "folder")
 
 
 def test_shipped_policies_are_small_and_load_by_name():
@@ -200,7 +205,7 @@ def test_shipped_policies_are_small_and_load_by_name():
     assert {file.stem for file in files} == {"network", "nmf"}
     for file in files:
         assert file.stat().st_size < 200_000
-        assert PolicyController.load(file.stem).config.policy.digest == Policy.load(file).digest
+        assert PolicyConfig.load(file.stem).policy.digest == Policy.load(file).digest
 
 
 def test_no_torch_is_needed():
@@ -235,19 +240,18 @@ def test_bounds():
     made = controller(constant(1.0))
     for i, loss in enumerate(losses()):
         limit = 0.3 + 0.2 * math.sin(i)
-        made.limit(limit)
+        made.rule.limit = limit
         assert made.observe(loss).scales[0] <= limit
         assert made.scales[0] == min(made.scales[0], limit)
-    made.limit(0.001)  # below the lower bound too
+    made.rule.limit = 0.001  # below the lower bound too
     assert made.scales == (0.001,)
     with pytest.raises(ValueError, match=r"^limit=-1 is not allowed: it must be above 0"):
-        made.limit(-1)
+        made.rule.limit = -1
 
 
 def test_the_observation_is_blind_to_the_unit_and_stays_between_its_bounds():
     def seen(values):
-        made = controller()
-        rule = made._rule
+        rule = controller().rule
         return [observation for value in values if (observation := rule.push(value)) is not None]
 
     values = losses()
@@ -262,7 +266,7 @@ def test_the_observation_is_blind_to_the_unit_and_stays_between_its_bounds():
 
 def test_trend_and_noise_say_what_they_are_called():
     def last(values):
-        rule = controller(horizon=20)._rule
+        rule = controller(horizon=20).rule
         return dict(zip(OBSERVED, [rule.push(value) for value in values][-1], strict=True))
 
     falling, rising = [10.0 - i for i in range(10)], [1.0 + i for i in range(10)]
@@ -276,8 +280,7 @@ def test_trend_and_noise_say_what_they_are_called():
 
 
 def test_a_better_metric_is_a_lower_loss():
-    low = PolicyController(PolicyConfig(policy=Policy(layers(), SETTINGS)), horizon=200)
-    high = PolicyController(PolicyConfig(policy=Policy(layers(), SETTINGS), mode="max"), horizon=200)
+    low, high = controller(), controller(mode="max")
     for loss in losses():
         one, other = low.observe(loss), high.observe(-loss)
         assert one[:3] == other[:3]
@@ -302,7 +305,7 @@ def test_nonfinite_losses():
 
 
 def test_without_a_horizon():
-    with pytest.raises(ValueError, match="^PolicyController needs the length of the run: pass total_steps"):
+    with pytest.raises(ValueError, match="^PolicyConfig needs the length of the run: pass total_steps"):
         controller(horizon=None).observe(1.0)
 
 
@@ -341,7 +344,7 @@ def test_a_checkpoint_of_another_policy():
     with pytest.raises(ValueError, match=f"written with the policy {first.config.policy.digest}, this run has"):
         other.load_state_dict(state)
     assert other.state_dict() == before
-    going_on = PolicyController(PolicyConfig(policy=Policy(layers(1), SETTINGS), on_resume="config"), horizon=200)
+    going_on = controller(Policy(layers(1), SETTINGS), on_resume="config")
     going_on.load_state_dict(state)
     assert going_on.config.policy.digest == other.config.policy.digest
     with pytest.raises(ValueError, match="seen is missing"):
@@ -351,7 +354,7 @@ def test_a_checkpoint_of_another_policy():
 def test_a_checkpoint_with_other_hyperparameters():
     first = controller()
     first.observe(1.0)
-    other = PolicyController(PolicyConfig(policy=Policy(layers(), SETTINGS), on_nonfinite="hold"), horizon=200)
+    other = controller(on_nonfinite="hold")
     other.load_state_dict(first.state_dict())
     assert other.config.on_nonfinite == "reduce"
     assert other.config.policy.digest == first.config.policy.digest
@@ -365,9 +368,9 @@ def optimizer_of(*lrs):
 
 
 def test_the_scheduler_tells_the_horizon_and_decays_as_in_training():
-    made = controller(constant(0.5), horizon=None)
-    scheduler = GreedyLR(optimizer_of(0.1, 0.02), controller=made, total_steps=40, linear_warmup_steps=20)
-    assert made.horizon == 20
+    policy = constant(0.5)
+    scheduler = GreedyLR(optimizer_of(0.1, 0.02), config(policy), total_steps=40, linear_warmup_steps=20)
+    assert scheduler.controller.horizon == 20
     for _ in range(20):
         scheduler.step(1.0)
     assert scheduler.get_last_lr() == [0.1, 0.02]
@@ -381,24 +384,36 @@ def test_the_scheduler_tells_the_horizon_and_decays_as_in_training():
         (constant(0.0, decay_ratio=0.5), 0.0, 0.1),
         (constant(0.0), 0.5, 0.05),
     ):
-        scheduler = GreedyLR(optimizer_of(0.1), controller=controller(policy), total_steps=40, decay_ratio=given)
+        scheduler = GreedyLR(optimizer_of(0.1), config(policy), total_steps=40, decay_ratio=given)
         for _ in range(30):
             scheduler.step(1.0)
         assert scheduler.get_last_lr() == pytest.approx([expected])
 
 
-def test_as_a_config():
+def test_the_scheduler_makes_the_decisions_of_the_controller():
     policy = Policy(layers(), SETTINGS)
-    by_config = GreedyLR(optimizer_of(0.1), PolicyConfig(policy=policy), total_steps=200, decay_ratio=0)
-    by_controller = GreedyLR(optimizer_of(0.1), controller=controller(policy, horizon=None), total_steps=200)
-    for loss in losses():
-        assert by_config.step(loss) == by_controller.step(loss)
-    assert by_config.get_last_lr() == by_controller.get_last_lr() != [0.1]
+    scheduler, alone = GreedyLR(optimizer_of(0.1), config(policy), total_steps=200), controller(policy)
+    for loss in losses()[:-1]:  # after the last step the LR is 0
+        assert scheduler.step(loss) == alone.observe(loss)
+    assert scheduler.get_last_lr() == [0.1 * alone.scales[0]] != [0.1]
+
+
+def test_fields_and_what_is_no_policy():
+    loaded = PolicyConfig.load("nmf", mode="max", every_n_steps=4)
+    assert (loaded.mode, loaded.every_n_steps, loaded.decay_ratio) == ("max", 4, 0.15)
+    with pytest.raises(TypeError, match="every_steps"):
+        PolicyConfig.load("nmf", every_steps=4)
+    with pytest.raises(TypeError, match="^policy='nmf' is not allowed: it must be a Policy"):
+        PolicyConfig(policy="nmf")
+    with pytest.raises(TypeError, match="^window_size is not a field of PolicyConfig"):
+        GreedyLR(optimizer_of(0.1), loaded, total_steps=10, window_size=4)
+    with pytest.raises(ValueError, match="^PolicyConfig needs the length of the run"):
+        GreedyLR(optimizer_of(0.1), loaded)
 
 
 def test_orders_and_resume():
     def start():
-        return GreedyLR(optimizer_of(0.1), controller=controller(horizon=None), total_steps=200)
+        return GreedyLR(optimizer_of(0.1), config(), total_steps=200)
 
     whole = start()
     seen = []
@@ -427,7 +442,7 @@ def test_the_same_policy_file_gives_the_same_lrs_in_the_three_frameworks(tmp_pat
     steps = 60
     ranks = train_all(tmp_path, 1, 2, steps, POLICY=str(tmp_path / "p.safetensors"))
     first = ranks["accelerate"][0]
-    alone = PolicyController.load(tmp_path / "p.safetensors", horizon=steps)
+    alone = GreedyController(PolicyConfig.load(tmp_path / "p.safetensors"), horizon=steps)
     used = [1.0]
     for loss in first["seen"]:
         used.append(alone.observe(loss).scales[0])

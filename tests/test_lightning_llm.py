@@ -170,7 +170,7 @@ def test_the_results_of_another_run_are_left_alone(whole, parts):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     with pytest.raises(RecipeError, match="has the results of another run: choose another --output-dir"):
         lightning_llm.main(words(parts, whole))
-    with pytest.raises(RecipeError, match="was begun with learning_rate .* not resumed with 0.1"):
+    with pytest.raises(RecipeError, match="was started with learning_rate .* cannot be resumed with 0.1"):
         lightning_llm.main([*words(parts, whole), "--resume", "--learning-rate", "0.1"])
     assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 

@@ -12,12 +12,12 @@ from sklearn.decomposition import NMF as Solver
 
 from greedylr_integrations.learned import OBSERVED, Policy
 from recipes.common.offline import RecipeError
-from recipes.nmf import __main__ as compare
-from recipes.nmf import problem, report
-from recipes.nmf.bound import LargestEigenvalue, sampled_smoothness
-from recipes.nmf.problem import Factorization, faces, genes, planted, reuters
-from recipes.nmf.schedules import METHODS, TRIALS
-from recipes.nmf.tasks import NMF
+from recipes.research.nmf import __main__ as command_line
+from recipes.research.nmf import problem, report, store
+from recipes.research.nmf.bound import LargestEigenvalue, sampled_smoothness
+from recipes.research.nmf.problem import Factorization, faces, genes, planted, reuters
+from recipes.research.nmf.schedules import METHODS, TRIALS
+from recipes.research.nmf.tasks import NMF
 
 MATRICES = {
     "Reuters": reuters,
@@ -54,12 +54,12 @@ def test_matrices_are_real_and_the_start_is_better_than_zeros(matrix):
     assert factorization.bound_w == pytest.approx(factorization.bound_h, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", compare.VALIDATION)
+@pytest.mark.parametrize("name", store.VALIDATION)
 def test_matrices_to_choose_a_policy_with_are_none_of_the_comparison(name):
-    matrix = compare.VALIDATION[name](0)
+    matrix = store.VALIDATION[name](0)
     assert matrix.x.min() >= 0
     assert 0.1 < Factorization(matrix).loss() < 1
-    assert matrix.x.shape not in {made(0).x.shape for made in compare.MATRICES.values()}
+    assert matrix.x.shape not in {made(0).x.shape for made in store.MATRICES.values()}
 
 
 def test_the_gradient_is_that_of_the_loss_and_the_sampled_ones_average_to_it():
@@ -270,18 +270,18 @@ def command(folder, **more):
 
 
 def test_the_comparison_goes_on_where_it_stopped(policy, tmp_path):
-    compare.main(command(tmp_path, policy=policy))
+    command_line.main(command(tmp_path, policy=policy))
     lines = (tmp_path / "runs.jsonl").read_text().splitlines()
     tuned = [name for name, method in METHODS.items() if len(method.trials) > 1]
     assert {len(METHODS[name].trials) for name in tuned} == {TRIALS}
-    assert len(lines) == len(tuned) * TRIALS * len(compare.TUNING_SEEDS) + len(METHODS) * 3
+    assert len(lines) == len(tuned) * TRIALS * len(store.TUNING_SEEDS) + len(METHODS) * 3
     text = (tmp_path / "RESULTS.md").read_text()
     assert all(text.count(f"| {name} |") >= 2 for name in METHODS)
     assert text.count("| learned | 0 of 3 | capped |") == 1
     assert all((tmp_path / name).stat().st_size > 10_000 for name in ("nmf-schedules.png", "nmf-losses.png"))
 
     (tmp_path / "runs.jsonl").write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:50])  # as a kill leaves it
-    compare.main(command(tmp_path, policy=policy))
+    command_line.main(command(tmp_path, policy=policy))
     again = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert again == [*lines[:-1], lines[-1][:50], lines[-1]]
     assert (tmp_path / "RESULTS.md").read_text() == text
@@ -295,19 +295,19 @@ def test_the_report_says_which_tuned_peaks_lie_on_the_edge_of_what_was_tried():
 def test_every_setting_runs_and_no_capped_one_diverges(policy):
     for name, method in METHODS.items():
         for setting in method.trials:
-            job = compare.Job("planted, rank 6", name, 0, 60, dict(setting))
-            run = compare.train(job, Policy.load(policy))
+            job = store.Job("planted, rank 6", name, 0, 60, dict(setting))
+            run = store.train(job, Policy.load(policy))
             assert run["step"] == list(range(60))
             if method.cap:
                 assert run["loss"] is not None
-    wild = compare.train(compare.Job("planted, rank 6", "constant", 0, 300, {"peak": 1.5}), None)
+    wild = store.train(store.Job("planted, rank 6", "constant", 0, 300, {"peak": 1.5}), None)
     assert wild["loss"] is None
     assert wild["over"] > 0
 
 
 def test_the_learned_schedule_is_the_policys_under_the_bound(policy):
     """Ten blocks of 8 steps; each choice lowers by 2 ** 0.1."""
-    run = compare.train(compare.Job("planted, rank 6", "learned", 0, 80, {}), Policy.load(policy))
+    run = store.train(store.Job("planted, rank 6", "learned", 0, 80, {}), Policy.load(policy))
     lrs, bounds = np.array(run["lr"]), np.array(run["bound"])
     assert run["step"] == list(range(80))
     assert (lrs <= bounds * 1.001).all()  # the curves are rounded
@@ -323,7 +323,7 @@ def test_the_shipped_policy_stays_under_the_bound_and_ends_below_a_run_at_it(nam
     shipped = Policy.load("nmf")
     for seed in range(100, 106):
         learned, at_the_bound = (
-            compare.train(compare.Job(name, method, seed, 300, {}), shipped) for method in ("learned", "at the bound")
+            store.train(store.Job(name, method, seed, 300, {}), shipped) for method in ("learned", "at the bound")
         )
         assert (np.array(learned["lr"]) <= np.array(learned["bound"]) * 1.001).all()  # the curves are rounded
         assert learned["loss"] < 0.99 * at_the_bound["loss"]
@@ -334,16 +334,16 @@ def test_the_shipped_policy_stays_under_the_bound_and_ends_below_a_run_at_it(nam
     [
         ("matrices", "mona lisa", "choose from ORL faces"),
         ("steps", 0, "at least 1"),
-        ("policy", "nowhere.safetensors", "nowhere.safetensors is not there"),
+        ("policy", "nowhere.safetensors", "nowhere.safetensors does not exist"),
     ],
 )
 def test_what_is_wrong_with_a_flag_is_told(policy, tmp_path, flag, value, told):
     with pytest.raises(RecipeError, match=told):
-        compare.main(command(tmp_path, **({"policy": policy} | {flag: value})))
+        command_line.main(command(tmp_path, **({"policy": policy} | {flag: value})))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_ends_with_one_line_and_2(tmp_path):
-    done = processes.run([sys.executable, "-m", "recipes.nmf", "--seeds", "0"], cwd=Path(__file__).parents[1])
+    done = processes.run([sys.executable, "-m", "recipes.research.nmf", "--seeds", "0"], cwd=Path(__file__).parents[1])
     assert done.returncode == 2
     assert done.stderr == "nmf: --seeds 0 is not allowed: it must be at least 1\n"

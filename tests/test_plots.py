@@ -8,10 +8,9 @@ import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("bokeh")
-from greedylr_integrations import plots
-from greedylr_integrations.greedy import GreedyConfig
-from greedylr_integrations.replay import replay
-from greedylr_integrations.runs import ACTIONS, RunError, make_run, read
+from greedylr_integrations.rules import GreedyConfig
+from greedylr_integrations.runs import ACTIONS, RunError, figures, make_run, page, read, terminal, thin
+from greedylr_integrations.runs.replay import replay
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -27,7 +26,7 @@ def long_run(count=100_000, **fields):
 
 def test_thinning_keeps_extremes_turns_and_rare_reasons():
     run = long_run(factor=0.999)
-    rows = plots.thinned(run, buckets=500)
+    rows = thin.thinned(run, buckets=500)
     assert len(rows) < len(run) / 4
     assert (np.diff(rows) > 0).all()
     assert {0, len(run) - 1, len(run) // 2, len(run) // 3, len(run) // 5} <= set(rows.tolist())
@@ -47,13 +46,13 @@ def test_thinning_keeps_extremes_turns_and_rare_reasons():
 
 def test_a_short_run_is_drawn_whole():
     (run,) = read(histories.with_torch().history)
-    assert plots.thinned(run).tolist() == list(range(len(run)))
+    assert thin.thinned(run).tolist() == list(range(len(run)))
 
 
 def test_a_picture_names_curves_reasons_and_orders(tmp_path):
     (run,) = read(histories.with_torch().history)
-    plots.picture(run, tmp_path / "run.svg")
-    plots.picture(run, tmp_path / "run.png")
+    figures.picture(run, tmp_path / "run.svg")
+    figures.picture(run, tmp_path / "run.png")
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
     import matplotlib.pyplot as plt
 
@@ -64,12 +63,12 @@ def test_a_picture_names_curves_reasons_and_orders(tmp_path):
     for words in wanted:
         assert f"<!-- {words} -->" in svg
     with pytest.raises(RunError, match="No such file or directory"):
-        plots.picture(run, tmp_path / "no" / "such" / "run.png")
+        figures.picture(run, tmp_path / "no" / "such" / "run.png")
 
 
 def test_a_comparison_names_each_run(tmp_path):
     (one,), (two,) = read(histories.with_torch().history), read(histories.with_trainer().history)
-    plots.comparison([one, two], tmp_path / "both.svg")
+    figures.comparison([one, two], tmp_path / "both.svg")
     svg = (tmp_path / "both.svg").read_text()
     assert f"<!-- {one.name}: smoothed -->" in svg
     assert f"<!-- {two.name}: smoothed -->" in svg
@@ -78,27 +77,27 @@ def test_a_comparison_names_each_run(tmp_path):
 def test_text_for_the_terminal():
     pytest.importorskip("plotext")
     (run,) = read(histories.with_torch().history)
-    drawn = plots.text([run], width=90, colour=False)
+    drawn = terminal.text([run], width=90, colour=False)
     assert "smoothed loss" in drawn
     assert "learning rate" in drawn
     assert "\x1b" not in drawn
     assert max(map(len, drawn.splitlines())) <= 90
-    assert "\x1b" in plots.text([run], width=90, colour=True)
+    assert "\x1b" in terminal.text([run], width=90, colour=True)
     bare = make_run("log", "CSV log", [1, 2, 3], [3.0, 2.0, 1.0])  # no LR
-    assert "loss" in plots.text([bare], width=60, colour=False)
+    assert "loss" in terminal.text([bare], width=60, colour=False)
 
 
 def test_a_page_of_100_000_steps_is_small_even_if_the_lr_turns_all_the_time(tmp_path):
     run = long_run(window_size=1, best_window=4, threshold=0.0)
-    assert len(plots.thinned(run)) > 35_000
-    plots.page([run], ["run"], [["long"]], tmp_path / "a.html")
+    assert len(thin.thinned(run)) > 35_000
+    page.page([run], ["run"], [["long"]], tmp_path / "a.html")
     assert (tmp_path / "a.html").stat().st_size < 6e6
 
 
 def test_names_are_escaped(tmp_path):
     (run,) = read(histories.with_torch().history)
     run.name = "<script>alert(1)</script>"
-    plots.page([run, run], ["run"], [[run.name]], tmp_path / "a.html")
+    page.page([run, run], ["run"], [[run.name]], tmp_path / "a.html")
     assert "<script>alert(1)" not in (tmp_path / "a.html").read_text()
 
 
@@ -161,12 +160,12 @@ TOLD = """() => {
 
 def test_the_page_in_a_browser(browser, tmp_path):
     (run,) = read(histories.with_torch().history)
-    plots.page([run], ["run", "loss"], [["torch", "1"]], tmp_path / "a.html")
-    page = browser.new_page(viewport={"width": 1200, "height": 1100})
-    page.set_default_timeout(30_000)
+    page.page([run], ["run", "loss"], [["torch", "1"]], tmp_path / "a.html")
+    tab = browser.new_page(viewport={"width": 1200, "height": 1100})
+    tab.set_default_timeout(30_000)
     said, asked = [], []
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: said.append(str(error)))
 
     def route(route):
         if route.request.url.startswith(("file:", "data:", "blob:")):
@@ -175,39 +174,39 @@ def test_the_page_in_a_browser(browser, tmp_path):
             asked.append(route.request.url)
             route.abort()
 
-    page.route("**/*", route)
-    page.goto((tmp_path / "a.html").as_uri())
-    page.wait_for_function("() => window.Bokeh && Bokeh.index.roots.length")
-    page.wait_for_timeout(500)
+    tab.route("**/*", route)
+    tab.goto((tmp_path / "a.html").as_uri())
+    tab.wait_for_function("() => window.Bokeh && Bokeh.index.roots.length")
+    tab.wait_for_timeout(500)
 
-    figures = page.evaluate(FIGURES)
+    figures = tab.evaluate(FIGURES)
     assert set(figures) == {"loss", "lr", "reasons"}
     assert figures["loss"]["glyphs"] == 3
-    drawn = {colour for canvas in page.evaluate(INK) for colour in canvas}
-    for colour in (plots.SMOOTH, plots.colour_of("IMPROVED"), plots.colour_of("WORSENED"), plots.LR):
+    drawn = {colour for canvas in tab.evaluate(INK) for colour in canvas}
+    for colour in (thin.SMOOTH, thin.colour_of("IMPROVED"), thin.colour_of("WORSENED"), thin.LR):
         assert int(colour[1:], 16) in drawn, colour
 
     lr = figures["lr"]
-    page.mouse.move(lr["x"] + lr["width"] * 0.4, lr["y"] + lr["height"] * 0.5)
-    page.wait_for_function(f"() => ({TOLD})().includes('decision')")
-    told = page.evaluate(TOLD)
+    tab.mouse.move(lr["x"] + lr["width"] * 0.4, lr["y"] + lr["height"] * 0.5)
+    tab.wait_for_function(f"() => ({TOLD})().includes('decision')")
+    told = tab.evaluate(TOLD)
     step = int(re.search(r"step\D+(\d+)", told)[1])
     row = run.steps.tolist().index(step)
     assert f"{ACTIONS[run.actions[row]]}: {run.reason(row)}" in told
 
-    page.mouse.wheel(0, -600)
-    page.wait_for_timeout(300)
-    zoomed = page.evaluate(FIGURES)
+    tab.mouse.wheel(0, -600)
+    tab.wait_for_timeout(300)
+    zoomed = tab.evaluate(FIGURES)
     for name in figures:  # all three follow
         before, after = figures[name], zoomed[name]
         assert after["end"] - after["start"] < 0.8 * (before["end"] - before["start"])
-    page.mouse.move(lr["x"] + 200, lr["y"] + 100)
-    page.mouse.down()
-    page.mouse.move(lr["x"] + 400, lr["y"] + 150, steps=4)
-    page.mouse.up()
-    page.wait_for_timeout(300)
-    boxed = page.evaluate(FIGURES)["lr"]
+    tab.mouse.move(lr["x"] + 200, lr["y"] + 100)
+    tab.mouse.down()
+    tab.mouse.move(lr["x"] + 400, lr["y"] + 150, steps=4)
+    tab.mouse.up()
+    tab.wait_for_timeout(300)
+    boxed = tab.evaluate(FIGURES)["lr"]
     assert boxed["end"] - boxed["start"] < 0.5 * (zoomed["lr"]["end"] - zoomed["lr"]["start"])
     assert said == []
     assert asked == []
-    page.close()
+    tab.close()

@@ -7,8 +7,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from greedylr_integrations import GreedyConfig, GreedyController
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, PaperConfig, TransformersConfig
+from greedylr_integrations.decision import Action, Reason
 
 SEQUENCES = 10_000
 
@@ -56,7 +56,7 @@ def test_transformers_gives_the_lrs_of_transformers():
     for _ in range(SEQUENCES):
         lrs, fields, losses = random_case(rng)
         theirs = source.GreedyLR(optimizer_of(lrs), **fields)
-        ours = GreedyController(GreedyConfig.transformers(**fields), lrs)
+        ours = GreedyController(TransformersConfig(**fields), lrs)
         for loss in losses:
             theirs.step(loss)
             decision = ours.observe(loss)
@@ -134,7 +134,7 @@ def test_paper_gives_the_lrs_of_the_pseudocode():
         later = {name: fields[name] for name in ("smooth", "window_size", "eps", "reset_start")}
         source = PaperPseudocode(lrs, **{name: value for name, value in fields.items() if name not in later})
         source.start(**later)
-        ours = GreedyController(GreedyConfig.paper(**fields), lrs)
+        ours = GreedyController(PaperConfig(**fields), lrs)
         for loss in losses:
             source.step(loss)
             decision = ours.observe(loss)
@@ -145,11 +145,11 @@ def test_paper_gives_the_lrs_of_the_pseudocode():
 
 
 def test_paper_is_relative_and_transformers_absolute_by_default():
-    assert GreedyConfig.paper().threshold_mode == "rel"
-    assert GreedyConfig.transformers().threshold_mode == "abs"
+    assert PaperConfig().threshold_mode == "rel"
+    assert TransformersConfig().threshold_mode == "abs"
 
 
-@pytest.mark.parametrize("preset", [GreedyConfig.paper, GreedyConfig.transformers])
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 def test_state_goes_through_json_and_continues_identically(preset):
     rng = random.Random(2)
     for _ in range(300):
@@ -165,7 +165,7 @@ def test_state_goes_through_json_and_continues_identically(preset):
             assert other.observe(loss) == ours.observe(loss)
 
 
-@pytest.mark.parametrize("preset", [GreedyConfig.paper, GreedyConfig.transformers])
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 def test_nan_does_not_poison(preset):
     ours = GreedyController(preset(patience=0, min_lr=1e-3, max_lr=1.0, smooth=True, window_size=3), [0.1])
     for i in range(10):
@@ -176,7 +176,7 @@ def test_nan_does_not_poison(preset):
     assert ours.scales[0] > before
 
 
-@pytest.mark.parametrize("preset", [GreedyConfig.paper, GreedyConfig.transformers])
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 @pytest.mark.parametrize(
     ("field", "value"),
     [

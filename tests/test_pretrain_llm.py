@@ -17,7 +17,7 @@ import torch
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
 from recipes import pretrain_llm
-from recipes.common import accelerated, flags, offline, stop
+from recipes.common import accelerated, decoder, flags, offline, packed, speed, stop
 from recipes.common.offline import RecipeError
 
 ROOT = Path(__file__).parents[1]
@@ -108,7 +108,7 @@ def test_other_parts_of_a_batch_are_the_same_step(parts, tmp_path, main):
 
 
 def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monkeypatch):
-    monkeypatch.setattr(pretrain_llm, "STREAM_VALIDATION", 20)
+    monkeypatch.setattr(packed, "STREAM_VALIDATION", 20)
     whole, stopped = ([*words(parts, tmp_path / name, "texts.txt"), "--streaming", "--bf16"] for name in "ab")
     main(whole)
     with monkeypatch.context() as patch:
@@ -214,13 +214,16 @@ def test_two_processes_are_killed_and_resumed(parts, tmp_path, more):
         ({"dataset": "missing.jsonl"}, "cannot be loaded"),
         ({"dataset": "other.csv"}, "has no column 'text', only: a, b"),
         ({"dataset": "empty.jsonl"}, "empty.jsonl' "),
-        ({"streaming": None}, "has less than one row of 32 tokens to train on, beside those kept for validation (500"),
+        (
+            {"streaming": None},
+            "has less than one row of 32 tokens to train on, apart from those kept for validation (500",
+        ),
         ({"max-length": 65}, "--max-length 65 is beyond the model's limit of 64 tokens"),
         ({"validation-rows": 99}, "--validation-rows asks for 99"),
         ({"model": "nobody/nothing"}, "nobody/nothing"),
         ({"model": "7M"}, "'7M' cannot be loaded"),
         ({"width": 64}, "--width and --layers go with a size"),
-        ({"gradient-accumulation-steps": 3}, "--batch-size 4 does not part into --gradient-accumulation-steps 3"),
+        ({"gradient-accumulation-steps": 3}, "--batch-size 4 is not a multiple of --gradient-accumulation-steps 3"),
         ({"max-steps": 0}, "--max-steps 0 is not allowed: it must be at least 1"),
         ({"save-steps": -1}, "--save-steps -1 is not allowed: it must be at least 0"),
         ({"width": 0}, "--width 0 is not allowed: it must be at least 1"),
@@ -242,7 +245,10 @@ def snapshot(folder):
 def test_another_runs_folder_is_left_alone(parts, tmp_path, main):
     main(words(parts, tmp_path))
     before = snapshot(tmp_path)
-    for more, says in (([], "has the results of another run"), (["--resume", "--seed", "1"], "was begun with seed 0")):
+    for more, says in (
+        ([], "has the results of another run"),
+        (["--resume", "--seed", "1"], "was started with seed 0"),
+    ):
         with pytest.raises(RecipeError, match=says):
             main([*words(parts, tmp_path), *more])
     assert snapshot(tmp_path) == before
@@ -292,9 +298,9 @@ def test_sizes_are_what_they_are_called():
         offline.gpt2_bpe()
     except RecipeError as error:
         pytest.skip(str(error))
-    for size in pretrain_llm.SIZES:
+    for size in decoder.SIZES:
         args = pretrain_llm.parse_flags(["--model", size])
-        tokenizer, config = pretrain_llm.load_config(args)
+        tokenizer, config = decoder.load_config(args)
         assert tokenizer("Hello world")["input_ids"] == [15496, 995]  # GPT-2's
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
@@ -308,7 +314,7 @@ def test_flops_of_a_known_model():
     model = torch.nn.Module()
     model.weight = torch.nn.Parameter(torch.empty(8_630_000_000, device="meta"))
     config = SimpleNamespace(tie_word_embeddings=True, num_hidden_layers=32, hidden_size=4096)
-    assert pretrain_llm.flops_per_token(model, config, 2048) == pytest.approx(6 * 8.63e9 + 12 * 32 * 16 * 256 * 2048)
+    assert speed.flops_per_token(model, config, 2048) == pytest.approx(6 * 8.63e9 + 12 * 32 * 16 * 256 * 2048)
 
 
 def test_python_docs():

@@ -141,7 +141,7 @@ def test_wrong_input_is_one_line(parts, tmp_path, more, says):
 @pytest.mark.parametrize("flag", [["--qlora"], ["--lora-r", "4"], ["--lora-alpha", "4"], ["--dtype", "bfloat16"]])
 def test_the_small_model_is_trained_whole(tmp_path, flag):
     ray_train_llm.parse_flags(["--full", "--output-dir", str(tmp_path / "out")])
-    with pytest.raises(RecipeError, match=f"{flag[0]} goes with a --model to load: 'small' is trained whole"):
+    with pytest.raises(RecipeError, match=f"{flag[0]} needs a --model to load: all weights of 'small' are trained"):
         ray_train_llm.parse_flags([*flag, "--output-dir", str(tmp_path / "out")])
 
 

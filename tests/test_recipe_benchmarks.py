@@ -9,7 +9,7 @@ import tiny
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
 from benchmarks import gpu_recipes, recipe_table
-from benchmarks.suite import Job, Results
+from benchmarks.store import Job, Results
 
 
 @pytest.fixture

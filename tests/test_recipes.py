@@ -14,6 +14,7 @@ import torch
 from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
+from greedylr_integrations.decision import Reason
 from recipes import finetune_llm
 from recipes.common import chat, llm, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
@@ -131,9 +132,9 @@ def test_killed_twice_and_resumed(parts, tmp_path):
     finished = (out / "greedy" / "result.json").read_text()
     with pytest.raises(RecipeError, match="has the results of another run"):
         finetune_llm.main(words)
-    with pytest.raises(RecipeError, match="was begun with seed 0, so it is not resumed with 1"):
+    with pytest.raises(RecipeError, match="was started with seed 0, so it cannot be resumed with 1"):
         finetune_llm.main([*words, "--resume", "--seed", "1"])
-    with pytest.raises(RecipeError, match="was begun with learning_rate 0.003, so it is not resumed with 0.1"):
+    with pytest.raises(RecipeError, match="was started with learning_rate 0.003, so it cannot be resumed with 0.1"):
         finetune_llm.main([*words, "--resume", "--learning-rate", "0.1"])
     finetune_llm.main([*words, "--resume"])
     for one, other in zip(runs_of(out), runs_of(tmp_path / "whole"), strict=True):
@@ -213,16 +214,24 @@ def test_how_to_go_on(monkeypatch, environment, says):
         ({"RANK": "0", "SLURM_PROCID": "1", "GROUP_RANK": "0"}, True),  # torchrun numbers the nodes as it likes
         ({"RANK": "3", "LOCAL_RANK": "0"}, False),
         ({"NODE_RANK": "1"}, False),  # Lightning's first process of the second node
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
         ({"NODE_RANK": "0", "LOCAL_RANK": "1"}, False),
         ({"SLURM_PROCID": "2"}, False),
     ],
 )
-def test_who_writes_the_results(monkeypatch, environment, first):
+def test_who_writes_the_results(monkeypatch, tmp_path, environment, first):
     for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert common_flags.is_first_process() == first
+    made = common_flags.parser("some_recipe", "Text.", model="m", dataset="d", learning_rate=0.1)
+    file = tmp_path / "file"
+    file.write_text("")
+    if first:  # only that process looks at the output folder
+        with pytest.raises(RecipeError, match="is not a writable folder"):
+            common_flags.parse(made, ["--output-dir", str(file)])
+    else:
+        common_flags.parse(made, ["--output-dir", str(file)])
 
 
 def test_a_run_that_is_all_warmup(parts, tmp_path, capsys):
@@ -331,7 +340,7 @@ def test_lora_on_4_bits(parts, tmp_path):
         ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps 0 is not allowed: it must be at least 1"),
         ({"per_device_eval_batch_size": 0}, "--per-device-eval-batch-size 0 is not allowed: it must be at least 1"),
         ({"logging_steps": 0}, "non-zero --logging_steps"),
-        ({"max_stepz": 3}, "'--max-stepz' is no flag of finetune_llm"),
+        ({"max_stepz": 3}, "'--max-stepz' is not a flag of finetune_llm"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
         ({"eval_strategy": "sometimes"}, "sometimes"),
     ],
@@ -403,8 +412,8 @@ def test_flags_in_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("max-stepz: 7", "has 'max-stepz', which is no flag of some_recipe"),
-        ("just words", "is no list of `flag: value`"),
+        ("max-stepz: 7", "has 'max-stepz', which is not a flag of some_recipe"),
+        ("just words", "is not a list of `flag: value`"),
         ("a: [", "cannot be loaded"),
         ("max-steps: many", "invalid int value: 'many'"),
         (None, "cannot be loaded (FileNotFoundError"),
@@ -446,7 +455,12 @@ def test_a_row_of_the_report_is_read_back():
     text = json.dumps(run.to_row())
     again = report.Run.from_row(json.loads(text))
     assert json.dumps(again.to_row()) == text
-    assert again.decisions[3].decision.action is run.decisions[3].decision.action
+    assert again.decisions == run.decisions
+    row = json.loads(text)
+    assert row["decisions"][3]["reason"] in Reason.__members__
+    row["decisions"][3]["reason"] = "the loss is a new recent best"  # as it was written before
+    with pytest.raises(RecipeError, match="have the reason 'the loss is a new recent best', as an earlier version"):
+        report.Run.from_row(row)
 
 
 @pytest.mark.filterwarnings(
@@ -600,7 +614,7 @@ def test_two_processes_train_one_run(tmp_path, name):
         ("accelerate_text", {"dataset": "nobody/nothing"}, "dataset 'nobody/nothing' cannot be loaded"),
         ("accelerate_text", {"max-length": "65"}, "is beyond the model's limit of 64 tokens"),
         ("accelerate_text", {"schedule": "cosin"}, "schedule 'cosin' is unknown"),
-        ("accelerate_text", {"output-dir": "/dev/null/x"}, "/dev/null is no folder to write into: choose another"),
+        ("accelerate_text", {"output-dir": "/dev/null/x"}, "/dev/null is not a writable folder: choose another"),
         ("accelerate_text", {"save-steps": "0"}, "--save-steps 0 is not allowed: it must be at least 1"),
         ("lightning_vision", {"dataset": "imagenet"}, "is unknown: choose from auto, fashion-mnist, digits"),
         ("lightning_vision", {"model": "resnet50"}, "--model 'resnet50' is unknown: this recipe has 'cnn' only"),
@@ -629,8 +643,8 @@ def test_wrong_input_of_the_others(tmp_path, name, more, says):
         ({"train": "text,label\n", "test": "text,label\nw1,0"}, "empty"),
         ({"train": "text,label\nw1,0\nw2,", "test": "text,label\nw1,0"}, "has in row 1 the label None: it must be"),
         ({"train": "text,label\nw1,a\n,b", "test": "text,label\nw1,a"}, "has in row 1 the text None: it must be text"),
-        ({"train": "text,label\nw1,a", "test": "text,label\nw1,a"}, "has one label only, 'a'"),
-        ({"train": "text,label\nw1,0\nw2,1", "test": "text,label\nw1,2"}, "the label 2, which 'train' has not"),
+        ({"train": "text,label\nw1,a", "test": "text,label\nw1,a"}, "has only one label, 'a'"),
+        ({"train": "text,label\nw1,0\nw2,1", "test": "text,label\nw1,2"}, "the label 2 in 'test' but not in 'train'"),
     ],
 )
 def test_wrong_reviews(tmp_path, files, says):

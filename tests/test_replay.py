@@ -6,10 +6,11 @@ import pytest
 
 pytest.importorskip("pyarrow")
 from greedylr_integrations import GreedyConfig
-from greedylr_integrations.core import Reason
-from greedylr_integrations.presets import PaperConfig, TransformersConfig
-from greedylr_integrations.replay import explain, make_config, parse_config, replay
+from greedylr_integrations.decision import Reason
+from greedylr_integrations.rules import PaperConfig, TransformersConfig
 from greedylr_integrations.runs import RunError, make_run, read
+from greedylr_integrations.runs.explain import explain
+from greedylr_integrations.runs.replay import make_config, parse_config, replay
 
 
 @pytest.mark.parametrize("train", [histories.with_trainer, histories.with_torch])
@@ -44,7 +45,7 @@ def test_configurations_in_words():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("adam", "'adam' is no preset; there are greedy, paper, transformers"),
+        ("adam", "'adam' is not a preset; there are greedy, paper, transformers"),
         ("paper factor", "'factor' is not of the form"),
         ("fcator=.9", "'fcator' is not a field of GreedyConfig"),
         ("factor=2", "factor=2 is not allowed"),

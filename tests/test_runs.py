@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("pyarrow")
 from greedylr_integrations import runs
-from greedylr_integrations.core import Action
+from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import RunError, read
 from recipes.common import report
 
@@ -54,7 +54,7 @@ def test_the_suggested_lr_is_the_callbacks():
 
 def test_orders_stand_beside_the_decisions():
     (run,) = read(histories.with_torch().history)
-    assert [(order.step, str(order)) for order in run.orders] == [(150, "cap 2")]
+    assert [(order.step, str(order)) for order in run.commands] == [(150, "cap 2")]
     assert 150 in run.steps
     assert len(run) == len(histories.with_torch().callback.history)
 
@@ -69,7 +69,7 @@ def test_a_resume_takes_back_what_came_after_it(tmp_path):
     (whole,), (run,) = read(trained.history), read(path)
     np.testing.assert_array_equal(run.steps, whole.steps)
     np.testing.assert_array_equal(run.losses, whole.losses)
-    assert run.orders == []
+    assert run.commands == []
 
 
 def test_a_torn_last_line_is_left_out(tmp_path):
@@ -81,12 +81,12 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("number", "line", "complaint"),
     [
-        (1, '{"greedylr_history": 2}', "version 2"),
-        (1, '{"greedylr_history": 1, "config": 3}', "line 1: config"),
+        (1, '{"greedylr_history": 3}', "version 1 or 2: .*greedylr_history=3 is not allowed"),
+        (1, '{"greedylr_history": 1, "config": 3}', "line 1: .*config=3 is not allowed"),
         (5, "{torn", "line 5: .* is not JSON"),
         (5, "[1]", "line 5: .* not an object"),
-        (5, '{"step": 3}', "line 5: .*neither a decision nor an order"),
-        (5, '{"resumed": "x"}', "line 5"),
+        (5, '{"step": 3}', "line 5: this is not a decision: loss is missing"),
+        (5, '{"resumed": "x"}', "line 5: this is not a resume: resumed='x' is not allowed"),
         (6, None, "'maybe'"),
     ],
 )
@@ -251,7 +251,7 @@ BROKEN = {
     "other.json": (b'{\n"a": 1\n}', "known"),
     "torn.json": (b'{\n"log_history": [{"loss": 1,', "neither JSON"),
     "bare.jsonl": (
-        b'{"greedylr_history": 1, "config": null, "base_lrs": [1], "total_steps": 1, "monitor": "loss"}\n',
+        b'{"greedylr_history": 1, "config": null, "base_lrs": [1], "total_steps": 1, "monitor": "loss", "world_size": 1}\n',
         "no decision yet",
     ),
 }
@@ -307,4 +307,4 @@ def test_a_history_file_reads_as_the_history_of_its_run(tmp_path):
     assert list(run.steps) == [record.step for record in records] == list(range(1, 61))
     assert list(run.lrs) == [record.lrs[0] for record in records]
     assert [run.reason_names[i] for i in run.reasons] == [record.decision.reason.name for record in records]
-    assert [(order.step, order.order, order.value) for order in run.orders] == list(map(tuple, orders))
+    assert [(order.step, order.order, order.value) for order in run.commands] == list(map(tuple, orders))

@@ -10,8 +10,8 @@ from processes import run
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 from transformers import get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig
+from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.loss import LossMeter
 
@@ -246,7 +246,7 @@ def test_lora_plus_groups_keep_their_ratio():
 
 
 @pytest.mark.parametrize(
-    "config", [GreedyConfig(window_size=1, factor=0.5, best_window=99), GreedyConfig.paper(patience=0, factor=0.5)]
+    "config", [GreedyConfig(window_size=1, factor=0.5, best_window=99), PaperConfig(patience=0, factor=0.5)]
 )
 def test_a_group_added_later(config):
     optimizer = optimizer_of(0.1)
@@ -326,11 +326,11 @@ def test_a_decay_begun_by_hand_is_in_the_state():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("version", 9, "version=9 is ill-typed"),
+        ("version", 9, "version=9 is not allowed"),
         ("controller", KeyError, "controller is missing"),
         ("x", 1, "x is unknown"),
-        ("last_epoch", 1.5, "last_epoch=1.5 is ill-typed"),
-        ("pending", {}, "pending={} is ill-typed"),
+        ("last_epoch", 1.5, "last_epoch=1.5 is not allowed"),
+        ("pending", {}, "pending={} is not allowed"),
         ("base_lrs", [0.1, 0.2], "it must be a list of 1, one for each parameter group"),
     ],
 )

@@ -89,7 +89,7 @@ def test_the_three_write_the_same_history(results):
 
 
 def test_orders_by_control_file_reach_both_ranks_in_the_same_step(tmp_path):
-    ranks = train_all(tmp_path, 2, 1, 40, ORDERS="1")
+    ranks = train_all(tmp_path, 2, 1, 40, COMMANDS="1")
     for name, (first, second) in ranks.items():
         assert first["used"] == second["used"], name
         used, reasons = first["used"], first["reasons"]

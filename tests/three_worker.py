@@ -1,7 +1,7 @@
 """The same training with Accelerate, Hugging Face's Trainer and Lightning: three_worker.py OUT ACCUMULATE STEPS.
 
 Each rank has batches of one row, so that all three give row i to rank i % world. The last rank's losses are 100 times
-the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. With ORDERS
+the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. With COMMANDS
 set, rank 0 writes orders into the control file while it trains. With POLICY set, the policy in that file decides.
 Writes what each rank saw and did, and the history.
 """
@@ -14,13 +14,13 @@ import warnings
 import torch
 import torch.distributed as dist
 
-from greedylr_integrations import steering
+from greedylr_integrations import steering as module
 
 warnings.simplefilter("ignore")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 FAULTS = {(1, 10): float("nan"), (0, 20): float("inf")} if os.environ.get("FAULTS") else {}
-ORDERS = (
-    {10: ("pin", 3.0), 20: ("release", None), 25: ("cap", 0.5), 32: ("decay", 4)} if os.environ.get("ORDERS") else {}
+COMMANDS = (
+    {10: ("pin", 3.0), 20: ("release", None), 25: ("cap", 0.5), 32: ("decay", 4)} if os.environ.get("COMMANDS") else {}
 )
 LR = 2e-4
 
@@ -31,9 +31,9 @@ steering = {}  # files of the framework under way
 def settings():
     if "POLICY" not in os.environ:
         return {"window_size": 4, "factor": 0.9}
-    from greedylr_integrations.learned import PolicyController
+    from greedylr_integrations.learned import PolicyConfig
 
-    return {"controller": PolicyController.load(os.environ["POLICY"])}
+    return {"config": PolicyConfig.load(os.environ["POLICY"])}
 
 
 class Model(torch.nn.Module):
@@ -48,8 +48,8 @@ class Model(torch.nn.Module):
         fault = FAULTS.get((RANK, len(self.seen)))
         if fault:
             loss = loss + fault  # the gradient stays finite, so that the model survives
-        if RANK == 0 and len(self.seen) in ORDERS:
-            name, value = ORDERS[len(self.seen)]
+        if RANK == 0 and len(self.seen) in COMMANDS:
+            name, value = COMMANDS[len(self.seen)]
             written = json.dumps({"order": name, "value": value, "id": len(self.seen)})
             with open(steering["control_file"], "w") as file:
                 file.write(written)
@@ -171,8 +171,8 @@ def main(out, accumulate, steps):
     ):
         used = []
         steering["history_file"] = os.path.join(out, f"{name}.jsonl")
-        if ORDERS:
-            steering.LOOK_EVERY = 0.0
+        if COMMANDS:
+            module.LOOK_EVERY = 0.0
             steering["control_file"] = os.path.join(out, f"{name}-control.json")
         model, decisions = train(accumulate, steps, used, out)
         result = {

@@ -1,4 +1,4 @@
-"""What the recipes on Accelerate share: one process or several, checkpoints that are whole, rows that go on."""
+"""Shared by the recipes on Accelerate: processes, complete checkpoints, and rows that continue after a resume."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.utils.data import Sampler
 
-from greedylr_integrations.history import suggested_lr
-from recipes.common.report import Run, decisions_in
+from recipes.common.report import Run, decisions_in, next_learning_rate
 from recipes.common.schedules import fixed
 
-ON_CPU = not torch.accelerator.is_available()  # Accelerate has to be told, or torchrun's processes train apart
+ON_CPU = not torch.accelerator.is_available()  # Accelerate needs to know, or the processes of torchrun train separately
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def make_accelerator(**more):
-    """A loader's batch is that of all processes, and a scheduler is stepped once an optimizer step."""
+    """An `Accelerator` for which a batch of a loader is that of all processes."""
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
 
@@ -25,18 +26,18 @@ def make_accelerator(**more):
 
 
 def make_scheduler(schedule: str, optimizer, folder: Path, total_steps: int):
-    """With a ramp over a twentieth of the run; the decisions of "greedy" are kept in `folder`, over every resume."""
+    """A schedule with a warmup over a twentieth of the run. The decisions of "greedy" are kept in `folder`."""
     from greedylr_integrations.accelerate import GreedyLR
 
-    ramp = total_steps // 20
+    warmup = total_steps // 20
     if schedule != "greedy":
-        return fixed(schedule, optimizer, total_steps, ramp)
+        return fixed(schedule, optimizer, total_steps, warmup)
     file = folder / "history.jsonl"
-    return GreedyLR(optimizer, total_steps=total_steps, linear_warmup_steps=ramp, history_file=file)
+    return GreedyLR(optimizer, total_steps=total_steps, linear_warmup_steps=warmup, history_file=file)
 
 
 class Order(Sampler):
-    """Numbers of the rows from one place of the run to another, in a new order each epoch."""
+    """Indices of the rows from one place of the run to another, in a new order in each epoch."""
 
     def __init__(self, rows: int, seed: int, start: int, stop: int) -> None:
         self.rows, self.seed, self.start, self.stop = rows, seed, start, stop
@@ -52,14 +53,27 @@ class Order(Sampler):
             yield order[place]
 
 
+class Sharded:
+    """Model and optimizer of --fsdp in one checkpoint file, which any number of processes can read."""
+
+    def __init__(self, model, optimizer) -> None:
+        self.parts = model, optimizer
+
+    def state_dict(self):
+        return get_state_dict(*self.parts, options=WHOLE)
+
+    def load_state_dict(self, state) -> None:
+        set_state_dict(*self.parts, model_state_dict=state[0], optim_state_dict=state[1], options=WHOLE)
+
+
 def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
 def resumed(accelerator, schedule: str, folder: Path) -> Run:
-    """The run so far, of the last checkpoint if there is one, which all that is prepared is set to.
+    """The run so far. Everything that was prepared is set to the last checkpoint, if there is one.
 
-    What is added to it is in the checkpoints to come.
+    What is added to the run is part of later checkpoints.
     """
     result = Run(schedule, [], [], [], 0.0, 0.0)
     kept = SimpleNamespace(state_dict=lambda: vars(result), load_state_dict=vars(result).update)
@@ -67,12 +81,12 @@ def resumed(accelerator, schedule: str, folder: Path) -> Run:
     if found := checkpoints(folder):
         accelerator.load_state(str(found[-1]))
     elif accelerator.is_main_process:
-        (folder / "history.jsonl").unlink(missing_ok=True)  # of a run that was killed before it saved
+        (folder / "history.jsonl").unlink(missing_ok=True)  # left by a run that was killed before it saved
     return result
 
 
 def save(accelerator, folder: Path, step: int) -> None:
-    """A whole checkpoint or none: it gets its name when all is written, and only then the ones before go."""
+    """Write a checkpoint completely or not at all: it is renamed when complete, and then the older ones are deleted."""
     unfinished = folder / "unfinished"
     if accelerator.is_main_process:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -92,7 +106,7 @@ def save(accelerator, folder: Path, step: int) -> None:
 
 
 def add_decisions(result: Run, scheduler, folder: Path, base_lr: float) -> None:
-    """Of all of the run, those before a resume too. For the main process, at the end."""
+    """Add the decisions of the whole run, including those before a resume. For the main process, at the end."""
     scheduler.finish()
     result.decisions = decisions_in(folder / "history.jsonl")
-    result.next_learning_rate = suggested_lr(result.decisions, base_lr)
+    result.next_learning_rate = next_learning_rate(result.decisions, base_lr)

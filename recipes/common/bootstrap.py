@@ -1,4 +1,4 @@
-"""How sure a statistic of a few runs is."""
+"""Confidence intervals for statistics of a few runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DRAWS = 10_000
 
 
 def interval(values: np.ndarray, statistic: Callable) -> tuple[float, float, float]:
-    """`np.mean` or `np.median` of the values, and the ends of its 95% bootstrap interval."""
+    """A statistic (`np.mean` or `np.median`) of the values, and the ends of its 95% bootstrap interval."""
     drawn = np.random.default_rng(0).choice(values, (DRAWS, len(values)))
     low, high = np.percentile(statistic(drawn, axis=1), [2.5, 97.5])
     return float(statistic(values)), float(low), float(high)

@@ -1,4 +1,4 @@
-"""Chats, or plain text, as rows to train a language model on."""
+"""Chats or plain text as rows to train a language model on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from recipes.common.offline import CHITCHAT, RecipeError, chitchat
 
 
 def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
-    """Rows of a hub id, a folder or a file, with one of the columns; `limit` 0 for all.
+    """The first `limit` rows (0: all) of a hub id, a folder or a file, which must have one of the columns.
 
     `messages` is a list of {role, content}.
     """
@@ -23,7 +23,7 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
 
 
 def check_rows(rows, columns: tuple[str, ...], template, args) -> None:
-    """Each row of the columns has a chat, for which the model needs a template, or each has a text."""
+    """Check that each row of the columns has a chat, for which the model needs a template, or that each has a text."""
     first = columns[0]
     chats = {"messages": True, "text": False}.get(first, isinstance(rows[0][first], list))
     if chats and template is None:
@@ -51,7 +51,7 @@ def has_reply(row: dict) -> bool:
 
 
 def tokenize(row: dict, tokenizer, max_length: int) -> dict:
-    """Token ids, and labels that are -100 everywhere but in the assistant's replies (or nowhere, for plain text)."""
+    """Token ids, and labels that are -100 except in the assistant's replies. Plain text has no -100."""
     if "messages" not in row:
         ids = tokenizer(row["text"])["input_ids"][:max_length]
         return {"input_ids": ids, "labels": ids}
@@ -65,7 +65,7 @@ def tokenize(row: dict, tokenizer, max_length: int) -> dict:
             continue
         prompt, reply = template(messages[:i], prompt=True), template(messages[: i + 1])
         if reply[: len(ids)] != ids:
-            labels = []  # the template wrote the earlier turns anew (as Qwen3's does): count this reply only
+            labels = []  # the template rewrote the earlier turns (as Qwen3's does): count only this reply
         start = next((k for k, (a, b) in enumerate(zip(prompt, reply, strict=False)) if a != b), len(prompt))
         labels += [-100] * (start - len(labels)) + reply[start:]
         ids = reply
@@ -75,7 +75,10 @@ def tokenize(row: dict, tokenizer, max_length: int) -> dict:
 
 
 def load_tokens(args, tokenizer, max_length: int):
-    """`train` and `test` of token ids and labels; `args` has dataset, split, rows, validation_rows, seed and model."""
+    """`train` and `test`, with token ids and labels.
+
+    `args` has dataset, split, rows, validation_rows, seed and model.
+    """
     rows = load_rows(args.dataset, args.split, args.rows)
     column = "messages" if "messages" in rows.column_names else "text"
     check_rows(rows, (column,), tokenizer.chat_template, args)
@@ -87,17 +90,18 @@ def load_tokens(args, tokenizer, max_length: int):
 
 
 def pack(data, length: int):
-    """Rows end to end, cut into blocks of `length` tokens (what is left over is dropped).
+    """Rows joined end to end and cut into blocks of `length` tokens; the tokens left over are dropped.
 
-    Models of transformers see by `position_ids`, where there is no attention mask, which tokens were one row, and keep
-    the rows apart.
+    Without an attention mask, the models of transformers see from `position_ids` which tokens belong to one row, and
+    keep the rows apart.
     """
 
     def blocks(rows: dict) -> dict:
         stream = {
             "input_ids": [token for ids in rows["input_ids"] for token in ids],
-            "labels": [label for labels in rows["labels"] for label in [-100, *labels[1:]]],  # none is predicted by
-            "position_ids": [i for ids in rows["input_ids"] for i in range(len(ids))],  # the row before
+            # the first token of a row is not predicted from the row before
+            "labels": [label for labels in rows["labels"] for label in [-100, *labels[1:]]],
+            "position_ids": [i for ids in rows["input_ids"] for i in range(len(ids))],
         }
         starts = range(0, len(stream["input_ids"]) - length + 1, length)
         return {name: [values[start : start + length] for start in starts] for name, values in stream.items()}

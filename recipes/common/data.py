@@ -1,4 +1,4 @@
-"""Datasets of a hub id, a folder or a file, and the rows that are kept for validation."""
+"""Datasets from a hub id, a folder or a file, and the rows kept for validation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ FILES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"
 
 
 def load(name: str, split: str | None, subset: str | None = None, **more):
-    """The split, or all by their names if it is None; a file has one, "train". `more` goes to `load_dataset`."""
+    """A split, or a dictionary of all splits if it is None. A file has one split, "train".
+
+    `more` is passed to `load_dataset`.
+    """
     from datasets import DatasetDict, load_dataset, load_from_disk
 
     path = Path(name)
@@ -27,7 +30,7 @@ def load(name: str, split: str | None, subset: str | None = None, **more):
 
 
 def split_rows(rows, validation_rows: int, seed: int, dataset: str, what: str = "rows"):
-    """A DatasetDict of `train` and `test`."""
+    """A DatasetDict with `train` and `test`."""
     if len(rows) <= validation_rows:
         raise RecipeError(
             f"dataset {dataset!r} has {len(rows)} {what}, and {validation_rows} are kept for validation:"

@@ -1,7 +1,7 @@
-"""The flags that mean the same in every recipe, and what follows from them.
+"""The flags that all recipes share, and what follows from them.
 
-A recipe keeps what it makes in --output-dir: `metrics.json`, `loss_and_lr.png`, and for each schedule a folder of that
-name with its checkpoints (`checkpoint*`) and, once that schedule is done, its row of the report (`result.json`).
+A recipe writes to --output-dir: `metrics.json`, `loss_and_lr.png`, and for each schedule a folder of that name with its
+checkpoints (`checkpoint*`) and, when the schedule is finished, its row of the report (`result.json`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from greedylr_integrations.log import environment_rank
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run, plot, print_table, save_metrics, write
 from recipes.common.schedules import SCHEDULES
@@ -28,31 +29,31 @@ from recipes.common.stop import StopOnSignal, Stopped, resume_command
 
 def parser(recipe: str, description: str, **defaults) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(recipe, description=description.split("\n")[0])
-    made.add_argument("--config", metavar="FILE.yaml", help="flags in a file; those on the command line win")
-    made.add_argument("--model", help="which model to train (default: %(default)s)")
-    made.add_argument("--dataset", help="which data to train on (default: %(default)s)")
+    made.add_argument("--config", metavar="FILE.yaml", help="file of flags; the command line takes precedence")
+    made.add_argument("--model", help="model to train (default: %(default)s)")
+    made.add_argument("--dataset", help="data to train on (default: %(default)s)")
     made.add_argument("--schedule", default="greedy", help="one of " + ", ".join(SCHEDULES))
-    made.add_argument("--compare", nargs="+", metavar="SCHEDULE", help="schedules to run from the same start")
+    made.add_argument("--compare", nargs="+", metavar="SCHEDULE", help="schedules to compare from the same start")
     made.add_argument("--max-steps", type=int, help="optimizer steps (default: %(default)s)")
     made.add_argument("--learning-rate", type=float, help="base learning rate (default: %(default)s)")
-    made.add_argument("--batch-size", type=int, help="rows a step and process (default: %(default)s)")
-    made.add_argument("--seed", type=int, default=0, help="of model and data order (default: %(default)s)")
-    made.add_argument("--output-dir", help="for results and checkpoints (default: runs/RECIPE/DATE-TIME)")
-    made.add_argument("--resume", action="store_true", help="go on in --output-dir from the last checkpoint")
+    made.add_argument("--batch-size", type=int, help="rows per step and process (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0, help="seed of model and data order (default: %(default)s)")
+    made.add_argument("--output-dir", help="folder of results and checkpoints (default: runs/RECIPE/DATE-TIME)")
+    made.add_argument("--resume", action="store_true", help="continue the run in --output-dir from its last checkpoint")
     made.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw loss_and_lr.png")
     made.set_defaults(**defaults)
     return made
 
 
 def parse(made: argparse.ArgumentParser, argv: list[str] | None, same: tuple[str, ...] = ()) -> argparse.Namespace:
-    """The flags of the command line and of --config, checked, with `schedules` and `output_dir` settled.
+    """The checked flags of the command line and --config, with `schedules` and `output_dir` filled in.
 
-    `same` names the recipe's own flags that a resumed run must have as it was begun.
+    `same` names the recipe's own flags that must not change when a run is resumed.
 
     Raises:
-        RecipeError: for what is wrong with them, in one line.
+        RecipeError: if a flag is wrong, in one line.
     """
-    made.error = fail  # without two screens of usage
+    made.error = fail  # instead of two screens of usage
     return settle(made.prog, made.parse_args(with_config(made, argv)), same)
 
 
@@ -68,7 +69,7 @@ def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) ->
     args.output_dir = Path(args.output_dir or f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}")
     args.settings = {"recipe": recipe, "model": args.model, "dataset": args.dataset, "seed": args.seed}
     args.settings |= {name: getattr(args, name) for name in same}
-    if is_first_process():  # the others may see what it writes
+    if environment_rank() == 0:  # the others may see what it has written
         check_output_dir(args.output_dir, args.resume, args.settings)
     return args
 
@@ -89,7 +90,7 @@ def fail(message: str) -> None:
 
 
 def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[str]:
-    """The words of the command line, after those of the --config file: what comes later wins."""
+    """The words of the --config file, then those of the command line, which take precedence."""
     argv = sys.argv[1:] if argv is None else argv
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
@@ -102,14 +103,14 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
     with loading("--config", file):
         flags = yaml.safe_load(Path(file).read_text())
     if not isinstance(flags, dict):
-        raise RecipeError(f"--config {file!r} is no list of `flag: value`")
+        raise RecipeError(f"--config {file!r} is not a list of `flag: value`")
     words = []
     for name, value in flags.items():
         flag = f"--{name}".replace("_", "-")  # either spelling
         no = f"--no-{flag[2:]}"
         action = made._option_string_actions.get(flag)
         if action is None:
-            raise RecipeError(f"--config {file!r} has {name!r}, which is no flag of {made.prog}")
+            raise RecipeError(f"--config {file!r} has {name!r}, which is not a flag of {made.prog}")
         if isinstance(value, list):
             words += [flag, *map(str, value)]
         elif isinstance(value, dict):
@@ -122,10 +123,10 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
 
 
 def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
-    """Refuse a file, a folder that has another run's results or checkpoints, and --resume where there are none."""
+    """Refuse a file, a folder with the results or checkpoints of another run, and --resume without any."""
     there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
     if not os.path.isdir(there) or not os.access(there, os.W_OK):
-        raise RecipeError(f"--output-dir {path}: {there} is no folder to write into: choose another")
+        raise RecipeError(f"--output-dir {path}: {there} is not a writable folder: choose another")
     results = (path / "metrics.json").exists() or any(path.glob("*/result.json"))
     checkpoints = any(path.glob("*/checkpoint*")) or any(path.glob("checkpoint*"))  # a plain Trainer's too
     begun = path / "settings.json"
@@ -141,18 +142,12 @@ def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
         for name, value in json.loads(begun.read_text()).items():
             if settings.get(name) != value:
                 raise RecipeError(
-                    f"{path} was begun with {name} {value!r}, so it is not resumed with {settings.get(name)!r}"
+                    f"{path} was started with {name} {value!r}, so it cannot be resumed with {settings.get(name)!r}"
                 )
 
 
-def is_first_process() -> bool:
-    """By what launchers set before there is a process group: torchrun the rank, Slurm and Lightning its parts."""
-    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return not any(int(os.environ.get(name, 0)) for name in names)
-
-
 def agreed(value):
-    """The first rank's value; call it once there is a process group, as for an output folder named by the time."""
+    """The value of the first rank, as for an output folder named by the time. Needs the process group."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -164,35 +159,35 @@ def agreed(value):
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Errors of loading a model or a dataset as one line."""
+    """Turn any error of loading a model or a dataset into one line."""
     try:
         yield
     except RecipeError:
         raise
     except Exception as error:
-        told = error
-        if type(error).__name__ == "DatasetGenerationError" and error.__cause__:  # which says nothing itself
-            told = error.__cause__
-        reason = (str(told).strip().splitlines() or [""])[0]
-        if "corresponds to no data" in reason or "the first 0 values" in reason:  # as datasets says it
+        cause = error
+        if type(error).__name__ == "DatasetGenerationError" and error.__cause__:  # its own message says nothing
+            cause = error.__cause__
+        reason = (str(cause).strip().splitlines() or [""])[0]
+        if "corresponds to no data" in reason or "the first 0 values" in reason:  # the messages of datasets
             raise RecipeError(f"{what} {name!r} is empty: give one that has rows") from error
-        raise RecipeError(f"{what} {name!r} cannot be loaded ({type(told).__name__}: {reason})") from error
+        raise RecipeError(f"{what} {name!r} cannot be loaded ({type(cause).__name__}: {reason})") from error
 
 
 # ---- the run ----
 
 
 def run_all(args: argparse.Namespace, train: Callable[[str], Run]) -> list[Run]:
-    """`train(schedule)` for each schedule, but for those that an earlier run has finished: their rows are read.
+    """Call `train(schedule)` for each schedule, except those that an earlier run has finished, whose rows are read.
 
     Raises:
-        Stopped: before the next schedule, if a signal came when there was no step left to end after.
+        Stopped: before the next schedule, if a signal came after the last step of the one before.
     """
     runs: list[Run] = []
     with StopOnSignal() as stop:
         for schedule in args.schedules:
             folder = args.output_dir / schedule
-            if is_first_process():
+            if environment_rank() == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 write(args.output_dir / "settings.json", json.dumps(args.settings))
             if (folder / "result.json").exists():
@@ -201,14 +196,14 @@ def run_all(args: argparse.Namespace, train: Callable[[str], Run]) -> list[Run]:
             if runs and stop.asked():
                 raise Stopped(stop.number, args.output_dir)
             runs.append(train(schedule))
-            if is_first_process():
+            if environment_rank() == 0:
                 write(folder / "result.json", json.dumps(runs[-1].to_row()))
     return runs
 
 
 def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
-    """Table, metrics.json and picture, by the first process."""
-    if not is_first_process():
+    """Write table, metrics.json and picture, in the first process only."""
+    if environment_rank() != 0:
         return
     more = {**args.settings, "base_lr": args.learning_rate, **more}
     save_metrics(runs, args.output_dir / "metrics.json", **more)
@@ -219,19 +214,19 @@ def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
 
 
 def run(recipe: str, main: Callable[[], None]) -> None:
-    """Call `main`, and end as a command does.
+    """Call `main`, and exit as a command does.
 
-    What is wrong with the input, or a full disk, becomes one line and exit code 2; Ctrl-C and SIGTERM the command that
-    goes on, and exit code 128 + signal.
+    For wrong input or a full disk, that is one line and exit code 2. For Ctrl-C and SIGTERM, it is the command that
+    continues the run, and exit code 128 + signal.
     """
     try:
         main()
     except Stopped as stopped:
-        if is_first_process():
+        if environment_rank() == 0:
             print(f"saved; go on with: {resume_command(recipe, sys.argv[1:], stopped.output_dir)}", flush=True)
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
-        print(f"{recipe}: ended; there was nothing new to save", file=sys.stderr)
+        print(f"{recipe}: stopped; nothing new to save", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, RecipeError):
@@ -248,7 +243,7 @@ FULL = ("No space left on device", "File too large", "PytorchStreamWriter", "inl
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a write failed for want of space, as Python, safetensors or torch.save say it."""
+    """Whether a write failed for lack of space, by the messages of Python, safetensors and torch.save."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True

@@ -1,4 +1,4 @@
-"""What the recipes on Lightning share: a module that logs, rows that go on, Ctrl-C, the run's report."""
+"""Shared by the recipes on Lightning: a module that logs, rows that continue after a resume, Ctrl-C, the report."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from greedylr_integrations import history
 from greedylr_integrations.lightning import GreedyLRCallback
 from recipes.common.offline import RecipeError
-from recipes.common.report import Run, decisions_in, peak_memory_gib
+from recipes.common.report import Run, decisions_in, next_learning_rate, peak_memory_gib
 from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
 
 
 class Module(pl.LightningModule):
-    """With the run's log, which is in its checkpoints, and one of the schedules that are compared."""
+    """A module with a schedule, and with the log of the run, which its checkpoints contain."""
 
     def __init__(self, schedule: str, args, warmup_steps: int = 0):
         super().__init__()
@@ -30,7 +29,7 @@ class Module(pl.LightningModule):
         self.train_loss, self.validation_loss, self.learning_rate = [], [], []
 
     def log_step(self, loss: torch.Tensor) -> None:
-        """For `training_step`: the loss, a mean over the ranks, and the LR that its gradient will be used with."""
+        """For `training_step`: log the loss, as a mean over the ranks, and the LR of the step."""
         self.train_loss.append((self.global_step + 1, loss))
         self.learning_rate.append((self.global_step + 1, self.optimizers().param_groups[0]["lr"]))
 
@@ -59,9 +58,9 @@ class Module(pl.LightningModule):
 
 
 class Batches:
-    """This rank's indices of each batch, from the Trainer's step on and without end.
+    """This rank's indices of each batch, from the Trainer's present step on, without end.
 
-    They depend on seed and step alone, so a resume goes on in the same order.
+    They depend only on seed and step, so the order is the same after a resume.
     """
 
     def __init__(self, trainer, rows: int, batch_size: int, seed: int):
@@ -80,7 +79,7 @@ class Batches:
 
 
 def check_rows(args, data, processes: int) -> None:
-    """That there are enough to train on and to validate on, for each process."""
+    """Check that there are enough rows for each process to train on and to validate on."""
     for part, rows, least in (
         ("train", len(data[0]), processes * args.batch_size),
         ("test", len(data[1]), processes),
@@ -93,20 +92,21 @@ def check_rows(args, data, processes: int) -> None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Those that are whole, the last one last: a kill may leave a part of one."""
+    """The complete checkpoints, the last one last. A kill may leave an incomplete one."""
     return sorted(filter(zipfile.is_zipfile, folder.glob("checkpoint-*.ckpt")), key=lambda p: int(p.stem.split("-")[1]))
 
 
 class Saving(pl.Callback):
-    """Saves each `every` steps, ends with a checkpoint on Ctrl-C and SIGTERM, and has the last step validated.
+    """Saves every `every` steps, stops with a checkpoint on Ctrl-C and SIGTERM, and has the last step validated.
 
-    A step that is validated is saved after that: Lightning takes up a checkpoint from before it as if it had been done.
+    If a step is validated, it is saved after that: from an earlier checkpoint of the step, Lightning would continue as
+    if the validation had been done.
     """
 
     def __init__(self, folder: Path, every: int, validated: int):
         self.folder, self.every, self.validated, self.handlers = folder, every, validated, ExitStack()
 
-    def on_train_start(self, trainer, module):  # Lightning has set its own handler of SIGTERM: one that broadcasts
+    def on_train_start(self, trainer, module):  # by now Lightning has set its handler of SIGTERM, which broadcasts
         self.stop = self.handlers.enter_context(StopOnSignal())
 
     def on_train_batch_end(self, trainer, module, *batch):
@@ -139,13 +139,13 @@ class Saving(pl.Callback):
 def train(module: Module, data, validation_batch: int, collate_fn=None, **more) -> tuple[Run, pl.Trainer]:
     """Fit the module, from its last checkpoint if there is one.
 
-    `data` is rows to train on and rows to validate on; `more` goes to the Trainer. Checkpoints and decisions are kept
-    in --output-dir/SCHEDULE.
+    `data` is a pair of rows to train on and rows to validate on, and `more` is passed to the Trainer. Checkpoints and
+    decisions are kept in --output-dir/SCHEDULE.
     """
     args, folder = module.args, module.args.output_dir / module.schedule
     found, log = checkpoints(folder), folder / "history.jsonl"
     if not found:
-        log.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        log.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
     validated = max(1, args.max_steps // 4)
     callbacks = [Saving(folder, args.save_steps, validated)]
     if module.schedule == "greedy":
@@ -176,7 +176,7 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
         trainer.fit(module, *loaders, ckpt_path=found[-1] if found else None)
     except Stopped:
         if os.environ.get("LOCAL_RANK", "0") != "0":
-            sys.exit()  # with an error, Lightning's first process would be killed by its observer of the others
+            sys.exit()  # if this process ended with an error, Lightning would kill the first one
         raise
     train_loss, validation_loss, learning_rate = module.log_so_far()
     decisions = decisions_in(log) if module.schedule == "greedy" and trainer.is_global_zero else []
@@ -187,7 +187,7 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
         learning_rate=learning_rate,
         seconds=time.perf_counter() - start,
         peak_memory_gib=peak_memory_gib(),
-        next_learning_rate=history.suggested_lr(decisions, args.learning_rate),
+        next_learning_rate=next_learning_rate(decisions, args.learning_rate),
         decisions=decisions,
     )
     return run, trainer

@@ -1,4 +1,4 @@
-"""What the recipes that fine-tune a language model share, whoever runs the Trainer: flags, model, data and Trainer."""
+"""Shared by the recipes that fine-tune a language model: flags, model, data and Trainer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from recipes.common.offline import RecipeError
 
 @dataclass
 class RecipeArguments(common.RecipeArguments):
-    max_length: int = field(default=128, metadata={"help": "tokens of a row that are used"})
-    packing: bool = field(default=False, metadata={"help": "train on rows end to end, in blocks of --max-length"})
-    qlora: bool = field(default=False, metadata={"help": "LoRA on weights in 4 bits"})
-    full: bool = field(default=False, metadata={"help": "train every weight instead of LoRA's"})
+    max_length: int = field(default=128, metadata={"help": "number of tokens of a row to use"})
+    packing: bool = field(
+        default=False, metadata={"help": "join rows end to end and cut them into blocks of --max-length"}
+    )
+    qlora: bool = field(default=False, metadata={"help": "LoRA on 4-bit weights"})
+    full: bool = field(default=False, metadata={"help": "train all weights instead of LoRA's"})
 
 
 def parse_flags(recipe: str, description: str, kind: type[RecipeArguments], argv: list[str] | None, **defaults):
@@ -24,14 +26,14 @@ def parse_flags(recipe: str, description: str, kind: type[RecipeArguments], argv
 
     args, training_args = common.parse_trainer(recipe, description, (kind, TrainingArguments), argv, **defaults)
     if args.full and args.qlora:
-        raise RecipeError("--full trains every weight and --qlora LoRA's: choose one")
+        raise RecipeError("--full trains all weights and --qlora only LoRA's: choose one")
     if args.qlora and not is_bitsandbytes_available():
         raise RecipeError("--qlora needs a package: pip install bitsandbytes")
     return args, training_args
 
 
 def load_model(recipe, args):
-    """With LoRA's weights to train, or every weight with --full."""
+    """The model with LoRA weights to train, or with all of its weights to train with --full."""
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import BitsAndBytesConfig

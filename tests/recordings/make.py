@@ -33,7 +33,7 @@ from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, hist
 try:
     from greedylr_integrations import PaperConfig, TransformersConfig
 except ImportError:  # before they were exported
-    from greedylr_integrations.presets import PaperConfig, TransformersConfig
+    from greedylr_integrations.rules import PaperConfig, TransformersConfig
 
 HERE = Path(__file__).parent
 KINDS = ("controller", "scheduler", "frameworks")

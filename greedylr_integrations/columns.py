@@ -1,0 +1,262 @@
+"""Reads a history file, strictly, into columns: an array for each field in place of an object for each decision."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from array import array
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from greedylr_integrations.checks import is_finite, is_integer, is_number
+from greedylr_integrations.decision import Action
+from greedylr_integrations.steering import COMMANDS, Command, make_command
+
+VERSIONS = (1, 2)  # version 2 has slopes and the run's id
+ACTIONS = [action.value for action in Action]  # an index into it is a code in `Columns.actions`
+MOST_REASONS = 100
+LONGEST_LINE = 1 << 24  # bytes; a header with a thousand parameter groups has some 20,000
+
+Check = tuple[Callable[[Any], bool], str]  # and what a value must be, in words
+
+
+def _at_least(least: int) -> Check:
+    return lambda value: is_integer(value) and least <= value < 2**53, f"an integer of at least {least}"
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check[0](value), f"{check[1]}, or null"
+
+
+def _not_negative(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(is_finite(item) and item >= 0 for item in value)
+
+
+NUMBER: Check = (is_finite, "a finite number")
+NUMBERS: Check = (_not_negative, "a list of finite numbers of at least 0, one for each parameter group")
+TEXT: Check = (lambda value: isinstance(value, str) and 0 < len(value) <= 1000, "text of at most 1000 characters")
+HEADER: dict[str, Check] = {
+    "greedylr_history": (lambda value: is_integer(value) and value in VERSIONS, "1 or 2"),
+    "config": (lambda value: value is None or isinstance(value, dict), "an object, or null"),
+    "base_lrs": NUMBERS,
+    "total_steps": _or_none(_at_least(1)),
+    "monitor": TEXT,
+    "world_size": _at_least(1),
+}
+COMMAND: dict[str, Check] = {
+    "step": _at_least(0),
+    "order": (lambda value: value in COMMANDS, "one of " + ", ".join(COMMANDS)),
+    "value": _or_none(NUMBER),
+}
+DECISION: dict[str, Check] = {
+    "step": _at_least(0),
+    "loss": (is_number, 'a number, "nan", "inf" or "-inf"'),
+    "smoothed": _or_none(NUMBER),
+    "best": _or_none(NUMBER),
+    "action": (lambda value: value in ACTIONS, "one of " + ", ".join(ACTIONS)),
+    "reason": TEXT,
+    "scales": NUMBERS,
+    "lrs": NUMBERS,
+    "envelope": (lambda value: is_finite(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "nonfinite": _at_least(0),
+}
+# version 2 has the run's id, which one that began with version 1 lacks, and how much it had decided before
+HEADER_OF_RUN = {
+    **HEADER,
+    "run": (lambda value: isinstance(value, str) and len(value) <= 1000, "text of at most 1000 characters"),
+    "decisions": _at_least(0),
+    "commands": _at_least(0),
+}
+DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(NUMBER)}
+
+
+def _checked(entry: Mapping[str, Any], schema: Mapping[str, Check], what: str) -> Mapping[str, Any]:
+    """The entry; ValueError that names every missing, unknown or senseless value unless it fits the schema."""
+    if entry.keys() == schema.keys() and all(check(entry[key]) for key, (check, _) in schema.items()):
+        return entry
+    faults = [f"{key} is missing" for key in schema if key not in entry]
+    faults += [f"{key!r:.80} is unknown" for key in entry if key not in schema]
+    faults += [
+        f"{key}={entry[key]!r:.80} is not allowed: it must be {words}"
+        for key, (check, words) in schema.items()
+        if key in entry and not check(entry[key])
+    ]
+    raise ValueError(f"this is not {what}: {'; '.join(faults)}")
+
+
+class Columns:
+    """The decisions of a history, an array for each field: a million of them take 80 MB.
+
+    Attributes:
+        steps (array of int): optimizer steps done.
+        losses, smoothed, best, slopes, envelopes (array of float): as in `history.Record`; NaN for None.
+        nonfinite (array of int): non-finite losses in a row.
+        actions (array of int): index into `ACTIONS`.
+        reasons (array of int): index into `reason_names`.
+        reason_names (list of str): names of `Reason`, in the order in which they came up.
+        groups (array of int): number of parameter groups.
+        scales, lrs (array of float): of all groups, so that one decision has as many entries as `groups` says.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.nonfinite, self.groups = array("q"), array("q"), array("L")
+        self.losses, self.smoothed, self.best = array("d"), array("d"), array("d")
+        self.slopes, self.envelopes = array("d"), array("d")
+        self.actions, self.reasons = array("b"), array("b")
+        self.scales, self.lrs = array("d"), array("d")
+        self._codes: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @property
+    def reason_names(self) -> list[str]:
+        return list(self._codes)
+
+    def append(self, entry: Mapping[str, Any]) -> None:
+        """One more decision, as the file has it."""
+        if len(entry["scales"]) != len(entry["lrs"]):
+            raise ValueError(f"there are {len(entry['scales'])} scales for {len(entry['lrs'])} LRs")
+        self.steps.append(entry["step"])
+        self.losses.append(float(entry["loss"]))
+        for column, value in (
+            (self.smoothed, entry["smoothed"]),
+            (self.best, entry["best"]),
+            (self.slopes, entry.get("slope")),
+        ):
+            column.append(math.nan if value is None else value)
+        self.envelopes.append(entry["envelope"])
+        self.nonfinite.append(entry["nonfinite"])
+        self.actions.append(ACTIONS.index(entry["action"]))
+        self.reasons.append(self._codes.setdefault(entry["reason"], len(self._codes)))
+        self.groups.append(len(entry["lrs"]))
+        self.scales.extend(entry["scales"])
+        self.lrs.extend(entry["lrs"])
+        if len(self._codes) > MOST_REASONS:
+            raise ValueError(f"there are more than {MOST_REASONS} different reasons")
+
+    def until(self, step: int) -> int:
+        """How many decisions there are up to a step."""
+        kept = len(self)
+        while kept and self.steps[kept - 1] > step:
+            kept -= 1
+        return kept
+
+    def cut(self, kept: int) -> None:
+        """Keep only the first decisions."""
+        entries = sum(self.groups[kept:])
+        for column in (self.scales, self.lrs):
+            del column[len(column) - entries :]
+        columns: tuple[array[Any], ...] = (
+            *(self.steps, self.nonfinite, self.groups, self.losses, self.smoothed, self.best),
+            *(self.slopes, self.envelopes, self.actions, self.reasons),
+        )
+        for each in columns:
+            del each[kept:]
+
+
+def read(
+    path: str | os.PathLike[str], reasons: Collection[str] | None = None
+) -> tuple[dict[str, Any], Columns, list[tuple[int, Command]]]:
+    """Header, decisions and commands of a history file; see `history.read`.
+
+    Args:
+        path (path): the file.
+        reasons (collection of str): the names that are allowed. Default None: any, since a later version may have more.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: for anything else, with file and line.
+    """
+    header: dict[str, Any] = {}
+    columns, step, commanded = Columns(), 0, 0  # the last step of a decision, and of a command
+    commands: list[tuple[int, Command]] = []
+    for number, line in _lines(path):
+        try:
+            entry = _object(line)
+            if not header:
+                header = _header(entry)
+            elif "resumed" in entry:
+                again, step = _resumed(header, entry)
+                commanded = step
+                decisions = columns.until(step)
+                orders = sum(at <= step for at, _ in commands)
+                if "decisions" in again and "decisions" in header:
+                    # a checkpoint may be older than a decision of the same step
+                    decisions = min(decisions, again["decisions"] - header["decisions"])
+                    orders = min(orders, again["commands"] - header["commands"])
+                columns.cut(max(decisions, 0))
+                del commands[max(orders, 0) :]
+            elif "order" in entry:
+                commands.append(_command(entry, commanded))
+                commanded = entry["step"]
+            else:
+                columns.append(_decision(entry, header, step, reasons))
+                step = entry["step"]
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+    if not header:
+        raise ValueError(f"{os.fspath(path)}, line 1: there is no complete header of a GreedyLR history")
+    return header, columns, commands
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
+    """Number and text of each complete line; behind the last line's end is a line that was not finished."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
+            if line.endswith(b"\n"):
+                yield number, line[:-1]
+            elif len(line) == LONGEST_LINE:
+                raise ValueError(f"{os.fspath(path)}, line {number}: the line is longer than {LONGEST_LINE:,} bytes")
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{line!r:.80} is not JSON") from None
+    if not isinstance(entry, dict):
+        raise ValueError(f"{entry!r:.80} is not an object")
+    return entry
+
+
+def _header(entry: dict[str, Any]) -> dict[str, Any]:
+    new = entry.get("greedylr_history") == 2 and "run" in entry
+    _checked(entry, HEADER_OF_RUN if new else HEADER, "the header of a GreedyLR history of version 1 or 2")
+    return entry
+
+
+def _resumed(header: Mapping[str, Any], entry: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The header of a resume, and the step that the run continued from."""
+    _checked({"resumed": entry["resumed"]}, {"resumed": _at_least(0)}, "a resume")
+    new = _header({key: value for key, value in entry.items() if key != "resumed"})
+    if new.get("run", "") != header.get("run", new.get("run", "")):
+        raise ValueError(f"the run {new.get('run')!r} resumes in the history of {header['run']!r}")
+    return new, entry["resumed"]
+
+
+def _command(entry: Mapping[str, Any], earlier: int) -> tuple[int, Command]:
+    _checked(entry, COMMAND, "a command")
+    _check_order(entry["step"], earlier)
+    try:
+        return entry["step"], make_command(entry["order"], entry["value"])
+    except TypeError as error:
+        raise ValueError(f"this is not a command: {error}") from None
+
+
+def _decision(
+    entry: Mapping[str, Any], header: Mapping[str, Any], earlier: int, reasons: Collection[str] | None
+) -> Mapping[str, Any]:
+    new = header["greedylr_history"] == 2 and "slope" in entry
+    _checked(entry, DECISION_BY_SLOPE if new else DECISION, "a decision")
+    if reasons is not None and entry["reason"] not in reasons:
+        raise ValueError(f"this is not a decision: reason={entry['reason']!r:.80} is not known in this version")
+    _check_order(entry["step"], earlier)
+    return entry
+
+
+def _check_order(step: int, earlier: int) -> None:
+    if step < earlier:
+        raise ValueError(f"step {step} comes after step {earlier} without a resume in between")
