@@ -32,6 +32,15 @@ def accumulates(trainer: Any) -> bool:
     return trainer.fit_loop._should_accumulate()
 
 
+ATTACHED = ("log", "log_dict")  # methods of the module that the Trainer gives to each callback
+
+
+def detach(callback: Any) -> None:
+    """Let go of the module, which a callback would keep alive."""
+    for name in ATTACHED:
+        vars(callback).pop(name, None)
+
+
 def schedules(trainer: Any, optimizer: Any) -> list[Any]:
     """What `configure_optimizers` returned as schedules of this optimizer, with their settings."""
     return [config for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer]

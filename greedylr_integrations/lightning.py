@@ -145,6 +145,9 @@ class GreedyLRCallback(SharedCallback, Callback):
             self._run.hook.remove()
         self._run = None
 
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        _lightning_trainer.detach(self)
+
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
@@ -160,7 +163,8 @@ class GreedyLRCallback(SharedCallback, Callback):
             self._run.saved = dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fitted": None}
+        state = {**super().__getstate__(), "_fitted": None}
+        return {name: value for name, value in state.items() if name not in _lightning_trainer.ATTACHED}
 
     def _last_fit(self) -> tuple[Any, Any] | None:
         """The Trainer and the module of the last run, if they are still there."""

@@ -524,6 +524,6 @@ def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO, "greedylr_integrations")
     for kwargs, says in (({}, "next time start at "), ({"shadow": True}, "GreedyLR in shadow: would have taken")):
         caplog.clear()
-        fit(tmp_path, Module(), GreedyLRCallback(**kwargs), max_epochs=3)
+        fit(tmp_path, Module(), GreedyLRCallback(GreedyConfig(), **kwargs), max_epochs=3)
         (message,) = [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
         assert message.startswith(says)
