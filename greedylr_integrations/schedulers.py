@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from greedylr_integrations.rules import ConfigFields
 
 
-class GreedyLR(Steerable, Readings, LRScheduler):
+class GreedyLR(LRScheduler, Steerable, Readings):
     """The learning rate finds itself: LR of a parameter group = its base LR x scale x envelope.
 
         scheduler = GreedyLR(optimizer, total_steps=1000)

@@ -236,18 +236,16 @@ def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
     assert shadow.startswith("GreedyLR in shadow: would have taken the LR from 0.01 to ")
 
 
-def test_a_history_of_another_run_is_refused_before_training(tmp_path):
-    path = tmp_path / "history.jsonl"
-    for trained in (12, 0):
+def test_a_history_of_another_run_is_kept_under_another_name(tmp_path, warnings_of):
+    path, runs = tmp_path / "history.jsonl", []
+    for _ in range(2):
         callback = GreedyLRCallback(**FAST, history_file=path)
-        trainer = tiny.trainer(tmp_path, [callback])
-        if trained:
-            trainer.train()
-        else:
-            with pytest.raises(ValueError, match="has the history of another run already"):
-                trainer.train()
-        assert trainer.state.global_step == trained
-    assert len(history.read(path)[1]) == 12
+        tiny.trainer(tmp_path, [callback]).train()
+        assert history.read(path)[1] == list(callback.history)
+        runs.append(path.read_text())
+    (message,) = warnings_of()
+    assert message.startswith("GreedyLR renamed the history of an earlier run to ")
+    assert (tmp_path / "history-2.jsonl").read_text() == runs[0]
 
 
 def test_a_history_of_a_run_that_failed_and_was_started_again(tmp_path):
@@ -564,8 +562,15 @@ def test_auto_find_batch_size(tmp_path):
     assert [record.decision.loss for record in callback.history] == pytest.approx(tiny.logged(trainer), abs=TOLERANCE)
 
 
-def test_host_reads(tmp_path):
+def test_host_reads(tmp_path, monkeypatch):
     """With the Trainer's own reads off, the callback adds one read a decision and none between."""
+    tolist = torch.Tensor.tolist
+
+    def counted(tensor):
+        mode.count += 1
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
 
     class Reads(TorchDispatchMode):
         count = 0
@@ -573,6 +578,8 @@ def test_host_reads(tmp_path):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             self.count += "_local_scalar_dense" in str(func)
             return func(*args, **(kwargs or {}))
+
+    mode = Reads()
 
     def reads(callbacks):
         trainer = tiny.trainer(
@@ -584,7 +591,8 @@ def test_host_reads(tmp_path):
             max_steps=16,
             max_grad_norm=0,
         )
-        with Reads() as mode:
+        mode.count = 0
+        with mode:
             trainer.train()
         return mode.count
 
