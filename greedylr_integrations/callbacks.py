@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from greedylr_integrations.checks import check_choice, check_integer
 from greedylr_integrations.controller import ControllerConfig

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from greedylr_integrations.checks import is_integer
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.log import logger
@@ -20,9 +19,8 @@ from greedylr_integrations.steering import Command, Steering, make_command
 
 LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
 CALL_STEP = (
-    "call scheduler.step(loss). With Hugging Face's or Lightning's Trainer, use GreedyLRCallback of"
-    " greedylr_integrations.transformers or .lightning in its place; with Accelerate,"
-    " greedylr_integrations.accelerate.GreedyLR"
+    "call scheduler.step(loss). In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging"
+    " Face's Trainer, lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate"
 )
 
 
@@ -34,7 +32,7 @@ class Decider:
         signals (Signals): what measures loss and slope.
         steps (int): optimizer steps in which decisions are made. Default None: unknown.
         horizon (int): decisions of the run, if they are not one every `every_n_steps`. Default None.
-        new_steps (int): optimizer steps whose data has not been trained on; later ones have no slope. Default None: all.
+        new_steps (int): optimizer steps whose data is new; later ones have no slope. Default None: all of them.
         monitor (str): what the losses are.
         carry_out (callable): what to do with a command and the number of optimizer steps at which it came.
 
@@ -171,7 +169,7 @@ class Decider:
         self._optimizer_steps += 1
         if self._optimizer_steps == 1 and self._own_steps:
             warnings.warn(
-                "scheduler.step(loss) was called before optimizer.step(): call it after, or each decision is a step late",
+                "scheduler.step(loss) was called before optimizer.step(): call it after, or decisions are a step late",
                 stacklevel=4,
             )
         if complete:
@@ -196,8 +194,9 @@ class Decider:
             config = config.without_slope()  # the run had no slope
         fields = stored.get("config")
         every = fields.get("every_n_steps") if isinstance(fields, Mapping) else None
-        as_stored = config.on_resume == "checkpoint" and is_integer(every) and every >= 1
-        fitted = replace(config, every_n_steps=every) if as_stored else config
+        fitted = config
+        if config.on_resume == "checkpoint" and isinstance(every, int) and every >= 1:
+            fitted = replace(config, every_n_steps=every)
         controller = GreedyController(config, base_lrs, self._controller(fitted, base_lrs).horizon)
         controller.load_state_dict(stored)
         return controller

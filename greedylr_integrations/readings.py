@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
 from greedylr_integrations.decision import HOLD, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import CommandRecord, History, HistoryFile, Recorder, shadow_summary, suggested_lr
+from greedylr_integrations.history import (
+    CommandRecord,
+    History,
+    Recorder,
+    shadow_summary,
+    suggested_lr,
+)
+from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 
@@ -24,7 +32,7 @@ class Readings:
     """
 
     last_epoch: int
-    base_lrs: list[float]
+    base_lrs: Any  # torch's LRScheduler declares it
     shadow: bool
     history_file: HistoryFile | None
     _total_steps: int | None
@@ -95,8 +103,7 @@ class Readings:
     def suggested_lr(self) -> float | None:
         """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
         speaker = self._rates.speaker
-        steady = [record.decision.scales[speaker] for record in self.history if record.envelope == 1.0]
-        return suggested_lr(steady, self.base_lrs[speaker])
+        return suggested_lr(steady_scales(self.history, speaker), self.base_lrs[speaker])
 
     def finish(self) -> None:
         """At the end of a run: say what it found, or what `shadow` saw, and close the history.

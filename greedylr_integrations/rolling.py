@@ -93,7 +93,7 @@ class RollingMean:
         return {"losses": list(self._values), "older": len(self._older_sums)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Continue from what `state_dict` gave, in a window that is still empty; from the newest values if not all fit."""
+        """Continue from what `state_dict` gave: from its newest values, if the window takes fewer."""
         losses = state["losses"][-self.size :]
         older = max(state["older"] - len(state["losses"]) + len(losses), 0)
         self._values.extend(losses[:older])

@@ -21,7 +21,8 @@ from greedylr_integrations.deciding import Decider
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.distributed import all_alike, rank, world_size
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import HistoryFile, Recorder
+from greedylr_integrations.history import Recorder
+from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
@@ -209,7 +210,7 @@ class GreedyLR(LRScheduler, Steerable, Readings):
             return
         self._begun = True
         config = self.controller.config.to_dict()
-        header = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
+        header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):
             raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
         if self.history_file is not None:

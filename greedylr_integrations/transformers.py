@@ -23,8 +23,8 @@ except ImportError as error:
 from greedylr_integrations import _hf_reference, _hf_setup, _hf_trainer
 from greedylr_integrations._hf_metric import MonitoredMetric, is_evaluation
 from greedylr_integrations.callbacks import Run, SharedCallback
-from greedylr_integrations.log import logger
 from greedylr_integrations.slope import without_reference
+
 
 @dataclass
 class _Run(Run):

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history, steering
+from greedylr_integrations import GreedyLR, PaperConfig, history, steering
 from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.transformers import GreedyLRCallback
 
