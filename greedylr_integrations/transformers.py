@@ -41,8 +41,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
 
     The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1
-    lower, 0 hold) are added to the Trainer's training logs, and so reach `log_history` and every tracker in `report_to`.
-    The state is part of each checkpoint (`trainer_state.json`) and continues with `resume_from_checkpoint`.
+    lower, 0 hold) are added to the Trainer's training logs, and so reach `log_history` and every tracker in
+    `report_to`. The state is part of each checkpoint (`trainer_state.json`, and for the slope's reference
+    `greedylr_reference_0.pt`) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
