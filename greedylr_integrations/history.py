@@ -96,16 +96,17 @@ class Recorder:
     """Keeps the decisions and commands of a run, in memory and in a file if there is one.
 
     Args:
-        file (HistoryFile): where they are written too. Default None: nowhere.
+        file (path or HistoryFile): where they are written too. Default None: nowhere.
 
     Attributes:
+        file (HistoryFile): that file.
         history (History): the last decisions.
         commands (deque of CommandRecord): the last commands.
         counts (tuple of int): decisions and commands since the start of the run, also those before a resume.
     """
 
-    def __init__(self, file: HistoryFile | None = None) -> None:
-        self.file = file
+    def __init__(self, file: str | os.PathLike[str] | HistoryFile | None = None) -> None:
+        self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
         self.history = History()
         self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
         self.counts = (0, 0)
