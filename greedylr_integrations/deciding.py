@@ -19,6 +19,10 @@ from greedylr_integrations.signals import Observation, Signals, watch_steps
 from greedylr_integrations.steering import Command, Steering, make_command
 
 LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
+CALL_STEP = (
+    "call scheduler.step(loss). In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging"
+    " Face's Trainer, lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate"
+)
 
 
 class RunLength:
@@ -64,6 +68,7 @@ class Decider:
         controller (GreedyController): what decides.
         steering (Steering): the controller under the command in force.
         decisions (int): how many were made, also before a resume.
+        advice (str): what to do if no loss comes.
     """
 
     def __init__(
@@ -79,6 +84,7 @@ class Decider:
         self._length = length
         self._monitor = monitor
         self._carry_out = carry_out
+        self.advice = CALL_STEP
         self.decisions = 0
         self._lossless = 0  # steps without a loss; negative once no warning about them is due
         self._direct = False  # whether a float may go to the controller as it is
@@ -96,6 +102,13 @@ class Decider:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_watch": None}  # a copy watches an optimizer of its own
+
+    def detach(self) -> None:
+        """Let go of the optimizer and its weights."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        self.signals.slopes.detach()
 
     def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
         return GreedyController(config, base_lrs, self._length.decisions(config), self._length.first_pass(config))
@@ -162,10 +175,7 @@ class Decider:
         if self._lossless == LOSSLESS:
             self._lossless = -1
             logger.warning(
-                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: call scheduler.step(loss)."
-                " In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging Face's Trainer,"
-                " lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate",
-                LOSSLESS,
+                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: %s", LOSSLESS, self.advice
             )
 
     # ---- the slope ----
@@ -221,3 +231,5 @@ class Decider:
         self._decide_by(controller, None if state["order"] is None else make_command(*state["order"]))
         self.signals.load_state_dict(state)
         self._step, self.decisions = state["last_epoch"], state["decisions"]
+        if self.decisions and self._wants_slope:
+            self.signals.slopes.say_if_lost()

@@ -56,6 +56,12 @@ class LearningRates:
         self.ramps = self.schedule is not None or envelope.linear_warmup_steps > 0
         self.steady_from, self.steady_until = envelope.constant() if self.schedule is None else (0, 0)
 
+    def detach(self, optimizer: Any) -> None:
+        """Let go of the optimizer and the base schedule; another has the LRs from now on."""
+        self._optimizer = optimizer
+        if self.schedule is not None:
+            self.schedule.detach(optimizer)
+
     @property
     def bases(self) -> list[float]:
         """LR of each group before scale and envelope."""
