@@ -69,6 +69,11 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         self.meter.discard_step()
         return None
 
+    def step_without_data(self) -> Decision | None:
+        """A step of the other ranks for which this one has no batch: the same decision, from their losses."""
+        self.meter.miss_step()
+        return super().step()
+
     def state_dict(self) -> dict[str, Any]:
         """Accelerate asks on every rank and keeps what the first says."""
         self.meter.synchronize()
@@ -77,7 +82,7 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
     # ---- torch's Join ----
 
     def join_hook(self, **kwargs: Any) -> JoinHook:
-        return _Shadow(self)
+        return _WithoutData(self)
 
     @property
     def join_device(self) -> torch.device:
@@ -88,8 +93,8 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         return torch.distributed.group.WORLD
 
 
-class _Shadow(JoinHook):
-    """What a rank without data does while others train: it joins in their decision, with no loss of its own."""
+class _WithoutData(JoinHook):
+    """What a rank does that has run out of batches while others train: it joins in their decision, without a loss."""
 
     def __init__(self, scheduler: GreedyLR) -> None:
         self._scheduler = scheduler

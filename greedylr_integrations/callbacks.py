@@ -1,89 +1,225 @@
-"""What the callbacks of the two Trainers share: arguments, building the scheduler, history and steering."""
+"""What the callbacks of the two Trainers share: the constructor, the life of a scheduler, and steering.
+
+A framework's callback says when a run begins and ends, when there is a loss, and when the optimizer has stepped.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from typing_extensions import TypedDict, Unpack
+
 from greedylr_integrations.checks import check, check_choice, check_number
-from greedylr_integrations.core import Controller, ControllerConfig, logger
+from greedylr_integrations.core import FILLING, ControllerConfig, logger
 from greedylr_integrations.greedy import config_from_dict
 from greedylr_integrations.history import History
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.optimizers import check_lrs, conflict, unwrapped
 from greedylr_integrations.schedulers import GreedyLR, make_config
+
+SILENT_STEPS = 5  # optimizer steps without a loss after which a WARNING says so
+TOLERANCE = 0.1  # share of total_steps by which a run may miss it without a WARNING
+
+
+class ConfigFields(TypedDict, total=False):
+    """Fields of the configurations, as keyword arguments."""
+
+    mode: str | None
+    every_n_steps: int
+    on_nonfinite: str
+    on_resume: str
+    window_size: int | float | str
+    factor: float | str
+    threshold: float | str
+    patience: int
+    warmup: int
+    cooldown: int
+    best_window: int | None
+    pace: float
+    min_scale: float
+    max_scale: float
+    min_lr: Any
+    max_lr: Any
+
+
+class CallbackArguments(ConfigFields, total=False):
+    """The keyword arguments of `SharedCallback`, for constructors that pass them on."""
+
+    monitor: str
+    base_schedule: str | None
+    total_steps: int | None
+    linear_warmup_steps: int | None
+    decay_ratio: float | None
+    shadow: bool
+    loss_lag: int | None
+    process_group: Any
+    history_file: str | os.PathLike[str] | None
+    control_file: str | os.PathLike[str] | None
+    decay_on_resume: int | None
+    prog_bar: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of the constructor, checked."""
+
+    config: ControllerConfig
+    monitor: str
+    base_schedule: str | None
+    total_steps: int | None
+    linear_warmup_steps: int | None
+    decay_ratio: float | None
+    shadow: bool
+    loss_lag: int | None
+    process_group: Any
+    history_file: str | None
+    control_file: str | None
+    decay_on_resume: int | None
+    prog_bar: bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.monitor, str) or not self.monitor:
+            raise TypeError(f"monitor={self.monitor!r} is not allowed: it must be the name of a metric")
+        if self.base_schedule is not None:
+            check_choice("base_schedule", self.base_schedule, ("replace", "multiply"))
+        if self.decay_on_resume is not None:
+            check_number("decay_on_resume", self.decay_on_resume, int)
+            check(self.decay_on_resume >= 1, "decay_on_resume", self.decay_on_resume, "at least 1 optimizer step")
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the constructor as plain JSON; a process group cannot be saved and is not among them."""
+        return {**vars(self), "config": self.config.to_dict(), "process_group": None}
+
+
+@dataclass
+class Run:
+    """What a callback knows of the run under way. A new run has a new one, so nothing of another run is left."""
+
+    begun: bool = False  # whether the optimizer has stepped
+    heard: bool = False  # whether a loss, or a value of the metric, has come
+    silent_steps: int = 0  # optimizer steps before that
+    silence_said: bool = False
 
 
 class SharedCallback:
-    """Mixed into a framework's callback, which says when there is a loss and when the optimizer has stepped."""
+    """The base of a framework's `GreedyLRCallback`.
+
+    Attributes:
+        scheduler (GreedyLR): the scheduler of the current or last run; None before the first.
+        history (History): its last 100,000 decisions, a sequence of `history.Record`.
+    """
 
     _starts_in: ClassVar[str]  # the event in which the callback builds its scheduler
 
-    def _configure(
+    def __init__(
         self,
-        config: ControllerConfig | Mapping[str, Any] | None,
-        fields: Mapping[str, Any],
+        config: ControllerConfig | dict[str, Any] | None = None,
         *,
-        monitor: str,
-        base_schedule: str | None,
-        controller: Controller | None,
-        total_steps: int | None,
-        decay_ratio: float | None,
-        shadow: bool,
-        loss_lag: int | None,
-        process_group: Any,
-        history_file: str | os.PathLike[str] | None,
-        control_file: str | os.PathLike[str] | None,
-        decay_on_resume: int | None,
-        prog_bar: bool,
+        monitor: str = "loss",
+        base_schedule: str | None = None,
+        total_steps: int | None = None,
+        linear_warmup_steps: int | None = None,
+        decay_ratio: float | None = None,
+        shadow: bool = False,
+        loss_lag: int | None = None,
+        process_group: Any = None,
+        history_file: str | os.PathLike[str] | None = None,
+        control_file: str | os.PathLike[str] | None = None,
+        decay_on_resume: int | None = None,
+        prog_bar: bool = False,
+        **fields: Unpack[ConfigFields],
     ) -> None:
-        """Check and keep the arguments of the constructor."""
-        if controller is not None and (config is not None or fields):
-            raise TypeError("controller and config are both given: a controller brings its own configuration")
-        if not isinstance(monitor, str) or not monitor:
-            raise TypeError(f"monitor={monitor!r} is not allowed: it must be the name of a metric")
-        if base_schedule is not None:
-            check_choice("base_schedule", base_schedule, ("replace", "multiply"))
-        if decay_on_resume is not None:
-            check_number("decay_on_resume", decay_on_resume, int)
-            check(decay_on_resume >= 1, "decay_on_resume", decay_on_resume, "at least 1 optimizer step")
-        self.config = make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields)
-        self.monitor = monitor
-        self.base_schedule = base_schedule
-        self.controller = controller
-        self.total_steps = total_steps
-        self.decay_ratio = decay_ratio
-        self.shadow = shadow
-        self.loss_lag = loss_lag
-        self.process_group = process_group
-        self.history_file = None if history_file is None else os.fspath(history_file)
-        self.control_file = None if control_file is None else os.fspath(control_file)
-        self.decay_on_resume = decay_on_resume
-        self.prog_bar = prog_bar
+        """Check and keep the arguments.
+
+        Args:
+            config (ControllerConfig, or a dictionary of its fields): how losses move the LR. Default: `GreedyConfig()`.
+            monitor (str): "loss", the training loss of each optimizer step, or the name of a metric; then each of its
+                values is one decision. In Hugging Face's Trainer, any metric that is logged on every rank or evaluated,
+                with or without "eval_"; in Lightning, any logged metric, read after each validation or, if it is not
+                there by then, at the end of each training epoch. A metric whose name does not end in "loss" needs
+                `mode`, unless it is the Trainer's `metric_for_best_model`. Default "loss".
+            base_schedule (str): "replace": GreedyLR is the schedule. "multiply": LR = the LR of the Trainer's or the
+                module's own schedule x the scale. Default None: "multiply" if a schedule was passed to Hugging Face's
+                Trainer or returned by `configure_optimizers`, otherwise "replace".
+            total_steps (int): length of the run in optimizer steps. Default None: taken from the Trainer, if it is
+                known there.
+            linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Not with
+                "multiply". Default None: the TrainingArguments', or 0 in Lightning.
+            decay_ratio (float): share of the run that the final decay to 0 takes, from 0 to 1. Not with "multiply".
+                Default None: 0.3.
+            shadow (bool): record decisions and change nothing. Default False.
+            loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the
+                device; 0 decides at once. Default None: 1 for losses on a CUDA device, otherwise 0.
+            process_group (ProcessGroup): data-parallel ranks over which to average the loss. Default None: all ranks.
+            history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
+                `history.read`. Default None: no file.
+            control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
+                no file.
+            decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a
+                finished model from any checkpoint. Let the run end there (`max_steps`). Default None: do not.
+            prog_bar (bool): show the scale in the progress bar. Default False.
+            **fields: fields of the config, in place of its own values.
+
+        Raises:
+            TypeError, ValueError: for an argument that is not allowed, with its name and value.
+        """
+        self.settings = Settings(
+            config=make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields),
+            monitor=monitor,
+            base_schedule=base_schedule,
+            total_steps=total_steps,
+            linear_warmup_steps=linear_warmup_steps,
+            decay_ratio=decay_ratio,
+            shadow=shadow,
+            loss_lag=loss_lag,
+            process_group=process_group,
+            history_file=None if history_file is None else os.fspath(history_file),
+            control_file=None if control_file is None else os.fspath(control_file),
+            decay_on_resume=decay_on_resume,
+            prog_bar=prog_bar,
+        )
         self.scheduler: GreedyLR | None = None
-        self._controller_start = None if controller is None else controller.state_dict()
+        self._run: Any = None
+
+    @property
+    def config(self) -> ControllerConfig:
+        """How losses move the LR."""
+        return self.settings.config
+
+    @property
+    def monitor(self) -> str:
+        """What the decisions are made on."""
+        return self.settings.monitor
+
+    # ---- the life of a scheduler ----
 
     def _make_scheduler(self, optimizer: Any, *, mode: str, pre_divided: bool = False, **schedule: Any) -> None:
-        """A fresh scheduler, with its controller as it was given."""
+        """Make the scheduler of a run that begins."""
+        settings = self.settings
         unfinished = None
         if self.scheduler is not None:
-            self.scheduler.hand_over()  # of an earlier run: its LRs must not count as the schedule's
-            unfinished = self.scheduler.history_file  # it failed, and the Trainer tries again
+            self.scheduler.hand_over()  # its LRs must not count as the schedule's
+            unfinished = self.scheduler.history_file  # the run failed, and the Trainer tries again
             if unfinished is not None:
                 unfinished.begun = False
-        if self.controller is not None:
-            self.controller.load_state_dict(self._controller_start)  # type: ignore[arg-type]
+        if not settings.shadow:
+            check_lrs(optimizer)
+            reason = conflict(optimizer)
+            if reason is not None:
+                name = type(unwrapped(optimizer)).__name__
+                logger.warning("GreedyLR should not be used with %s, which %s", name, reason)
         self.scheduler = GreedyLR(
             optimizer,
-            None if self.controller is not None else dataclasses.replace(self.config, mode=mode),
-            controller=self.controller,
-            decay_ratio=self.decay_ratio,
-            shadow=self.shadow,
-            meter=LossMeter(pre_divided=pre_divided, lag=self.loss_lag, process_group=self.process_group),
-            history_file=unfinished or self.history_file,
-            control_file=self.control_file,
-            monitor=self.monitor,
+            replace(settings.config, mode=mode),
+            decay_ratio=settings.decay_ratio,
+            shadow=settings.shadow,
+            meter=LossMeter(pre_divided=pre_divided, lag=settings.loss_lag, process_group=settings.process_group),
+            history_file=unfinished or settings.history_file,
+            control_file=settings.control_file,
+            monitor=settings.monitor,
             **schedule,
         )
 
@@ -95,8 +231,63 @@ class SharedCallback:
             logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
             self._scheduler.last_epoch = step
         self._scheduler.begin_history()
-        if step > 0 and self.decay_on_resume is not None and not self._scheduler.decaying:
-            self._scheduler.start_decay(self.decay_on_resume)
+        decay = self.settings.decay_on_resume
+        if step > 0 and decay is not None and not self._scheduler.decaying:
+            self._scheduler.start_decay(decay)
+
+    def _step(self, advice: str) -> None:
+        """Go on by one optimizer step; say once if no loss has come with the first of them."""
+        run = self._run
+        if self.monitor == "loss" and not run.heard:
+            run.heard = self._scheduler.meter.fed
+            run.silent_steps += not run.heard
+            if run.silent_steps == SILENT_STEPS:
+                run.silence_said = True
+                logger.warning("GreedyLR has seen no loss in the first %d optimizer steps: %s", SILENT_STEPS, advice)
+        run.begun = True
+        self._scheduler.step()
+
+    def _observe(self, value: Any) -> None:
+        """Decide on a value of the metric."""
+        self._run.heard = True
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"monitor={self.monitor!r} has the value {value!r}: it must be a single number") from None
+        self._scheduler.observe(number)
+
+    def _end_run(self, *, complete: bool) -> None:
+        """Say what the run came to, and let go of the optimizer and of all that hangs on it.
+
+        Args:
+            complete (bool): whether the run went on until its end, and was not stopped before.
+        """
+        scheduler = self._scheduler
+        scheduler.finish()
+        if self._run.begun:
+            self._complain(scheduler, complete)
+        self._run = None
+        _let_go(scheduler)
+
+    def _complain(self, scheduler: GreedyLR, complete: bool) -> None:
+        step, total = scheduler.last_epoch, scheduler._total_steps
+        if not self._run.heard and not self._run.silence_said:
+            logger.warning("GreedyLR saw no value of %r in this run: the LR did not follow it", self.monitor)
+        elif len(scheduler.history) > 1 and all(entry.decision.reason is FILLING for entry in scheduler.history):
+            logger.warning(
+                "GreedyLR's window never filled in the %d decisions of this run: the LR did not follow %r; choose a"
+                " smaller window_size",
+                len(scheduler.history),
+                self.monitor,
+            )
+        decays = scheduler.base_schedule is None and not scheduler.decaying and total is not None
+        if decays and complete and abs(step - total) > TOLERANCE * total:
+            logger.warning(
+                "the run ended at optimizer step %d, but GreedyLR was set to decay the LR to 0 at step %d: pass the"
+                " number of optimizer steps as total_steps",
+                step,
+                total,
+            )
 
     @property
     def history(self) -> History:
@@ -109,22 +300,27 @@ class SharedCallback:
             raise RuntimeError(f"training has not begun: GreedyLRCallback has a scheduler from {self._starts_in} on")
         return self.scheduler
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: a run that is under way stays behind."""
+        under_way = {} if self._run is None else {"scheduler": None, "_run": None}
+        return {**vars(self), **under_way}
+
     # ---- steering: on every rank, at the same step; or by the control file ----
 
     def hold(self) -> None:
-        """Keep the scale where it is until another order."""
+        """Keep the scale as it is until another command."""
         self._scheduler.hold()
 
     def cap(self, scale: float) -> None:
-        """Keep the scale from rising above `scale` until another order."""
+        """Keep the scale at or below `scale` until another command."""
         self._scheduler.cap(scale)
 
     def pin(self, scale: float) -> None:
-        """Set the scale to `scale` and keep it there until another order."""
+        """Set the scale to `scale` and keep it there until another command."""
         self._scheduler.pin(scale)
 
     def release(self) -> None:
-        """End hold, cap or pin: the scale goes on from where it stands."""
+        """End hold, cap or pin: the scale goes on from its present value."""
         self._scheduler.release()
 
     def start_decay(self, steps: int) -> None:
@@ -132,5 +328,18 @@ class SharedCallback:
         self._scheduler.start_decay(steps)
 
     def suggested_lr(self) -> float | None:
-        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        """LR with which to start the next such run, from the LRs of this one; None if it was too short."""
         return self._scheduler.suggested_lr()
+
+
+class _Groups:
+    """In place of the optimizer when a run is over: its parameter groups without their parameters."""
+
+    def __init__(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
+        keep = ("lr", "initial_lr")
+        self.param_groups = [{key: float(group[key]) for key in keep if key in group} for group in param_groups]
+
+
+def _let_go(scheduler: GreedyLR) -> None:
+    scheduler.optimizer = _Groups(scheduler.optimizer.param_groups)  # type: ignore[assignment]
+    scheduler.base_schedule = None

@@ -2,75 +2,52 @@
 
     trainer = Trainer(callbacks=[GreedyLRCallback()])
 
-The loss is what `training_step` returned, taken in `on_train_batch_end` with Lightning's division by
-`accumulate_grad_batches` undone. That a step was a real one is told by the optimizer itself (a step post-hook), so one
-that the 16-bit scaler skipped does not count. A schedule from `configure_optimizers` steps between that hook and
-`on_train_batch_end`; it is given its own LRs back for the moment.
+Here are the Trainer's events. The loss is what `training_step` returned, taken in `on_train_batch_end` with Lightning's
+division by `accumulate_grad_batches` undone. An optimizer step post-hook detects real steps, so steps that the fp16
+scaler skipped do not count. A schedule from `configure_optimizers` steps between that hook and `on_train_batch_end`; it
+is given its own LRs back for the moment.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.util import find_spec
-from math import ceil, isfinite
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import ref
 
 import torch
+from typing_extensions import Unpack
 
-from greedylr_integrations.callbacks import SharedCallback
+from greedylr_integrations import _lightning_trainer
+from greedylr_integrations._lightning_metric import MonitoredMetric
+from greedylr_integrations._lightning_trainer import Callback
+from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallback
 from greedylr_integrations.checks import check, check_number
-from greedylr_integrations.core import Controller, ControllerConfig
+from greedylr_integrations.core import ControllerConfig, logger
 from greedylr_integrations.schedulers import mode_of
 
-# Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
-_namespaces = ["lightning.pytorch", "pytorch_lightning"]
-if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
-    _namespaces.reverse()
-_found = next((name for name in _namespaces if find_spec(name.split(".")[0]) is not None), None)
-if _found is None:
-    raise ImportError("greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'")
-if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback
-else:
-    Callback = import_module(f"{_found}.callbacks").Callback
+NO_LOSS = (
+    "training_step has to return it, as a tensor or as 'loss' in a dictionary, also with manual optimization; or give"
+    " GreedyLRCallback(monitor=...) a metric that you log"
+)
+
+
+@dataclass
+class _Run(Run):
+    saved: Mapping[str, Any] | None = None  # from a checkpoint, until the optimizer is there
+    given_lrs: list[list[float]] = field(default_factory=list)  # base LRs of each optimizer before a checkpoint's
+    optimizer: Any = None
+    hook: Any = None
+    stepped: int = 0  # optimizer steps in the batch under way
+    metric: MonitoredMetric | None = None  # None: the loss of each step
 
 
 class GreedyLRCallback(SharedCallback, Callback):
     """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
 
-    Args:
-        config (GreedyConfig, or a dictionary of its fields): how losses move the LR. Default: `GreedyConfig()`.
-        monitor (str): "loss" (default), the training loss of every optimizer step; or any logged metric: then each
-            validation is one decision, or each training epoch where there is no validation. A metric whose name does
-            not end in "loss" needs `mode`.
-        base_schedule (str): "replace": GreedyLR is the schedule. "multiply": LR = the module's schedule x our scale.
-            Default None: multiply if `configure_optimizers` gave the optimizer a schedule, else replace.
-        controller (Controller): another policy, in place of a config.
-        total_steps (int): optimizer steps of the run. Default None: the Trainer's estimate, if it has one.
-        linear_warmup_steps (int): optimizer steps of a ramp from 0. Default 0. Not with "multiply".
-        decay_ratio (float): share of the run that the final decay to 0 takes. Default None: 0.3, or the
-            controller's own `decay_ratio`. Not with "multiply".
-        optimizer_index (int): which of the module's optimizers. Default 0.
-        shadow (bool): record decisions and change nothing. Default False.
-        loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
-            0 at once. Default None: 1 for losses on a CUDA device, else 0.
-        process_group: data-parallel ranks, over which to average the loss. Default None: all ranks.
-        history_file (path): where rank 0 appends every decision and order as JSON lines; `history.read` reads it. A run
-            that starts at step 0 refuses one that has a history already, a resumed one goes on in it. Default None.
-        control_file (path): a file by which to steer the run from outside; see `control.ControlFile`. Default None.
-        decay_on_resume (int): after a resume, begin the final decay at once, over so many optimizer steps: a finished
-            model from any checkpoint. Let the run end there (`max_steps`). Default None.
-        prog_bar (bool): show the scale in the progress bar. Default False.
-        **fields: fields of the config, in place of its own.
-
-    Attributes:
-        scheduler (GreedyLR): the scheduler of the current or last `fit`.
-        history (History): its last 100,000 decisions, a sequence of `history.Record`.
-
-    `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1 lower, 0 hold) go to the module's loggers, with
-    the index of an optimizer that is not the first behind them. The state is part of each checkpoint.
+    The arguments are those of `SharedCallback`, and `optimizer_index`. `greedylr/scale`, `greedylr/lr` and
+    `greedylr/action` (1 raise, -1 lower, 0 hold) go to the module's loggers, followed by the index of an optimizer that
+    is not the first. The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -79,44 +56,21 @@ class GreedyLRCallback(SharedCallback, Callback):
         self,
         config: ControllerConfig | dict[str, Any] | None = None,
         *,
-        monitor: str = "loss",
-        base_schedule: str | None = None,
-        controller: Controller | None = None,
-        total_steps: int | None = None,
-        linear_warmup_steps: int = 0,
-        decay_ratio: float | None = None,
         optimizer_index: int = 0,
-        shadow: bool = False,
-        loss_lag: int | None = None,
-        process_group: Any = None,
-        history_file: str | None = None,
-        control_file: str | None = None,
-        decay_on_resume: int | None = None,
-        prog_bar: bool = False,
-        **fields: Any,
+        **arguments: Unpack[CallbackArguments],
     ) -> None:
+        """Check and keep the arguments.
+
+        Args:
+            config (ControllerConfig, or a dictionary of its fields): see `SharedCallback`.
+            optimizer_index (int): which of the module's optimizers, from 0. Default 0.
+            **arguments: see `SharedCallback`.
+        """
         check_number("optimizer_index", optimizer_index, int)
         check(optimizer_index >= 0, "optimizer_index", optimizer_index, "at least 0")
-        self._configure(
-            config,
-            fields,
-            monitor=monitor,
-            base_schedule=base_schedule,
-            controller=controller,
-            total_steps=total_steps,
-            decay_ratio=decay_ratio,
-            shadow=shadow,
-            loss_lag=loss_lag,
-            process_group=process_group,
-            history_file=history_file,
-            control_file=control_file,
-            decay_on_resume=decay_on_resume,
-            prog_bar=prog_bar,
-        )
-        self.linear_warmup_steps = linear_warmup_steps
+        super().__init__(config, **arguments)
         self.optimizer_index = optimizer_index
-        self._saved: dict[str, Any] | None = None  # from a checkpoint, until the optimizer is there
-        self._stepped = False
+        self._fitted: tuple[Any, Any] | None = None  # Trainer and module of the last run, weakly
 
     @property
     def state_key(self) -> str:
@@ -124,59 +78,92 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     # ---- the Trainer's events ----
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        metric = None if self.monitor == "loss" else MonitoredMetric(self.monitor)
+        self._run = _Run(metric=metric) if stage == "fit" else None
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self._run.given_lrs = [_lightning_trainer.base_lrs(optimizer) for optimizer in trainer.optimizers]
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        count = len(trainer.optimizers)
-        check(self.optimizer_index < count, "optimizer_index", self.optimizer_index, f"below {count}, the optimizers")
-        self._optimizer = trainer.optimizers[self.optimizer_index]
-        self._refuse(trainer)
-        self._build(trainer)
-        self._resume(self._saved, trainer.global_step)
-        self._saved = None
+        run, index, count = self._run, self.optimizer_index, len(trainer.optimizers)
+        check(index < count, "optimizer_index", index, f"below {count}, the optimizers")
+        run.optimizer = trainer.optimizers[index]
+        _lightning_trainer.refuse(self, trainer, run.optimizer)
+        if run.saved is None and self._last_fit() == (trainer, pl_module):  # a second fit of one Trainer goes on
+            run.saved = self._scheduler.state_dict()
+            if run.saved["schedule_lrs"] is not None:
+                run.saved["schedule_lrs"] = [float(group["lr"]) for group in run.optimizer.param_groups]
+        self._build(trainer, pl_module)
+        self._resume(run.saved, trainer.global_step // count)
+        run.saved = None
         self._scheduler.take_over()
-        self._handle = self._optimizer.register_step_post_hook(self._on_step)
+        run.hook = run.optimizer.register_step_post_hook(self._on_step)
+        self._fitted = (ref(trainer), ref(pl_module))
 
     def _on_step(self, *args: Any) -> None:
-        self._stepped = True
+        self._run.stepped += 1
         self._scheduler.hand_over()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        run, scheduler = self._run, self._scheduler
         if self.monitor == "loss":
             self._meter_loss(trainer, pl_module, outputs)
-        if self._stepped:
-            self._stepped = False
-            self._scheduler.step()
-        elif pl_module.automatic_optimization and not trainer.fit_loop._should_accumulate():
-            self._scheduler.meter.discard_step()  # the scaler skipped it
-        self._scheduler.take_over()
-        if self.prog_bar or (trainer.loggers and self._scheduler.last_epoch % trainer.log_every_n_steps == 0):
+        if run.stepped:
+            self._step(NO_LOSS)
+            for _ in range(run.stepped - 1):  # manual optimization may step more than once in a batch
+                scheduler.step()
+            run.stepped = 0
+        elif pl_module.automatic_optimization and not _lightning_trainer.accumulates(trainer):
+            scheduler.meter.discard_step()  # the scaler skipped it
+        scheduler.take_over()
+        if self.settings.prog_bar or (trainer.loggers and scheduler.last_epoch % trainer.log_every_n_steps == 0):
             self._log(pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.monitor != "loss" and not trainer.sanity_checking and self.scheduler is not None:
-            self._observe(trainer)
+        metric = self._run and self._run.metric
+        if metric and not trainer.sanity_checking and metric.after_validation(trainer.callback_metrics):
+            self._observe(trainer.callback_metrics[metric.name])
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.monitor != "loss" and not trainer.enable_validation:
-            self._observe(trainer)
+        metric = self._run.metric
+        known = metric and metric.by_epoch
+        if metric and metric.after_epoch(trainer.callback_metrics, trainer.enable_validation):
+            if known is None and trainer.enable_validation:  # there will be as many decisions as epochs
+                state = self._scheduler.state_dict()
+                self._build(trainer, pl_module)
+                self._scheduler.load_state_dict(state)
+            self._observe(trainer.callback_metrics[metric.name])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._handle.remove()
-        self._scheduler.finish()
+        self._run.hook.remove()
+        self._end_run(complete=not trainer.should_stop)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        if self.scheduler is not None:
-            self._handle.remove()
+        if self._run is not None and self._run.hook is not None:
+            self._run.hook.remove()
+        self._run = None
 
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
+        if self._run is not None and self._run.saved is not None:
+            return dict(self._run.saved)
         if self.scheduler is None:
-            return self._saved or {}
+            return {}
         self.scheduler.meter.synchronize()  # Lightning asks on every rank, and keeps what rank 0 says
         return self.scheduler.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._saved = dict(state_dict)
+        if self._run is not None:  # not with validate, test or predict
+            self._run.saved = dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_fitted": None}
+
+    def _last_fit(self) -> tuple[Any, Any] | None:
+        """The Trainer and the module of the last run, if they are still there."""
+        return None if self._fitted is None else tuple(each() for each in self._fitted)
 
     # ---- pieces ----
 
@@ -188,45 +175,31 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     on_init_end = on_train_begin
 
-    def _schedules(self, trainer: Any) -> list[Any]:
-        return [config for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is self._optimizer]
-
-    def _refuse(self, trainer: Any) -> None:
-        for config in self._schedules(trainer):
-            name = type(config.scheduler).__name__
-            if (config.reduce_on_plateau or name == "GreedyLR") and not self.shadow:
-                raise ValueError(
-                    f"configure_optimizers returns a {name}, which follows a metric too, and only one can set the LR:"
-                    " leave it out there, or drop GreedyLRCallback"
-                )
-
-    def _build(self, trainer: Any) -> None:
-        schedules = self._schedules(trainer)
-        mode = self.base_schedule or ("multiply" if schedules else "replace")
-        if mode == "multiply" and not schedules:
+    def _build(self, trainer: Any, pl_module: Any) -> None:
+        run, settings, metric = self._run, self.settings, self._run.metric
+        schedules = _lightning_trainer.schedules(trainer, run.optimizer)
+        multiplies = (settings.base_schedule or ("multiply" if schedules else "replace")) == "multiply"
+        if multiplies and not schedules:
             raise ValueError(
                 "base_schedule='multiply' is not allowed without a schedule: configure_optimizers returns none for"
                 f" optimizer {self.optimizer_index}"
             )
-        total = self.total_steps
-        if total is None and isfinite(trainer.estimated_stepping_batches):
-            total = int(trainer.estimated_stepping_batches)
+        if run.saved is not None and run.given_lrs and not multiplies:
+            for group, lr in zip(run.optimizer.param_groups, run.given_lrs[self.optimizer_index], strict=False):
+                group["initial_lr"] = lr  # this run's, for on_resume to choose; the optimizer has the checkpoint's
+        total = settings.total_steps
+        if total is None:
+            total = _lightning_trainer.optimizer_steps(trainer, pl_module, say=not (multiplies or run.begun))
+        by_epoch = metric is not None and (metric.by_epoch or not trainer.enable_validation)
+        count = _lightning_trainer.epochs if by_epoch else _lightning_trainer.validations
         self._make_scheduler(
-            self._optimizer,
+            run.optimizer,
             mode=mode_of(self.monitor, self.config.mode),
             total_steps=total,
-            linear_warmup_steps=self.linear_warmup_steps,
-            base_schedule=schedules[0].scheduler if mode == "multiply" else None,
-            horizon=None if self.monitor == "loss" else self._metric_values(trainer),
+            linear_warmup_steps=settings.linear_warmup_steps or 0,
+            base_schedule=schedules[0].scheduler if multiplies else None,
+            horizon=None if metric is None else count(trainer, pl_module) or None,
         )
-
-    @staticmethod
-    def _metric_values(trainer: Any) -> int | None:
-        """How many values of the metric the run will have; None if that is not known."""
-        if trainer.max_epochs is not None and trainer.max_epochs > 0:
-            each = trainer.num_training_batches / trainer.val_check_batch if trainer.enable_validation else 1
-            return max(1, ceil(trainer.max_epochs * max(each, 1) / (trainer.check_val_every_n_epoch or 1)))
-        return None
 
     def _meter_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
@@ -238,18 +211,10 @@ class GreedyLRCallback(SharedCallback, Callback):
             loss = loss * trainer.accumulate_grad_batches
         self._scheduler.meter.update(loss)
 
-    def _observe(self, trainer: Any) -> None:
-        metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            raise ValueError(
-                f"monitor={self.monitor!r} is not logged: there are {', '.join(sorted(metrics)) or 'no metrics'}"
-            )
-        self._scheduler.observe(metrics[self.monitor])
-
     def _log(self, pl_module: Any) -> None:
         values = self._scheduler.metrics()
         if self.optimizer_index:
             values = {f"{name}/{self.optimizer_index}": value for name, value in values.items()}
         for name, value in values.items():
-            shown = self.prog_bar and name.startswith("greedylr/scale")
+            shown = self.settings.prog_bar and name.startswith("greedylr/scale")
             pl_module.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, rank_zero_only=True)

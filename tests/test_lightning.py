@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, history
-from greedylr_integrations.decision import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, control, history
+from greedylr_integrations.core import Action, Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
 pytestmark = [
@@ -288,7 +288,7 @@ def test_steering(tmp_path, first, schedule):
 
 @pytest.mark.parametrize("monitor", ["loss", "val_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, module = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), Module()
@@ -436,9 +436,8 @@ def test_from_plain_yaml_values():
     assert callback.config == GreedyConfig(factor=0.9, window_size=5)
 
 
-def test_any_controller(tmp_path):
-    controller = GreedyController(PaperConfig(patience=0, min_lr=1e-4, max_lr=0.5), [0.05])
-    callback = GreedyLRCallback(controller=controller)
+def test_any_config(tmp_path):
+    callback = GreedyLRCallback(PaperConfig(patience=0, min_lr=1e-4, max_lr=0.5))
     fit(tmp_path, Module(), callback)
     assert len(set(scales(callback))) > 3
 

@@ -149,7 +149,7 @@ def test_paper_is_relative_and_transformers_absolute_by_default():
     assert TransformersConfig().threshold_mode == "abs"
 
 
-@pytest.mark.parametrize("preset", [GreedyConfig.paper, GreedyConfig.transformers])
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 def test_state_goes_through_json_and_continues_identically(preset):
     rng = random.Random(2)
     for _ in range(300):
@@ -165,7 +165,7 @@ def test_state_goes_through_json_and_continues_identically(preset):
             assert other.observe(loss) == ours.observe(loss)
 
 
-@pytest.mark.parametrize("preset", [GreedyConfig.paper, GreedyConfig.transformers])
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 def test_nan_does_not_poison(preset):
     ours = GreedyController(preset(patience=0, min_lr=1e-3, max_lr=1.0, smooth=True, window_size=3), [0.1])
     for i in range(10):
@@ -176,7 +176,7 @@ def test_nan_does_not_poison(preset):
     assert ours.scales[0] > before
 
 
-@pytest.mark.parametrize("preset", [GreedyConfig.paper, GreedyConfig.transformers])
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 @pytest.mark.parametrize(
     ("field", "value"),
     [

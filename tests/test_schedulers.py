@@ -326,11 +326,11 @@ def test_a_decay_begun_by_hand_is_in_the_state():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("version", 9, "version=9 is ill-typed"),
+        ("version", 9, "version=9 is not allowed"),
         ("controller", KeyError, "controller is missing"),
         ("x", 1, "x is unknown"),
-        ("last_epoch", 1.5, "last_epoch=1.5 is ill-typed"),
-        ("pending", {}, "pending={} is ill-typed"),
+        ("last_epoch", 1.5, "last_epoch=1.5 is not allowed"),
+        ("pending", {}, "pending={} is not allowed"),
         ("base_lrs", [0.1, 0.2], "it must be a list of 1, one for each parameter group"),
     ],
 )

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, history
-from greedylr_integrations.decision import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, control, history
+from greedylr_integrations.core import Action, Reason
 from greedylr_integrations.transformers import GreedyLRCallback
 
 FAST = {"window_size": 2, "factor": 0.8}
@@ -209,7 +209,7 @@ def test_steering_before_training():
 
 @pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, spy = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), tiny.LRSpy()
@@ -265,29 +265,15 @@ def test_a_history_of_a_run_that_failed_and_was_started_again(tmp_path):
     assert len(callback.history) == 12
 
 
-def test_any_controller(tmp_path):
-    controller = GreedyController(PaperConfig(patience=0, min_lr=1e-6, max_lr=0.1), [0.01, 0.01])
-    callback = GreedyLRCallback(controller=controller)
+def test_any_config(tmp_path):
+    callback = GreedyLRCallback(PaperConfig(patience=0, min_lr=1e-6, max_lr=0.1))
     trainer = tiny.trainer(tmp_path, [callback])
     trainer.train()
     first = scales(callback)
     assert len(set(first)) > 3
     fresh = tiny.trainer(tmp_path, [callback])
     fresh.train()
-    assert scales(callback) == first  # a fresh train() starts the controller over
-
-
-def test_a_controller_that_takes_the_wrong_way_for_better(tmp_path):
-    trainer = tiny.trainer(
-        tmp_path,
-        [GreedyLRCallback(monitor="accuracy", controller=GreedyController())],
-        eval_data=tiny.regression_data(4),
-        eval_strategy="epoch",
-        metric_for_best_model="accuracy",
-        greater_is_better=True,
-    )
-    with pytest.raises(ValueError, match="give its config mode='max'"):
-        trainer.train()
+    assert scales(callback) == first  # a fresh train() starts over
 
 
 # ---- two controllers ----
@@ -431,7 +417,7 @@ def test_a_logged_metric(tmp_path):
 
 
 def test_a_trainer_in_which_no_loss_can_be_seen_falls_back_to_the_logged_one(tmp_path, warnings_of, monkeypatch):
-    monkeypatch.setattr("greedylr_integrations.transformers._find_trainer", lambda callback: None)
+    monkeypatch.setattr("greedylr_integrations._hf_trainer.find", lambda callback: (None, None))
     callback = GreedyLRCallback(window_size=1, factor=0.8)
     trainer = tiny.trainer(tmp_path, [callback], logging_steps=2)
     trainer.train()
@@ -632,7 +618,7 @@ def test_wrong_arguments_are_named_when_constructed():
         GreedyLRCallback(monitor=3)
     with pytest.raises(TypeError, match="^warmup_steps is ambiguous"):
         GreedyLRCallback(warmup_steps=3)
-    with pytest.raises(TypeError, match="controller and config are both given"):
-        GreedyLRCallback(GreedyConfig(), controller=GreedyController())
+    with pytest.raises(TypeError, match="^window is not a field of GreedyConfig"):
+        GreedyLRCallback(window=3)
     with pytest.raises(RuntimeError, match="training has not begun"):
         GreedyLRCallback().start_decay(10)

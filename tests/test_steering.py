@@ -193,7 +193,7 @@ def test_under_an_order_it_continues_where_it_was_saved(name, order):
 @pytest.mark.parametrize("order", ["hold", ["stop", None], ["cap", None], ["cap", -1], ["decay", 3], 5])
 def test_a_faulty_order_in_a_state_is_refused(order):
     scheduler = scheduler_of()
-    with pytest.raises(ValueError, match="order=.* is ill-typed"):
+    with pytest.raises(ValueError, match="order=.* is not allowed"):
         scheduler.load_state_dict({**scheduler.state_dict(), "order": order})
 
 

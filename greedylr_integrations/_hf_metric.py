@@ -1,0 +1,107 @@
+"""A metric of Hugging Face's Trainer that GreedyLR waits for: when it is there, and when it should have been."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from greedylr_integrations.core import logger
+
+
+def is_evaluation(logs: Mapping[str, Any]) -> bool:
+    """Whether logged values are those of an evaluation, which `on_evaluate` brings too."""
+    return any(name.startswith("eval_") or name.endswith("_runtime") for name in logs)
+
+
+class MonitoredMetric:
+    """The values of one metric in the Trainer's logs and evaluations.
+
+    Args:
+        name (str): the metric, with or without "eval_"; "loss" if the loss of each step cannot be seen.
+        args (TrainingArguments): when the Trainer logs and evaluates.
+    """
+
+    def __init__(self, name: str, args: Any) -> None:
+        self.name = name
+        self._args = args
+        self._seen: set[str] = set()  # names of the metrics that came
+        self._found = self._said = False
+        self._logged = self._evaluated = self._evaluation_due = False
+
+    def warn_at_start(self) -> None:
+        """Say so if by the settings nothing is evaluated. A callback of the user's may still do it, so it may come."""
+        if self.name.startswith("eval_") and self._args.eval_strategy == "no":
+            self._said = True
+            logger.warning(
+                "monitor=%r does not come by itself, because eval_strategy is 'no': set eval_strategy to 'steps' or"
+                " 'epoch', or the LR does not follow it",
+                self.name,
+            )
+
+    def logged(self, logs: Mapping[str, Any]) -> bool:
+        """Take up what the Trainer logs; whether the metric is in it."""
+        self._logged = True
+        return self._take(logs, self.name)
+
+    def evaluated(self, metrics: Mapping[str, Any]) -> str | None:
+        """Take up what an evaluation gave; the metric's name in it, if it is there."""
+        self._evaluated = self._evaluation_due
+        names = (self.name, f"eval_{self.name}")
+        return next((name for name in names if self._take(metrics, name)), None)
+
+    def _take(self, values: Mapping[str, Any], name: str) -> bool:
+        self._seen |= values.keys()
+        found = name in values
+        self._found |= found
+        return found
+
+    def expect_evaluation(self, due: bool) -> None:
+        """At the end of a step or epoch: whether the Trainer's settings have it evaluate now."""
+        self._evaluation_due |= due
+
+    def look_for(self) -> None:
+        """Complain once about a metric that has not come by when it should have.
+
+        Raises:
+            ValueError: if the Trainer has evaluated, and a metric whose name begins with "eval_" was not there.
+        """
+        evaluated = self._evaluated or self._args.eval_strategy == "no"
+        if self._found or self._said or not evaluated:
+            return
+        message = (
+            f"monitor={self.name!r} is neither logged nor evaluated: there are {', '.join(sorted(self._seen))}"
+        )
+        if self.name.startswith("eval_"):
+            raise ValueError(message)
+        if self._logged:
+            self._said = True
+            logger.warning("%s so far; the LR does not follow it before it comes", message)
+
+    # ---- how many values to come ----
+
+    def is_best_metric(self) -> bool:
+        """Whether it is the `metric_for_best_model`, of which `greater_is_better` tells."""
+        best = (self._args.metric_for_best_model or "").removeprefix("eval_")
+        return self.name != "loss" and self.name.removeprefix("eval_") == best
+
+    def count(self, state: Any) -> int | None:
+        """How many values the whole run will have; None if the settings do not tell."""
+        args = self._args
+        logs = 0 if self.name.startswith("eval_") else _times(args.logging_strategy, state.logging_steps, state)
+        if self.name == "loss":
+            return logs or None
+        evaluations = _times(args.eval_strategy, state.eval_steps, state, delay=args.eval_delay or 0)
+        if evaluations and self.is_best_metric():
+            return evaluations
+        return max(logs, evaluations) or None
+
+
+def _times(strategy: str, steps: int, state: Any, delay: float = 0) -> int:
+    """How often something happens in a run, if not before `delay` epochs or steps; 0 if that is not known."""
+    skipped = max(0, ceil(delay) - 1)
+    if strategy == "no" or (strategy == "epoch" and state.num_train_epochs > state.max_steps):
+        return 0  # never, or unknown: a stream has any number of epochs
+    if strategy == "epoch":
+        return max(0, ceil(state.num_train_epochs) - skipped)
+    return state.max_steps // max(1, steps) - skipped // max(1, steps)

@@ -1,0 +1,145 @@
+"""All that reaches past the callback API of Hugging Face's Trainer.
+
+A `TrainerCallback` is given neither the trainer nor the loss. What is used here instead is in transformers 4.57.1 and
+in 5.23.0; `tests/test_private_apis.py` names what a newer version has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from math import ceil
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback
+
+# TRL's trainers whose loss is about 0 by construction, whatever the policy learns (1.16)
+REWARDED = {"GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer", "XPOTrainer", "NashMDTrainer"}
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def find(callback: TrainerCallback) -> tuple[Any, str | None]:
+    """The Trainer that is calling this callback and the checkpoint that it goes on from; None if there is none.
+
+    Both are looked for in the frames above: `self`, which has a `callback_handler`, and the argument
+    `resume_from_checkpoint` of `_inner_training_loop`.
+    """
+    for frame in _frames():
+        if "self" in frame.f_code.co_varnames:
+            trainer = frame.f_locals.get("self")
+            handler = getattr(trainer, "callback_handler", None)
+            if any(known is callback for known in getattr(handler, "callbacks", ())):
+                return trainer, frame.f_locals.get("resume_from_checkpoint")
+    return None, None
+
+
+def trains(trainer: Any) -> bool:
+    """Whether this call comes from the training loop of the Trainer, whose `is_in_train` stays True after an error."""
+    loops = (frame.f_locals for frame in _frames() if frame.f_code.co_name == "_inner_training_loop")
+    return trainer is None or any(names.get("self") is trainer for names in loops)
+
+
+def made_its_schedule(trainer: Any) -> bool:
+    """Whether the Trainer made its `lr_scheduler` from its arguments, by `_created_lr_scheduler`."""
+    return trainer is None or trainer._created_lr_scheduler
+
+
+def is_rewarded(trainer: Any) -> bool:
+    """Whether it is one of TRL's trainers that follow a reward."""
+    return any(base.__name__ in REWARDED for base in type(trainer).__mro__)
+
+
+def publish(lr_scheduler: Any, lrs: Sequence[float]) -> None:
+    """Have the Trainer log the LRs that will be used: it asks `lr_scheduler.get_last_lr()`, which gives `_last_lr`."""
+    lr_scheduler._last_lr = list(lrs)
+
+
+def checkpoint_folder(trainer: Any, args: Any, state: Any) -> str:
+    """The folder of the checkpoint that was saved in this step; in a hyperparameter search, it is in the trial's."""
+    folder = args.output_dir
+    if trainer is not None and state.is_hyper_param_search:
+        folder = trainer._get_output_dir(trial=trainer._trial)
+    return os.path.join(folder, f"checkpoint-{state.global_step}")
+
+
+def steps_per_epoch(args: Any, train_dataloader: Any) -> int | None:
+    """Optimizer steps in one pass over the data, counted as the Trainer does; None for a stream."""
+    try:
+        return max(1, ceil(len(train_dataloader) / args.gradient_accumulation_steps))
+    except TypeError:
+        return None
+
+
+class Attached:
+    """What is attached to a Trainer for one run.
+
+    Args:
+        trainer (Trainer): None if it was not found; then nothing is attached.
+        metrics (callable): gives what to add to the Trainer's training logs.
+    """
+
+    def __init__(self, trainer: Any, metrics: Callable[[], dict[str, float]]) -> None:
+        self.trainer = trainer
+        self._watching = False
+        self._bars: list[Any] = []
+        if trainer is not None:
+            others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, _AddMetrics)]
+            # before those that report; a new list, because the handler is going through the old one
+            trainer.callback_handler.callbacks = [_AddMetrics(metrics), *others]
+            self._bars = [each for each in others if hasattr(each, "training_bar")]
+
+    def watch_loss(self, take: Callable[[Any], None]) -> None:
+        """Give what `training_step` returns to `take`: the loss on every loss path, as the Trainer normalizes it."""
+        if self.trainer is None:
+            return
+        training_step = self.trainer.training_step
+        self._own = vars(self.trainer).get("training_step")
+        self._watching = True
+
+        @wraps(training_step)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            loss = training_step(*args, **kwargs)
+            take(loss)
+            return loss
+
+        self.trainer.training_step = observed
+
+    def show(self, text: str) -> None:
+        """Show the scale in the progress bars; a notebook's bar has no `set_postfix`."""
+        for callback in self._bars:
+            set_postfix = getattr(callback.training_bar, "set_postfix", None)
+            if set_postfix is not None:
+                set_postfix({"scale": text}, refresh=False)
+
+    def detach(self) -> None:
+        """Leave the Trainer as it was."""
+        if self._watching and self._own is None:
+            del self.trainer.training_step
+        elif self._watching:
+            self.trainer.training_step = self._own
+        if self.trainer is not None:
+            handler = self.trainer.callback_handler
+            handler.callbacks = [each for each in handler.callbacks if not isinstance(each, _AddMetrics)]
+
+
+class _AddMetrics(TrainerCallback):
+    """Adds to the training logs before any callback reports them."""
+
+    def __init__(self, metrics: Callable[[], dict[str, float]]) -> None:
+        self._metrics = metrics
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs is not None and "learning_rate" in logs:
+            metrics = self._metrics()
+            logs.update(metrics)
+            if state.log_history:
+                state.log_history[-1].update(metrics)

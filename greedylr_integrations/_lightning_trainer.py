@@ -1,0 +1,166 @@
+"""All that reaches past the public API of Lightning's Trainer, and what its settings say about the length of a run.
+
+What is used here is in lightning 2.5.0 and in 2.6.6; `tests/test_private_apis.py` names what a newer version has
+changed. Private are `fit_loop._should_accumulate` and `val_check_batch`.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from math import ceil, inf, isinf
+from typing import TYPE_CHECKING, Any
+
+from greedylr_integrations.core import logger
+
+# Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
+_namespaces = ["lightning.pytorch", "pytorch_lightning"]
+if "pytorch_lightning" in sys.modules and "lightning.pytorch" not in sys.modules:
+    _namespaces.reverse()
+_found = next((name for name in _namespaces if find_spec(name.split(".")[0]) is not None), None)
+if _found is None:
+    raise ImportError("greedylr_integrations.lightning needs lightning: pip install 'greedylr_integrations[lightning]'")
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+else:
+    Callback = import_module(f"{_found}.callbacks").Callback
+
+
+def accumulates(trainer: Any) -> bool:
+    """Whether the optimizer does not step on the batch under way."""
+    return trainer.fit_loop._should_accumulate()
+
+
+def schedules(trainer: Any, optimizer: Any) -> list[Any]:
+    """What `configure_optimizers` returned as schedules of this optimizer, with their settings."""
+    return [config for config in trainer.lr_scheduler_configs if config.scheduler.optimizer is optimizer]
+
+
+def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
+    """Refuse a second one that sets the LR.
+
+    Raises:
+        ValueError: with what to drop.
+    """
+    if callback.settings.shadow:
+        return
+    for config in schedules(trainer, optimizer):
+        name = type(config.scheduler).__name__
+        if config.reduce_on_plateau or name == "GreedyLR":
+            raise ValueError(
+                f"configure_optimizers returns a {name}, which follows a metric too, and only one can set the LR:"
+                " leave it out there, or drop GreedyLRCallback"
+            )
+    index = callback.optimizer_index
+    others = [each for each in trainer.callbacks if isinstance(each, type(callback)) and each is not callback]
+    if any(each.optimizer_index == index and not each.settings.shadow for each in others):
+        raise ValueError(
+            f"the Trainer has more than one GreedyLRCallback for optimizer {index}, and only one can set its LR: keep"
+            " one, or give the others another optimizer_index or shadow=True"
+        )
+    if _callbacks(trainer, "StochasticWeightAveraging"):
+        logger.warning(
+            "the swa_lrs of StochasticWeightAveraging are not used, because GreedyLR sets the LR: drop one of the two"
+        )
+
+
+# ---- the length of a run ----
+
+
+def base_lrs(optimizer: Any) -> list[float]:
+    """Base LR of each parameter group."""
+    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+
+
+def optimizer_steps(trainer: Any, pl_module: Any, say: bool = False) -> int | None:
+    """How often the optimizer steps in the whole run; None if the settings do not tell.
+
+    Args:
+        say (bool): log a WARNING if they do not. Default False.
+    """
+    steps, why = _optimizer_steps(trainer, pl_module)
+    if steps is None and say:
+        logger.warning(
+            "GreedyLR does not know the length of this run and makes no final decay, because %s: pass total_steps", why
+        )
+    return steps
+
+
+def _optimizer_steps(trainer: Any, pl_module: Any) -> tuple[int | None, str]:
+    if len(trainer.optimizers) > 1:
+        return None, "Lightning counts the steps of all optimizers together"
+    if trainer.max_epochs == -1 and trainer.max_steps != -1:
+        return trainer.max_steps, ""
+    if not pl_module.automatic_optimization:
+        return None, "with manual optimization, the module decides how often the optimizer steps"
+    batches = trainer.num_training_batches
+    if trainer.max_epochs == -1 or isinf(batches):
+        steps = None if trainer.max_steps == -1 else trainer.max_steps
+        return steps, "neither max_steps nor the length of the data is known"
+    steps = sum(ceil(batches / _accumulation(trainer, epoch)) for epoch in range(max(trainer.max_epochs, 1)))
+    return (steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)), ""
+
+
+def steps_per_epoch(trainer: Any, pl_module: Any) -> int | None:
+    """Optimizer steps in the first pass over the data; None for a stream.
+
+    With manual optimization, one step a batch is assumed.
+    """
+    batches = trainer.num_training_batches
+    accumulate = _accumulation(trainer, 0) if pl_module.automatic_optimization else 1
+    return None if isinf(batches) else max(1, ceil(batches / accumulate))
+
+
+def epochs(trainer: Any, pl_module: Any) -> int | None:
+    """How many training epochs end in the whole run; None if that is not known."""
+    total, batches = _batches(trainer, pl_module), trainer.num_training_batches
+    if isinf(batches):
+        return trainer.max_epochs if trainer.max_epochs > 0 and trainer.max_steps == -1 else None
+    return None if isinf(total) else ceil(total / batches)
+
+
+def validations(trainer: Any, pl_module: Any) -> int | None:
+    """How many validations the whole run has, without the sanity check; None if that is not known."""
+    every, total = trainer.val_check_batch, _batches(trainer, pl_module)
+    if every is None:  # by time
+        return None
+    if trainer.check_val_every_n_epoch is None:
+        return None if isinf(total) else int(total // every)
+    if isinf(every):  # a stream, at the end of each epoch
+        count = epochs(trainer, pl_module)
+        return None if count is None else count // trainer.check_val_every_n_epoch
+    if isinf(total):
+        return None
+    whole, rest = divmod(total, trainer.num_training_batches)
+    count = whole // trainer.check_val_every_n_epoch * (trainer.num_training_batches // every)
+    if (whole + 1) % trainer.check_val_every_n_epoch == 0:
+        count += rest // every
+    return int(count)
+
+
+def _batches(trainer: Any, pl_module: Any) -> float:
+    """Batches of the whole run on this rank, infinite if that is not known."""
+    batches = trainer.num_training_batches
+    by_epochs = inf if trainer.max_epochs == -1 else batches * trainer.max_epochs
+    if trainer.max_steps == -1:
+        return by_epochs
+    if not pl_module.automatic_optimization or _callbacks(trainer, "GradientAccumulationScheduler"):
+        return inf
+    accumulate = _accumulation(trainer, 0)
+    if isinf(batches):
+        return trainer.max_steps * accumulate
+    whole, rest = divmod(trainer.max_steps, ceil(batches / accumulate))
+    return min(by_epochs, whole * batches + rest * accumulate)
+
+
+def _accumulation(trainer: Any, epoch: int) -> int:
+    """Batches of an optimizer step in an epoch, by GradientAccumulationScheduler or the Trainer's argument."""
+    for callback in _callbacks(trainer, "GradientAccumulationScheduler"):
+        return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
+
+def _callbacks(trainer: Any, name: str) -> list[Any]:
+    """The Trainer's callbacks of one of Lightning's classes, in either namespace."""
+    return [each for each in trainer.callbacks if any(base.__name__ == name for base in type(each).__mro__)]
