@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from greedylr_integrations.checks import is_integer
+from greedylr_integrations.checks import check_integer
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.log import logger
@@ -21,15 +21,35 @@ from greedylr_integrations.steering import Command, Steering, make_command
 LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
 
 
+class RunLength:
+    """How long a run is, as far as it is known.
+
+    Args:
+        steps (int): optimizer steps in which decisions are made. None if unknown.
+        horizon (int): decisions, if they are not one every `every_n_steps`. None otherwise.
+        steps_per_epoch (int): optimizer steps of one pass over the data. None if all data is new.
+    """
+
+    def __init__(self, steps: int | None, horizon: int | None, steps_per_epoch: int | None) -> None:
+        self._steps, self._horizon = steps, horizon
+        self.first_pass = (
+            math.inf if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1)
+        )
+
+    def decisions(self, config: ControllerConfig) -> int | None:
+        """How many decisions there are; None if unknown."""
+        if self._horizon is not None or self._steps is None:
+            return self._horizon
+        return math.ceil(self._steps / config.every_n_steps)
+
+
 class Decider:
     """Decides for one run.
 
     Args:
         config (ControllerConfig): the rule and its settings.
         signals (Signals): what measures loss and slope.
-        steps (int): optimizer steps in which decisions are made. Default None: unknown.
-        horizon (int): decisions of the run, if they are not one every `every_n_steps`. Default None.
-        new_steps (int): optimizer steps whose data has not been trained on; later ones have no slope. Default None: all.
+        length (RunLength): how long the run is. After the first pass over the data, no slope is measured.
         monitor (str): what the losses are.
         carry_out (callable): what to do with a command and the number of optimizer steps at which it came.
 
@@ -44,35 +64,29 @@ class Decider:
         self,
         config: ControllerConfig,
         signals: Signals,
-        *,
-        steps: int | None,
-        horizon: int | None,
-        new_steps: int | None,
+        length: RunLength,
         monitor: str,
         carry_out: Callable[[Command, int], None],
     ) -> None:
         self.config = config
         self.signals = signals
-        self._steps, self._horizon = steps, horizon
-        self._new_steps = new_steps
+        self._length = length
         self._monitor = monitor
         self._carry_out = carry_out
         self.decisions = 0
         self._lossless = 0  # steps without a loss; negative once no warning about them is due
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
+        self._own_steps = 0  # those of this object, not before a resume
+        self._optimizer_steps = 0  # those that the optimizer was seen to make
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
         """Start with a fresh controller, and see the gradients before each step of the optimizer."""
         self._decide_by(self._controller(self.config, base_lrs), None)
-        self._optimizer_steps = self._own_steps = 0
         self._watch = watch_steps(optimizer, self._before_step)
 
     def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
-        horizon = self._horizon
-        if horizon is None and self._steps is not None:
-            horizon = ceil(self._steps / config.every_n_steps)
-        return GreedyController(config, base_lrs, horizon)
+        return GreedyController(config, base_lrs, self._length.decisions(config))
 
     def _decide_by(self, controller: GreedyController, command: Command | None) -> None:
         self.controller = controller
@@ -139,8 +153,8 @@ class Decider:
             self._lossless = -1
             logger.warning(
                 "GreedyLR was stepped %d times without a loss, so the LR follows nothing: call scheduler.step(loss)."
-                " With Hugging Face's or Lightning's Trainer, use GreedyLRCallback of greedylr_integrations.transformers"
-                " or .lightning in its place; with Accelerate, greedylr_integrations.accelerate.GreedyLR",
+                " In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging Face's Trainer,"
+                " lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate",
                 LOSSLESS,
             )
 
@@ -148,8 +162,7 @@ class Decider:
 
     @property
     def _wants_slope(self) -> bool:
-        new = self._new_steps is None or self._step < self._new_steps
-        return new and self.controller.wants_slope
+        return self._step < self._length.first_pass and self.controller.wants_slope
 
     def measure_slope(self) -> None:
         """Measure the slope of the step under way."""
@@ -160,7 +173,7 @@ class Decider:
         self._optimizer_steps += 1
         if self._optimizer_steps == 1 and self._own_steps:
             warnings.warn(
-                "scheduler.step(loss) was called before optimizer.step(): call it after, or each decision is a step late",
+                "scheduler.step(loss) was called before optimizer.step(): call it after, or decisions are a step late",
                 stacklevel=4,
             )
         if complete:
@@ -185,9 +198,10 @@ class Decider:
             config = config.without_slope()  # the run had no slope
         fields = stored.get("config")
         every = fields.get("every_n_steps") if isinstance(fields, Mapping) else None
-        as_stored = config.on_resume == "checkpoint" and is_integer(every) and every >= 1
-        fitted = replace(config, every_n_steps=every) if as_stored else config
-        controller = GreedyController(config, base_lrs, self._controller(fitted, base_lrs).horizon)
+        fitted = config
+        if config.on_resume == "checkpoint" and isinstance(every, int) and every >= 1:
+            fitted = replace(config, every_n_steps=every)
+        controller = GreedyController(config, base_lrs, self._length.decisions(fitted))
         controller.load_state_dict(stored)
         return controller
 

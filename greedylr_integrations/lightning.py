@@ -23,7 +23,7 @@ from greedylr_integrations._lightning_metric import MonitoredMetric
 from greedylr_integrations._lightning_trainer import Callback
 from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallback
 from greedylr_integrations.checks import check, check_number
-from greedylr_integrations.core import ControllerConfig, logger
+from greedylr_integrations.core import ControllerConfig
 from greedylr_integrations.schedulers import mode_of
 
 NO_LOSS = (

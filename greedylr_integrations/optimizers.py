@@ -12,7 +12,7 @@ _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
         "is schedule-free and averages the weights instead of decaying the LR, so a schedule works against it",
     ),
     (
-        lambda name, group: "d" in group and "growth_rate" in group or name in ("dog", "ldog"),
+        lambda name, group: ("d" in group and "growth_rate" in group) or name in ("dog", "ldog"),
         "finds its own LR, and a schedule on top of it works against that",
     ),
     (

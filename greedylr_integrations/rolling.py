@@ -6,11 +6,11 @@ Every call is amortized O(1) for a window of any size. Values must be finite. Ea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice, pairwise
-from math import sqrt
+from math import inf, sqrt
 
-from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_numbers
+from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_none_or, is_numbers
 
 
 class RollingMean:
@@ -93,7 +93,7 @@ class RollingMean:
         return {"losses": list(self._values), "older": len(self._older_sums)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Continue from what `state_dict` gave, in a window that is still empty; from the newest values if not all fit."""
+        """Continue from what `state_dict` gave: from its newest values, if the window takes fewer."""
         losses = state["losses"][-self.size :]
         older = max(state["older"] - len(state["losses"]) + len(losses), 0)
         self._values.extend(losses[:older])
@@ -141,6 +141,10 @@ class Pace:
     """How fast a rolling mean falls: its fall over the last `size` values as a share of the largest such fall so far.
 
     The first sixth of the values is skipped: their means are of a few losses, and noise would pass for a fall.
+
+    A fall that one far outlier makes, when it leaves the mean, does not count as the largest, or no later fall would
+    compare with it. It is one of more than 3 times the distance that the values have covered so far, and of more than
+    240 times that distance for a single value.
     """
 
     def __init__(self, size: int) -> None:
@@ -148,32 +152,75 @@ class Pace:
         self._skip = size // 6
         self._largest = 0.0
         self._means: deque[float] = deque(maxlen=size + 1)
+        self._covered = _Covered() if self._skip else None  # a window of fewer values follows single losses anyway
+        self._judged_from = size - self._skip  # means after which the values have covered enough to compare with
+        self._too_far = max(3.0, 240 / size)
 
-    def push(self, mean: float) -> float:
-        """Add a mean; return the share, from 0 (does not fall) to 1 (falls as fast as it ever has)."""
+    def push(self, mean: float, value: float) -> float:
+        """Add a mean and the newest value in it.
+
+        Returns:
+            The share, from 0 (does not fall) to 1 (falls as fast as it ever has).
+        """
+        covered, limit = self._covered, inf
+        if covered is not None:
+            covered.push(value)
         if self._skip:
             self._skip -= 1
             return 0.0
         means = self._means
         means.append(mean)
+        if covered is not None and len(means) >= self._judged_from:
+            limit = self._too_far * covered.distance
+            if self._largest > limit:
+                self._largest = 0.0
         fall = means[0] - mean
         if fall <= 0.0:
             return 0.0
-        if fall >= self._largest:
+        if fall < self._largest:
+            return fall / self._largest
+        if fall <= limit:
             self._largest = fall
-            return 1.0
-        return fall / self._largest
+        return 1.0
 
     def clear(self) -> None:
         self._largest = 0.0
         self._means.clear()
 
     def state_dict(self) -> dict:
-        return {"skip": self._skip, "largest": self._largest, "means": list(self._means)}
+        covered = None if self._covered is None else self._covered.state_dict()
+        return {"skip": self._skip, "largest": self._largest, "means": list(self._means), "covered": covered}
 
     def load_state_dict(self, state: Mapping) -> None:
         self._skip, self._largest = state["skip"], state["largest"]
         self._means = deque(state["means"], maxlen=self.size + 1)
+        covered = state.get("covered")  # earlier versions did not have it
+        self._covered = None if covered is None else _Covered(*covered)
+
+
+class _Covered:
+    """How far apart values have been, single outliers left out: the range of the medians of three in a row."""
+
+    def __init__(self, low: float | None = None, high: float | None = None, last: Sequence[float] = ()) -> None:
+        self._low, self._high = low, high
+        self._last = deque(last, maxlen=2)
+
+    def push(self, value: float) -> None:
+        last = self._last
+        if len(last) == 2:
+            first, second = last
+            low, high = (first, second) if first < second else (second, first)
+            median = low if value < low else min(value, high)
+            self._low = median if self._low is None else min(self._low, median)
+            self._high = median if self._high is None else max(self._high, median)
+        last.append(value)
+
+    @property
+    def distance(self) -> float:
+        return 0.0 if self._low is None or self._high is None else self._high - self._low
+
+    def state_dict(self) -> list:
+        return [self._low, self._high, list(self._last)]
 
 
 def is_window(value: object) -> bool:
@@ -186,4 +233,18 @@ _ENTRIES = is_list_of(
     lambda entry: isinstance(entry, list) and len(entry) == 2 and is_count(entry[0]) and is_finite(entry[1])
 )
 is_recent = fits({"count": is_count, "queue": _ENTRIES})
-is_pace = fits({"skip": is_count, "largest": is_finite, "means": is_numbers})
+_PACE_1 = {"skip": is_count, "largest": is_finite, "means": is_numbers}
+_COVERED = is_none_or(
+    lambda value: (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(map(is_none_or(is_finite), value[:2]))
+        and is_numbers(value[2])
+        and len(value[2]) <= 2
+    )
+)
+_PACE = {**_PACE_1, "covered": _COVERED}
+
+
+def is_pace(value: object) -> bool:
+    return fits(_PACE)(value) or fits(_PACE_1)(value)

@@ -15,13 +15,14 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from greedylr_integrations.checks import check, check_integer
+from greedylr_integrations.checks import check
 from greedylr_integrations.controller import ControllerConfig, GreedyController
-from greedylr_integrations.deciding import Decider
+from greedylr_integrations.deciding import Decider, RunLength
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.distributed import all_alike, rank, world_size
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import HistoryFile, Recorder
+from greedylr_integrations.history import Recorder
+from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
@@ -30,7 +31,7 @@ from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
-from greedylr_integrations.steering import Command, CommandFile, Steerable
+from greedylr_integrations.steering import Command, Steerable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from greedylr_integrations.rules import ConfigFields
 
 
-class GreedyLR(Steerable, Readings, LRScheduler):
+class GreedyLR(Steerable, Readings):
     """The learning rate finds itself: LR of a parameter group = its base LR x scale x envelope.
 
         scheduler = GreedyLR(optimizer, total_steps=1000)
@@ -80,11 +81,6 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         monitor (str): what the losses are, for the history. Default "loss".
         **fields: fields of the config, in place of its own.
 
-    Attributes:
-        controller (GreedyController): what decides.
-        meter (LossMeter): the losses of this rank.
-        history_file (HistoryFile): where the history goes. None if nowhere.
-
     Raises:
         TypeError, ValueError: for what does not fit, with the field, the value and what is allowed.
     """
@@ -118,25 +114,15 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=ratio)
-        super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
-        self._total_steps = envelope.total_steps
-        self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
-        self.base_lrs = self._rates.base_lrs
+        length = RunLength(envelope.decided_steps, horizon, steps_per_epoch)
         self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter
-        commands = None if control_file is None else CommandFile(control_file)
-        self._decider = Decider(
-            config,
-            Signals(self.meter, SlopeMeter(optimizer, slope_sample), commands),
-            steps=envelope.decided_steps,
-            horizon=horizon,
-            new_steps=None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1),
-            monitor=monitor,
-            carry_out=self._carry_out,
-        )
-        self.history_file = history_file if isinstance(history_file, HistoryFile | None) else HistoryFile(history_file)
-        self._recorder = Recorder(self.history_file)
+        signals = Signals(self.meter, SlopeMeter(optimizer, slope_sample), control_file)
+        super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
+        self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
+        self._decider = Decider(config, signals, length, monitor, self._carry_out)
+        self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
         self._begun = False
-        self._run = ""  # the run's id, if it has a history file
+        self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._write()
 
@@ -203,11 +189,11 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             return
         self._begun = True
         config = self.controller.config.to_dict()
-        header = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
+        header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):
             raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
         if self.history_file is not None:
-            self._run = self._run or uuid.uuid4().hex
+            self._run = uuid.uuid4().hex if self._run is None else self._run
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
@@ -232,7 +218,6 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         if len(self.optimizer.param_groups) != len(self.base_lrs):
             for base_lr in self._rates.new_groups(self.controller.scales):
                 self.controller.add_group(base_lr)
-            self.base_lrs = self._rates.base_lrs
             self._write()
 
     # ---- commands ----
@@ -269,15 +254,6 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             self._rates.schedule.take_back()
         self._write()
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """LR of each group now: a list of floats. With `shadow`, what it would be."""
-        self._take_up_groups()
-        return self._rates.of(self.controller.scales, self.last_epoch)
-
-    def get_last_lr(self) -> list[float]:  # type: ignore[override]
-        """The same as `get_lr`."""
-        return self.get_lr()
-
     # ---- state ----
 
     def synchronize(self) -> None:
@@ -312,7 +288,6 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         controller = self._decider.loaded(state, self.base_lrs)
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
-        self.base_lrs = self._rates.base_lrs
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
         self._recorder.rewind((state["decisions"], state["commands"]))
         self._write()

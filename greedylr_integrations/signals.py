@@ -5,6 +5,7 @@ All of it takes one all-reduce and one host read per decision. What a rank sends
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -40,16 +41,18 @@ class Signals:
     Args:
         meter (LossMeter): the losses of this rank.
         slopes (SlopeMeter): the gradients of this rank.
-        command_file (CommandFile): where commands come from. Default None: no file on this rank.
+        control_file (path): where commands come from. Default None: from nowhere, on this rank.
 
     Attributes:
         last_command (int): mark of the last command that came by the file of any rank; part of the state.
     """
 
-    def __init__(self, meter: LossMeter, slopes: SlopeMeter, command_file: CommandFile | None = None) -> None:
+    def __init__(
+        self, meter: LossMeter, slopes: SlopeMeter, control_file: str | os.PathLike[str] | None = None
+    ) -> None:
         self.meter = meter
         self.slopes = slopes
-        self._file = command_file
+        self._file = None if control_file is None else CommandFile(control_file)
         self.last_command = 0
 
     @property

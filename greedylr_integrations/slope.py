@@ -202,4 +202,4 @@ is_slope_state = fits(
         "count": is_count,
     }
 )
-NOTHING_MEASURED = {"reference": None, "sharded": False, "rank": 0, "sums": [], "count": 0}
+NOTHING_MEASURED: dict[str, Any] = {"reference": None, "sharded": False, "rank": 0, "sums": [], "count": 0}

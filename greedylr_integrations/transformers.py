@@ -26,6 +26,7 @@ from greedylr_integrations.callbacks import Run, SharedCallback
 from greedylr_integrations.core import logger
 from greedylr_integrations.schedulers import mode_of
 
+
 @dataclass
 class _Run(Run):
     trainer: Any = None

@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyLR, control, history
 from greedylr_integrations.core import Action, Reason
+
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, control, history
 from greedylr_integrations.lightning import GreedyLRCallback
 
 pytestmark = [

@@ -11,10 +11,10 @@ import torch
 
 pl = pytest.importorskip("lightning.pytorch")
 
+from greedylr_integrations.core import Reason
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from test_lightning import FAST, SCHEDULES, Manual, Module, fit, loader, pytestmark  # noqa: F401
 
-from greedylr_integrations.core import Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
 

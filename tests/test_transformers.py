@@ -9,14 +9,14 @@ import tiny
 import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
+from greedylr_integrations.core import Action, Reason
 from hf_worker import GPU_PATHS, PATHS
 from processes import ON_CPU, TESTS, run, torchrun
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyLR, PaperConfig, control, history
 from greedylr_integrations.transformers import GreedyLRCallback
 
 FAST = {"window_size": 2, "factor": 0.8}
