@@ -207,17 +207,13 @@ def taken(path, how):
 def test_what_is_not_an_earlier_history_is_left_alone(tmp_path, warnings_of, how, resumed):
     path = tmp_path / "history.jsonl"
     open_run = taken(path, how)
-    before = {
-        file.name: (file.lstat().st_mode, file.lstat().st_size, file.lstat().st_ino) for file in tmp_path.iterdir()
-    }
+    before = stats(tmp_path)
     content = path.read_bytes() if path.is_file() else None
     scheduler = scheduler_of(path)
     if resumed:
         scheduler.load_state_dict((open_run or train(scheduler_of(), losses(5))).state_dict())
     train(scheduler, losses(9)[5:])
-    after = {
-        file.name: (file.lstat().st_mode, file.lstat().st_size, file.lstat().st_ino) for file in tmp_path.iterdir()
-    }
+    after = stats(tmp_path)
     own = tmp_path / "history-2.jsonl"
     assert {name: after[name] for name in before} == before
     assert after.keys() - before.keys() == {own.name}
@@ -407,7 +403,7 @@ def test_a_torn_last_line_is_left_out_wherever_it_was_torn(tmp_path, lines):
         (3, b"\xff\xfe\x00", "is not JSON"),
         (2, b"", "is not JSON"),
         (4, b"3", "3 is not an object"),
-        (1, b'{"loss": 1}', "not the header of a GreedyLR history of version 1 or 2: greedylr_history is missing"),
+        (1, b'{"loss": 1}', "of a GreedyLR history of version 1 or 2: greedylr_history is missing"),
         (1, b'{"greedylr_history": 3}', "greedylr_history=3 is not allowed: it must be 1 or 2"),
         (
             5,
@@ -433,6 +429,106 @@ def test_anything_else_is_named_with_its_line(tmp_path, lines, number, line, say
     assert f"history.jsonl, line {number}: " in str(error.value)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lrs": [-0.1]}, "lrs=[-0.1] is not allowed: it must be a list of finite numbers of at least 0"),
+        ({"scales": [-1.0]}, "scales=[-1.0] is not allowed"),
+        ({"scales": []}, "scales=[] is not allowed"),
+        ({"scales": [1.0, 1.0]}, "there are 2 scales for 1 LRs"),
+        ({"envelope": 1.5}, "envelope=1.5 is not allowed: it must be a number from 0 to 1"),
+        ({"envelope": -0.1}, "envelope=-0.1 is not allowed"),
+        ({"step": -1}, "step=-1 is not allowed: it must be an integer of at least 0"),
+        ({"step": 1.0}, "step=1.0 is not allowed"),
+        ({"step": 2**60}, "is not allowed"),
+        ({"step": 0}, "step 0 comes after step 1 without a resume in between"),
+        ({"loss": 10**400}, "is not allowed"),
+        ({"smoothed": True}, "smoothed=True is not allowed"),
+        ({"nonfinite": -1}, "nonfinite=-1 is not allowed"),
+        ({"slope": "x"}, "slope='x' is not allowed"),
+        ({"reason": ""}, "reason='' is not allowed"),
+        ({"reason": "\x1b[31m" * 201}, "is not allowed"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(tmp_path, lines, changes, says):
+    lines[0] = json.dumps({**json.loads(lines[0]), "greedylr_history": 2}).encode()
+    lines[2] = json.dumps({**json.loads(lines[2]), **changes}).encode()
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        read_lines(tmp_path, lines)
+    assert "history.jsonl, line 3: " in str(error.value)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"base_lrs": [-1.0]}, "base_lrs=[-1.0] is not allowed"),
+        ({"base_lrs": []}, "base_lrs=[] is not allowed"),
+        ({"total_steps": -1}, "total_steps=-1 is not allowed: it must be an integer of at least 1, or null"),
+        ({"world_size": 0}, "world_size=0 is not allowed"),
+        ({"config": []}, "config=[] is not allowed"),
+        ({"run": 3}, "run=3 is not allowed"),
+        ({"greedylr_history": 1, "run": "a"}, "'run' is unknown"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(tmp_path, lines, changes, says):
+    header = {**json.loads(lines[0]), "greedylr_history": 2, **changes}
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        read_lines(tmp_path, [json.dumps(header).encode(), *lines[1:]])
+    assert "history.jsonl, line 1: this is not the header of a GreedyLR history" in str(error.value)
+    assert says in str(error.value)
+
+
+def test_version_2_has_slopes_and_the_id_of_the_run(tmp_path, lines):
+    header = {**json.loads(lines[0]), "greedylr_history": 2, "run": "a"}
+    rows = [{**json.loads(line), "slope": slope} for line, slope in zip(lines[1:], (None, 0.5, -1, 0), strict=True)]
+    encoded = [json.dumps(entry).encode() for entry in (header, *rows)]
+    assert read_lines(tmp_path, encoded)[0]["run"] == "a"
+    _, columns, _ = history.read_columns(tmp_path / "history.jsonl")
+    assert math.isnan(columns.slopes[0])
+    assert list(columns.slopes)[1:] == [0.5, -1, 0]
+    with pytest.raises(ValueError, match="line 3: this is not a decision: 'slope' is unknown"):
+        read_lines(tmp_path, [lines[0], lines[1], encoded[2]])  # not in version 1
+    resumed = json.dumps({"resumed": 4, **header, "run": "b"}).encode()
+    with pytest.raises(ValueError, match="line 6: the run 'b' resumes in the history of 'a'"):
+        read_lines(tmp_path, [*encoded, resumed])
+
+
+def test_columns_are_the_records(tmp_path):
+    path = tmp_path / "h.jsonl"
+    scheduler = scheduler_of(path, 0.1, 0.02, linear_warmup_steps=3)
+    scheduler.cap(2)
+    train(scheduler, losses())
+    scheduler.release()
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.5})
+    train(scheduler, losses(5))
+    _, records, commands = history.read(path)
+    header, columns, same = history.read_columns(path)
+    assert (same, header["base_lrs"]) == (commands, [0.1, 0.02])
+    assert list(columns.steps) == [record.step for record in records]
+    assert list(columns.losses) == [record.decision.loss for record in records]
+    assert list(columns.lrs) == [lr for record in records for lr in record.lrs]
+    assert set(columns.groups) == {2, 3}
+    named = [columns.reason_names[code] for code in columns.reasons]
+    assert named == [record.decision.reason.name for record in records]
+
+
+def test_many_resumes_take_no_quadratic_time(tmp_path):
+    path = tmp_path / "h.jsonl"
+    train(scheduler_of(path), losses(4))
+    header, *rows = path.read_bytes().splitlines()
+    resume = json.dumps({"resumed": 1, **json.loads(header)}).encode()
+    started = time.process_time()
+    _, columns, _ = history.read_columns(_written(path, [header, *[rows[0], *rows[1:], resume] * 20_000]))
+    assert time.process_time() - started < 20
+    assert list(columns.steps) == [1] * 20_000
+
+
+def _written(path, lines):
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
 
 
 @pytest.mark.parametrize("content", [b"", b'{"greedylr_history": 1'])
