@@ -117,7 +117,7 @@ class Recorder:
             self.file.begin(entry, resumed=resumed, writes=writes)
 
     def decision(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Keep a decision, made after `step` optimizer steps. The LRs before scale and envelope must not change later."""
+        """Keep a decision, made after `step` optimizer steps. The LRs before scale and envelope must not change."""
         entry = Entry(step, bases, envelope, decision, nonfinite)
         self._entries.append(entry)
         self.decision_count += 1

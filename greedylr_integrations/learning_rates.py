@@ -54,6 +54,8 @@ class LearningRates:
         """Follow another ramp and decay from now on."""
         self.envelope = envelope
         self.ramps = self.schedule is not None or envelope.linear_warmup_steps > 0
+        self.steady_from: float
+        self.steady_until: float
         self.steady_from, self.steady_until = envelope.constant() if self.schedule is None else (0, 0)
 
     def detach(self, optimizer: Any) -> None:

@@ -150,8 +150,9 @@ class GreedyLR(Readings, Steerable):
             self._begin()
         self._take_up_groups()
         step = self.last_epoch + 1
+        decision = None
         if self._rates.ramps and self.ramping:
-            decision = self._decider.skip(step)
+            self._decider.skip(step)
         else:
             decision = self._decider.step(loss, step)
         self._go_on(step)
