@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from greedylr_integrations.core import logger
+from greedylr_integrations.log import logger
 
 
 def is_evaluation(logs: Mapping[str, Any]) -> bool:

@@ -51,7 +51,7 @@ class CommandRecord(NamedTuple):
         return str(Command(self.order, self.value))
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """What a step leaves behind; the record of it is made when somebody looks."""
 
     step: int
@@ -70,26 +70,22 @@ class History(Sequence[Record]):
     """The last decisions of a run, 100,000 by default: a sequence of `Record`."""
 
     def __init__(self, size: int = HISTORY_SIZE) -> None:
-        self._entries: deque[_Entry] = deque(maxlen=size)
-
-    def append(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Add a decision. The LRs before scale and envelope must not change afterwards."""
-        self._entries.append(_Entry(step, bases, envelope, decision, nonfinite))
+        self.entries: deque[Entry] = deque(maxlen=size)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_Entry.record, self._entries)
+        return map(Entry.record, self.entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [entry.record() for entry in list(self._entries)[index]]
-        return self._entries[index].record()
+            return [entry.record() for entry in list(self.entries)[index]]
+        return self.entries[index].record()
 
     def pop(self) -> Record:
         """Remove the last decision and return it."""
-        return self._entries.pop().record()
+        return self.entries.pop().record()
 
 
 class Recorder:
@@ -108,22 +104,25 @@ class Recorder:
     def __init__(self, file: str | os.PathLike[str] | HistoryFile | None = None) -> None:
         self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
         self.history = History()
+        self._entries = self.history.entries
         self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
         self.decision_count = self.command_count = 0
 
     def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
         """Begin the file, or go on in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
         if self.file is not None:
-            counts = {"decisions": self.decision_count, "commands": self.command_count}
+            # commands that wait to be written come after this line
+            counts = {"decisions": self.decision_count, "commands": self.command_count - self.file.waiting}
             entry = {"greedylr_history": VERSION, **header, **counts}
             self.file.begin(entry, resumed=resumed, writes=writes)
 
     def decision(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Keep a decision, made after `step` optimizer steps."""
-        self.history.append(step, bases, envelope, decision, nonfinite)
+        """Keep a decision, made after `step` optimizer steps. The LRs before scale and envelope must not change."""
+        entry = Entry(step, bases, envelope, decision, nonfinite)
+        self._entries.append(entry)
         self.decision_count += 1
         if self.file is not None:
-            self.file.write(_row(self.history[-1]))
+            self.file.write(_row(entry.record()))
 
     def command(self, step: int, command: Command) -> None:
         """Keep a command, followed after `step` optimizer steps."""

@@ -26,6 +26,7 @@ from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.optimizers import check_optimizer, without_parameters
 from greedylr_integrations.readings import Readings
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from greedylr_integrations.rules import ConfigFields
 
 
-class GreedyLR(Steerable, Readings):
+class GreedyLR(Readings, Steerable):
     """The learning rate finds itself: LR of a parameter group = its base LR x scale x envelope.
 
         scheduler = GreedyLR(optimizer, total_steps=1000)
@@ -107,6 +108,7 @@ class GreedyLR(Steerable, Readings):
         monitor: str = "loss",
         **fields: Unpack[ConfigFields],
     ) -> None:
+        check_optimizer(optimizer, shadow=shadow)
         if controller is not None:
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
@@ -147,20 +149,23 @@ class GreedyLR(Steerable, Readings):
         if not self._begun:
             self._begin()
         self._take_up_groups()
+        step = self.last_epoch + 1
         decision = None
         if self._rates.ramps and self.ramping:
-            self._decider.skip(self.last_epoch + 1)
+            self._decider.skip(step)
         else:
-            decision = self._decider.step(loss, self.last_epoch + 1)
-        self._go_on()
-        return self._record(decision)
+            decision = self._decider.step(loss, step)
+        self._go_on(step)
+        if decision is not None:
+            self._record(decision)
+        return decision
 
     def advance(self) -> None:
         """Go on by one optimizer step of which no rank has a loss: ramp, decay and base schedule alone."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
-        self._go_on()
+        self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
         """Decide without a step, on a validation loss, say: averaged over all ranks, each of which must call this."""
@@ -170,7 +175,13 @@ class GreedyLR(Steerable, Readings):
         self._take_up_groups()
         decision = self._decider.observe(loss)
         self._write()
-        return self._record(decision)
+        if decision is not None:
+            self._record(decision)
+        return decision
+
+    def advise(self, advice: str) -> None:
+        """What to say if the first steps come without a loss. An adapter knows better than this class."""
+        self._decider.advice = advice
 
     def skip_step(self) -> None:
         """The optimizer skipped the step under way: forget what was measured for it."""
@@ -197,22 +208,20 @@ class GreedyLR(Steerable, Readings):
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
-    def _go_on(self) -> None:
-        self.last_epoch = step = self.last_epoch + 1
+    def _go_on(self, step: int) -> None:
+        self.last_epoch = step
         rates, scales = self._rates, self._decider.controller.scales
         if rates.schedule is not None:
             rates.schedule.advance()
-        if scales is not rates.written or rates.moves(step):
+        if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
             rates.write(scales, step)
 
     def _write(self) -> None:
         self._rates.write(self.controller.scales, self.last_epoch)
 
-    def _record(self, decision: Decision | None) -> Decision | None:
-        if decision is not None:
-            rates, nonfinite = self._rates, self.controller.nonfinite
-            self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
-        return decision
+    def _record(self, decision: Decision) -> None:
+        rates, nonfinite = self._rates, self._decider.controller.nonfinite
+        self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
 
     def _take_up_groups(self) -> None:
         if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
@@ -254,7 +263,31 @@ class GreedyLR(Steerable, Readings):
             self._rates.schedule.take_back()
         self._write()
 
+    def detach(self) -> None:
+        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
+        self.optimizer = without_parameters(self.optimizer)
+        self.base_schedule = None
+        self._rates.detach(self.optimizer)
+        self._decider.detach()
+        if self.history_file is not None:
+            self.history_file.end()
+
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # what `Accelerator.prepare` asks first; it would step this schedule once for each process
+        raise TypeError(
+            "Accelerate would step this GreedyLR once for each process: use GreedyLR of"
+            " greedylr_integrations.accelerate, with the same arguments"
+        )
+
     # ---- state ----
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_begun": False}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._decider.watch(self.optimizer)
 
     def synchronize(self) -> None:
         """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""

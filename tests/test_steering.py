@@ -53,7 +53,7 @@ class OwnRule(OneScaleRule):
 
 
 class OwnConfig(ControllerConfig):
-    def rule(self, base_lrs, horizon):
+    def rule(self, base_lrs, horizon, first_pass=None):
         return OwnRule(base_lrs, horizon)
 
 
