@@ -107,6 +107,7 @@ def with_lightning():
     with _quiet():
         import lightning.pytorch as pl
 
+    from greedylr_integrations import GreedyConfig
     from greedylr_integrations.lightning import GreedyLRCallback
 
     class Module(pl.LightningModule):
@@ -125,7 +126,7 @@ def with_lightning():
             return torch.optim.SGD([{"params": first, "lr": 0.02}, {"params": last, "lr": 0.01}])
 
     folder = Path(_FOLDER.name) / "lightning"
-    callback, module = GreedyLRCallback(), Module()
+    callback, module = GreedyLRCallback(GreedyConfig()), Module()
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=2,

@@ -11,10 +11,10 @@ import numpy as np
 
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Action, Reason
-from greedylr_integrations.rules import RULES, GreedyConfig, config_from_dict
+from greedylr_integrations.rules import RULES, config_from_dict
 from greedylr_integrations.runs.run import Run, RunError, make_run, name_reasons
 
-PRESETS = {name: config.__name__ for name, config in {"greedy": GreedyConfig, **RULES}.items()}
+PRESETS = {"greedy": "GreedyConfig"} | {name: config.__name__ for name, config in RULES.items()}
 
 
 def parse_config(text: str) -> ControllerConfig:
