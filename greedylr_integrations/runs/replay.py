@@ -73,8 +73,7 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
         controller = GreedyController(config, (base_lr,), horizon)
     except (TypeError, ValueError, OverflowError) as error:
         raise RunError(str(error)) from None
-    scales, smoothed, best = array("d"), array("d"), array("d")
-    actions, reasons = array("b"), array("b")
+    scales, smoothed, best, actions, reasons = array("d"), array("d"), array("d"), array("b"), array("b")
     code_of = {id(member): i for kind in (Action, Reason) for i, member in enumerate(kind)}  # hashing a member is slow
     try:
         for loss, slope in zip(run.losses, run.slopes, strict=True):
@@ -102,6 +101,5 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
         total_steps=horizon,
         monitor=run.monitor,
     )
-    codes, places = np.unique(np.frombuffer(reasons, np.int8), return_inverse=True)
-    name_reasons(played, [list(Reason.__members__)[code] for code in codes], places)
+    name_reasons(played, list(Reason.__members__), np.frombuffer(reasons, np.int8))
     return played
