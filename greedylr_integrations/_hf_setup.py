@@ -92,7 +92,7 @@ def warmup_steps(settings: Settings, config: ControllerConfig, args: Any, state:
         )
     if told is not None or not replaces:
         return told or 0
-    if theirs and config.searches:
+    if theirs and config.searches(state.max_steps if state.max_steps > 0 else None, None):
         logger.warning(
             "the search for the LR takes the place of the %d warmup steps of the TrainingArguments: pass"
             " linear_warmup_steps=%d to GreedyLRCallback to have both",

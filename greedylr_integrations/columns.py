@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from greedylr_integrations.checks import is_finite, is_integer, is_number
 from greedylr_integrations.decision import Action
 from greedylr_integrations.steering import COMMANDS, Command, make_command
 
 VERSIONS = (1, 2)  # version 2 has slopes and the run's id
 ACTIONS = [action.value for action in Action]  # an index into it is a code in `Columns.actions`
 MOST_REASONS = 100
+MAX = sys.float_info.max
 LONGEST_LINE = 1 << 24  # bytes; a header with a thousand parameter groups has some 20,000
 
 Check = tuple[Callable[[Any], bool], str]  # and what a value must be, in words
 
 
+def _is_number(value: Any) -> bool:  # called ten times a row, so short; a bool is of neither type, and NaN in no range
+    return type(value) in (float, int) and -MAX <= value <= MAX
+
+
 def _at_least(least: int) -> Check:
-    return lambda value: is_integer(value) and least <= value < 2**53, f"an integer of at least {least}"
+    return lambda value: type(value) is int and least <= value < 2**53, f"an integer of at least {least}"
 
 
 def _or_none(check: Check) -> Check:
@@ -31,14 +36,14 @@ def _or_none(check: Check) -> Check:
 
 
 def _not_negative(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(is_finite(item) and item >= 0 for item in value)
+    return type(value) is list and len(value) > 0 and all(_is_number(item) and item >= 0 for item in value)
 
 
-NUMBER: Check = (is_finite, "a finite number")
+NUMBER: Check = (_is_number, "a finite number")
 NUMBERS: Check = (_not_negative, "a list of finite numbers of at least 0, one for each parameter group")
 TEXT: Check = (lambda value: isinstance(value, str) and 0 < len(value) <= 1000, "text of at most 1000 characters")
 HEADER: dict[str, Check] = {
-    "greedylr_history": (lambda value: is_integer(value) and value in VERSIONS, "1 or 2"),
+    "greedylr_history": (lambda value: type(value) is int and value in VERSIONS, "1 or 2"),
     "config": (lambda value: value is None or isinstance(value, dict), "an object, or null"),
     "base_lrs": NUMBERS,
     "total_steps": _or_none(_at_least(1)),
@@ -52,14 +57,14 @@ COMMAND: dict[str, Check] = {
 }
 DECISION: dict[str, Check] = {
     "step": _at_least(0),
-    "loss": (is_number, 'a number, "nan", "inf" or "-inf"'),
+    "loss": (lambda value: _is_number(value) or value in ("nan", "inf", "-inf"), 'a number, "nan", "inf" or "-inf"'),
     "smoothed": _or_none(NUMBER),
     "best": _or_none(NUMBER),
     "action": (lambda value: value in ACTIONS, "one of " + ", ".join(ACTIONS)),
     "reason": TEXT,
     "scales": NUMBERS,
     "lrs": NUMBERS,
-    "envelope": (lambda value: is_finite(value) and 0 <= value <= 1, "a number from 0 to 1"),
+    "envelope": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "nonfinite": _at_least(0),
 }
 # version 2 has the run's id, which one that began with version 1 lacks, and how much it had decided before
@@ -74,8 +79,12 @@ DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(NUMBER)}
 
 def _checked(entry: Mapping[str, Any], schema: Mapping[str, Check], what: str) -> Mapping[str, Any]:
     """The entry; ValueError that names every missing, unknown or senseless value unless it fits the schema."""
-    if entry.keys() == schema.keys() and all(check(entry[key]) for key, (check, _) in schema.items()):
-        return entry
+    if entry.keys() == schema.keys():
+        for key, (check, _) in schema.items():
+            if not check(entry[key]):
+                break
+        else:
+            return entry
     faults = [f"{key} is missing" for key in schema if key not in entry]
     faults += [f"{key!r:.80} is unknown" for key in entry if key not in schema]
     faults += [
@@ -170,30 +179,31 @@ def read(
         OSError: if the file cannot be read.
         ValueError: for anything else, with file and line.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {}  # the first one
+    latest: dict[str, Any] = {}  # that of the last resume
     columns, step, commanded = Columns(), 0, 0  # the last step of a decision, and of a command
     commands: list[tuple[int, Command]] = []
     for number, line in _lines(path):
         try:
             entry = _object(line)
             if not header:
-                header = _header(entry)
+                header = latest = _header(entry)
             elif "resumed" in entry:
-                again, step = _resumed(header, entry)
+                latest, step = _resumed(header, entry)
                 commanded = step
                 decisions = columns.until(step)
                 orders = sum(at <= step for at, _ in commands)
-                if "decisions" in again and "decisions" in header:
+                if "decisions" in latest and "decisions" in header:
                     # a checkpoint may be older than a decision of the same step
-                    decisions = min(decisions, again["decisions"] - header["decisions"])
-                    orders = min(orders, again["commands"] - header["commands"])
+                    decisions = min(decisions, latest["decisions"] - header["decisions"])
+                    orders = min(orders, latest["commands"] - header["commands"])
                 columns.cut(max(decisions, 0))
                 del commands[max(orders, 0) :]
             elif "order" in entry:
                 commands.append(_command(entry, commanded))
                 commanded = entry["step"]
             else:
-                columns.append(_decision(entry, header, step, reasons))
+                columns.append(_decision(entry, latest, step, reasons))
                 step = entry["step"]
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None

@@ -36,15 +36,21 @@ class RunLength:
 
     def __init__(self, steps: int | None, horizon: int | None, steps_per_epoch: int | None) -> None:
         self._steps, self._horizon = steps, horizon
-        self.first_pass = (
-            math.inf if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1)
-        )
+        self._epoch = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1)
 
     def decisions(self, config: ControllerConfig) -> int | None:
         """How many decisions there are; None if unknown."""
         if self._horizon is not None or self._steps is None:
             return self._horizon
         return math.ceil(self._steps / config.every_n_steps)
+
+    def first_pass(self, config: ControllerConfig) -> int | None:
+        """How many decisions there are in the first pass over the data; None if all data is new."""
+        return None if self._epoch is None else math.ceil(self._epoch / config.every_n_steps)
+
+    def is_new(self, step: int) -> bool:
+        """Whether the data of a step has not been trained on."""
+        return self._epoch is None or step < self._epoch
 
 
 class Decider:
@@ -83,13 +89,19 @@ class Decider:
         self._lossless = 0  # steps without a loss; negative once no warning about them is due
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
-        self._own_steps = 0  # those of this object, not before a resume
-        self._optimizer_steps = 0  # those that the optimizer was seen to make
+        self._stepped = self._optimizer_stepped = False  # whether this object was, and the optimizer was seen to
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
         """Start with a fresh controller, and see the gradients before each step of the optimizer."""
         self._decide_by(self._controller(self.config, base_lrs), None)
+        self.watch(optimizer)
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """See the gradients before each step of the optimizer."""
         self._watch = watch_steps(optimizer, self._before_step)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_watch": None}  # a copy watches an optimizer of its own
 
     def detach(self) -> None:
         """Let go of the optimizer and its weights."""
@@ -99,7 +111,7 @@ class Decider:
         self.signals.slopes.detach()
 
     def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
-        return GreedyController(config, base_lrs, self._length.decisions(config))
+        return GreedyController(config, base_lrs, self._length.decisions(config), self._length.first_pass(config))
 
     def _decide_by(self, controller: GreedyController, command: Command | None) -> None:
         self.controller = controller
@@ -111,8 +123,7 @@ class Decider:
 
     def step(self, loss: float | torch.Tensor | None, step: int) -> Decision | None:
         """Take up the loss of an optimizer step, `step` being the number of those done with it."""
-        self._step = step
-        self._own_steps += 1
+        self._step, self._stepped = step, True
         if self._direct and type(loss) is float:
             self.decisions += 1
             return self.steering.observe(loss)
@@ -130,8 +141,7 @@ class Decider:
 
     def skip(self, step: int) -> None:
         """An optimizer step in which there is nothing to decide on."""
-        self._step = step
-        self._own_steps += 1
+        self._step, self._stepped = step, True
         self._lossless = -1
         self.signals.skip_step()
 
@@ -172,7 +182,7 @@ class Decider:
 
     @property
     def _wants_slope(self) -> bool:
-        return self._step < self._length.first_pass and self.controller.wants_slope
+        return self.controller.wants_slope and self._length.is_new(self._step)
 
     def measure_slope(self) -> None:
         """Measure the slope of the step under way."""
@@ -180,12 +190,12 @@ class Decider:
             self.signals.slopes.measure()
 
     def _before_step(self, complete: bool) -> None:
-        self._optimizer_steps += 1
-        if self._optimizer_steps == 1 and self._own_steps:
+        if self._stepped and not self._optimizer_stepped:
             warnings.warn(
                 "scheduler.step(loss) was called before optimizer.step(): call it after, or decisions are a step late",
                 stacklevel=4,
             )
+        self._optimizer_stepped = True
         if complete:
             self.measure_slope()
 
@@ -211,7 +221,8 @@ class Decider:
         fitted = config
         if config.on_resume == "checkpoint" and isinstance(every, int) and every >= 1:
             fitted = replace(config, every_n_steps=every)
-        controller = GreedyController(config, base_lrs, self._length.decisions(fitted))
+        length = self._length
+        controller = GreedyController(config, base_lrs, length.decisions(fitted), length.first_pass(fitted))
         controller.load_state_dict(stored)
         return controller
 

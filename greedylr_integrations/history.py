@@ -51,7 +51,7 @@ class CommandRecord(NamedTuple):
         return str(Command(self.order, self.value))
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """What a step leaves behind; the record of it is made when somebody looks."""
 
     step: int
@@ -70,26 +70,22 @@ class History(Sequence[Record]):
     """The last decisions of a run, 100,000 by default: a sequence of `Record`."""
 
     def __init__(self, size: int = HISTORY_SIZE) -> None:
-        self._entries: deque[_Entry] = deque(maxlen=size)
-
-    def append(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Add a decision. The LRs before scale and envelope must not change afterwards."""
-        self._entries.append(_Entry(step, bases, envelope, decision, nonfinite))
+        self.entries: deque[Entry] = deque(maxlen=size)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_Entry.record, self._entries)
+        return map(Entry.record, self.entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [entry.record() for entry in list(self._entries)[index]]
-        return self._entries[index].record()
+            return [entry.record() for entry in list(self.entries)[index]]
+        return self.entries[index].record()
 
     def pop(self) -> Record:
         """Remove the last decision and return it."""
-        return self._entries.pop().record()
+        return self.entries.pop().record()
 
 
 class Recorder:
@@ -102,44 +98,47 @@ class Recorder:
         file (HistoryFile): that file.
         history (History): the last decisions.
         commands (deque of CommandRecord): the last commands.
-        counts (tuple of int): decisions and commands since the start of the run, also those before a resume.
+        decision_count, command_count (int): how many there were since the start of the run, also before a resume.
     """
 
     def __init__(self, file: str | os.PathLike[str] | HistoryFile | None = None) -> None:
         self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
         self.history = History()
+        self._entries = self.history.entries
         self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
-        self.counts = (0, 0)
+        self.decision_count = self.command_count = 0
 
     def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
         """Begin the file, or go on in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
         if self.file is not None:
-            decisions, commands = self.counts
-            entry = {"greedylr_history": VERSION, **header, "decisions": decisions, "commands": commands}
+            # commands that wait to be written come after this line
+            counts = {"decisions": self.decision_count, "commands": self.command_count - self.file.waiting}
+            entry = {"greedylr_history": VERSION, **header, **counts}
             self.file.begin(entry, resumed=resumed, writes=writes)
 
     def decision(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Keep a decision, made after `step` optimizer steps."""
-        self.history.append(step, bases, envelope, decision, nonfinite)
-        self.counts = (self.counts[0] + 1, self.counts[1])
+        """Keep a decision, made after `step` optimizer steps. The LRs before scale and envelope must not change."""
+        entry = Entry(step, bases, envelope, decision, nonfinite)
+        self._entries.append(entry)
+        self.decision_count += 1
         if self.file is not None:
-            self.file.write(_row(self.history[-1]))
+            self.file.write(_row(entry.record()))
 
     def command(self, step: int, command: Command) -> None:
         """Keep a command, followed after `step` optimizer steps."""
         record = CommandRecord(step, *command)
         self.commands.append(record)
-        self.counts = (self.counts[0], self.counts[1] + 1)
+        self.command_count += 1
         if self.file is not None:
             self.file.write(record._asdict())
 
-    def rewind(self, counts: tuple[int, int]) -> None:
+    def rewind(self, decisions: int, commands: int) -> None:
         """Go back to where the run had made so many decisions and commands: a checkpoint took back what came later."""
-        for _ in range(min(self.counts[0] - counts[0], len(self.history))):
+        for _ in range(min(self.decision_count - decisions, len(self.history))):
             self.history.pop()
-        for _ in range(min(self.counts[1] - counts[1], len(self.commands))):
+        for _ in range(min(self.command_count - commands, len(self.commands))):
             self.commands.pop()
-        self.counts = counts
+        self.decision_count, self.command_count = decisions, commands
         if self.file is not None:
             self.file.end()
 

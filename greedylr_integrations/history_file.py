@@ -44,9 +44,9 @@ class HistoryFile:
         self._early: list[Mapping[str, Any]] = []  # lines from before the beginning
 
     @property
-    def begun(self) -> bool:
-        """Whether the file is open for this run, or never will be."""
-        return self._begun
+    def waiting(self) -> int:
+        """Number of lines that wait for the beginning."""
+        return len(self._early)
 
     def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
         """Open the file for a run, whose id is `header["run"]`, after `resumed` optimizer steps.
@@ -110,7 +110,7 @@ class HistoryFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_descriptor": None}
+        return {**vars(self), "_descriptor": None, "_begun": False}
 
     def __del__(self) -> None:
         self.close()

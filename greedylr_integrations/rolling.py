@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice, pairwise
-from math import sqrt
+from math import inf, sqrt
 
 from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_none_or, is_numbers
 
@@ -137,14 +137,58 @@ class RecentBest:
         self._queue = deque((number, value) for number, value in state["queue"])
 
 
+class Average:
+    """Mean of all values so far, and its standard error by von Neumann's estimator.
+
+    Args:
+        count (int), total, squares, last (float): from `state_dict`. Default: no values.
+    """
+
+    def __init__(self, count: int = 0, total: float = 0.0, squares: float = 0.0, last: float = 0.0) -> None:
+        self.count = count
+        self._total = total
+        self._squares = squares  # sum over neighbours of their squared difference
+        self._last = last
+
+    def push(self, value: float) -> None:
+        """Add a value."""
+        if self.count:
+            difference = value - self._last
+            self._squares += difference * difference
+        self.count += 1
+        self._total += value
+        self._last = value
+
+    @property
+    def mean(self) -> float:
+        return self._total / self.count if self.count else 0.0
+
+    @property
+    def in_errors(self) -> float:
+        """The mean in its standard errors. Of a single value, only the sign counts."""
+        error = sqrt(self._squares / (2 * max(1, self.count - 1) * max(1, self.count)))
+        return self.mean / (error + 1e-12)
+
+    def state_dict(self) -> list[float]:
+        return [self.count, self._total, self._squares, self._last]
+
+
+def average(values: Sequence[float]) -> Average:
+    """Mean and standard error of a few values."""
+    of = Average()
+    for value in values:
+        of.push(value)
+    return of
+
+
 class Pace:
     """How fast a rolling mean falls: its fall over the last `size` values as a share of the largest such fall so far.
 
     The first sixth of the values is skipped: their means are of a few losses, and noise would pass for a fall.
 
-    No fall counts for more than the losses have covered so far, single outliers left out (by medians of three in a
-    row). Otherwise one loss a thousand times as large as the others, when it leaves the mean, would be a fall that
-    none after it compares with.
+    A fall that one far outlier makes, when it leaves the mean, does not count as the largest, or no later fall would
+    compare with it. It is one of more than 3 times the distance that the values have covered so far, and of more than
+    240 times that distance for a single value.
     """
 
     def __init__(self, size: int) -> None:
@@ -152,12 +196,17 @@ class Pace:
         self._skip = size // 6
         self._largest = 0.0
         self._means: deque[float] = deque(maxlen=size + 1)
-        # a window of fewer values follows single losses anyway
-        self._covered = _Covered() if self._skip else None
+        self._covered = _Covered() if self._skip else None  # a window of fewer values follows single losses anyway
+        self._judged_from = size - self._skip  # means after which the values have covered enough to compare with
+        self._too_far = max(3.0, 240 / size)
 
     def push(self, mean: float, value: float) -> float:
-        """Add a mean and its newest value; return the share, from 0 (does not fall) to 1 (as fast as it ever has)."""
-        covered = self._covered
+        """Add a mean and the newest value in it.
+
+        Returns:
+            The share, from 0 (does not fall) to 1 (falls as fast as it ever has).
+        """
+        covered, limit = self._covered, inf
         if covered is not None:
             covered.push(value)
         if self._skip:
@@ -165,12 +214,17 @@ class Pace:
             return 0.0
         means = self._means
         means.append(mean)
+        if covered is not None and len(means) >= self._judged_from:
+            limit = self._too_far * covered.distance
+            if self._largest > limit:
+                self._largest = 0.0
         fall = means[0] - mean
         if fall <= 0.0:
             return 0.0
         if fall < self._largest:
             return fall / self._largest
-        self._largest = fall if covered is None else max(self._largest, min(fall, covered.distance))
+        if fall <= limit:
+            self._largest = fall
         return 1.0
 
     def clear(self) -> None:
@@ -189,28 +243,33 @@ class Pace:
 
 
 class _Covered:
-    """How far apart values have been, single outliers left out."""
+    """How far apart values have been, single outliers left out: the range of the medians of three in a row."""
 
     def __init__(self, low: float | None = None, high: float | None = None, last: Sequence[float] = ()) -> None:
-        self._low, self._high = low, high
-        self._last = deque(last, maxlen=2)
+        self._low = inf if low is None else low
+        self._high = -inf if high is None else high
+        self._first, self._second = (None, None, *last)[-2:]
 
     def push(self, value: float) -> None:
-        last = self._last
-        if len(last) == 2:
-            first, second = last
-            low, high = (first, second) if first < second else (second, first)
-            median = low if value < low else min(value, high)
-            self._low = median if self._low is None else min(self._low, median)
-            self._high = median if self._high is None else max(self._high, median)
-        last.append(value)
+        first, second = self._first, self._second
+        self._first, self._second = second, value
+        if first is None or second is None:
+            return
+        if first > second:
+            first, second = second, first
+        median = first if value < first else second if value > second else value
+        if median < self._low:
+            self._low = median
+        if median > self._high:
+            self._high = median
 
     @property
     def distance(self) -> float:
-        return 0.0 if self._low is None or self._high is None else self._high - self._low
+        return max(self._high - self._low, 0.0)
 
     def state_dict(self) -> list:
-        return [self._low, self._high, list(self._last)]
+        last = [value for value in (self._first, self._second) if value is not None]
+        return [None if self._low > self._high else self._low, None if self._low > self._high else self._high, last]
 
 
 def is_window(value: object) -> bool:

@@ -123,7 +123,8 @@ class GreedyLR(Readings, Steerable):
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self._decider = Decider(config, signals, length, monitor, self._carry_out)
         self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
-        self._begun, self._run = False, ""  # the run's id, if it has a history file
+        self._begun = False
+        self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._write()
 
@@ -148,20 +149,23 @@ class GreedyLR(Readings, Steerable):
         if not self._begun:
             self._begin()
         self._take_up_groups()
+        step = self.last_epoch + 1
         decision = None
-        if self.ramping:
-            self._decider.skip(self.last_epoch + 1)
+        if self._rates.ramps and self.ramping:
+            self._decider.skip(step)
         else:
-            decision = self._decider.step(loss, self.last_epoch + 1)
-        self._go_on()
-        return self._record(decision)
+            decision = self._decider.step(loss, step)
+        self._go_on(step)
+        if decision is not None:
+            self._record(decision)
+        return decision
 
     def advance(self) -> None:
         """Go on by one optimizer step of which no rank has a loss: ramp, decay and base schedule alone."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
-        self._go_on()
+        self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
         """Decide without a step, on a validation loss, say: averaged over all ranks, each of which must call this."""
@@ -171,7 +175,9 @@ class GreedyLR(Readings, Steerable):
         self._take_up_groups()
         decision = self._decider.observe(loss)
         self._write()
-        return self._record(decision)
+        if decision is not None:
+            self._record(decision)
+        return decision
 
     def skip_step(self) -> None:
         """The optimizer skipped the step under way: forget what was measured for it."""
@@ -194,29 +200,27 @@ class GreedyLR(Readings, Steerable):
         if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):
             raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
         if self.history_file is not None:
-            self._run = self._run or uuid.uuid4().hex
+            self._run = uuid.uuid4().hex if self._run is None else self._run
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
-    def _go_on(self) -> None:
-        self.last_epoch += 1
-        if self._rates.schedule is not None:
-            self._rates.schedule.advance()
-        if self.controller.scales is not self._scales or self._rates.moves(self.last_epoch):
-            self._write()
+    def _go_on(self, step: int) -> None:
+        self.last_epoch = step
+        rates, scales = self._rates, self._decider.controller.scales
+        if rates.schedule is not None:
+            rates.schedule.advance()
+        if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
+            rates.write(scales, step)
 
     def _write(self) -> None:
-        self._scales = self.controller.scales
-        self._rates.write(self._scales, self.last_epoch)
+        self._rates.write(self.controller.scales, self.last_epoch)
 
-    def _record(self, decision: Decision | None) -> Decision | None:
-        if decision is not None:
-            rates, nonfinite = self._rates, self.controller.nonfinite
-            self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
-        return decision
+    def _record(self, decision: Decision) -> None:
+        rates, nonfinite = self._rates, self._decider.controller.nonfinite
+        self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
 
     def _take_up_groups(self) -> None:
-        if len(self.optimizer.param_groups) != len(self.base_lrs):
+        if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
             for base_lr in self._rates.new_groups(self.controller.scales):
                 self.controller.add_group(base_lr)
             self._write()
@@ -257,6 +261,13 @@ class GreedyLR(Readings, Steerable):
 
     # ---- state ----
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_begun": False}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._decider.watch(self.optimizer)
+
     def synchronize(self) -> None:
         """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
         self._decider.signals.synchronize()
@@ -271,8 +282,8 @@ class GreedyLR(Readings, Steerable):
             "base_lrs": list(self.base_lrs),
             "scales": list(self.controller.scales),
             "envelope": self.envelope_value,
-            "decisions": self._recorder.counts[0],
-            "commands": self._recorder.counts[1],
+            "decisions": self._recorder.decision_count,
+            "commands": self._recorder.command_count,
             **self._rates.state_dict(),
             **self._decider.state_dict(),
         }
@@ -290,5 +301,5 @@ class GreedyLR(Readings, Steerable):
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
-        self._recorder.rewind((state["decisions"], state["commands"]))
+        self._recorder.rewind(state["decisions"], state["commands"])
         self._write()

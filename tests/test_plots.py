@@ -1,6 +1,8 @@
 import itertools
+import math
 import os
 import re
+import time
 
 import histories
 import numpy as np
@@ -8,6 +10,8 @@ import pytest
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("bokeh")
+from greedylr_integrations import history
+from greedylr_integrations.decision import Reason
 from greedylr_integrations.rules import GreedyConfig
 from greedylr_integrations.runs import ACTIONS, RunError, figures, make_run, page, read, terminal, thin
 from greedylr_integrations.runs.replay import replay
@@ -181,7 +185,7 @@ def test_the_page_in_a_browser(browser, tmp_path):
 
     figures = tab.evaluate(FIGURES)
     assert set(figures) == {"loss", "lr", "reasons"}
-    assert figures["loss"]["glyphs"] == 3
+    assert figures["loss"]["glyphs"] == 4  # three curves, and the commands
     drawn = {colour for canvas in tab.evaluate(INK) for colour in canvas}
     for colour in (thin.SMOOTH, thin.colour_of("IMPROVED"), thin.colour_of("WORSENED"), thin.LR):
         assert int(colour[1:], 16) in drawn, colour
@@ -210,3 +214,118 @@ def test_the_page_in_a_browser(browser, tmp_path):
     assert said == []
     assert asked == []
     tab.close()
+
+
+HOSTILE = '</script><script>window.RAN = 1</script><img src=x onerror="window.RAN = 1">'
+
+
+def hostile_history(path):
+    """A history that fits the format, with markup, a formula and escape codes in all its texts."""
+    reasons = ["FILLING", HOSTILE, r"$$\frac{1}{2}$$ \(x\)", "\x1b]0;title\x07\x1b[31mred\u202e"]
+    head = {
+        "greedylr_history": 2,
+        "config": {HOSTILE: HOSTILE, "window_size": HOSTILE},
+        "base_lrs": [0.1],
+        "total_steps": 60,
+        "monitor": r"$$\alpha$$" + HOSTILE,
+        "world_size": 1,
+        "run": HOSTILE,
+    }
+    rows = [
+        {"step": i, "loss": 2 + math.sin(i), "smoothed": 2.0, "best": 1.9, "slope": math.cos(i) / 3}
+        | {"action": ("hold", "raise", "lower")[i % 3], "reason": reasons[i % 4], "scales": [1.0 + i % 3]}
+        | {"lrs": [0.1 + i % 3], "envelope": 1.0, "nonfinite": 0}
+        for i in range(60)
+    ]
+    return histories.write(path, [head, {"step": 0, "order": "cap", "value": 2.0}, *rows])
+
+
+def opened(browser, path):
+    """A tab with the page, what it said, and what it asked the network for."""
+    tab, said, asked = browser.new_page(viewport={"width": 1200, "height": 1100}), [], []
+    tab.set_default_timeout(30_000)
+    tab.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(path.as_uri())
+    tab.locator(".plot").first.scroll_into_view_if_needed()  # plots are drawn when they are seen
+    tab.wait_for_function("() => window.Bokeh && Bokeh.index.roots.length")
+    return tab, said, [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+
+
+@pytest.mark.parametrize("count", [1, 2, 45])
+def test_text_from_files_runs_no_script_and_loads_nothing(browser, tmp_path, count):
+    (run,) = read(hostile_history(tmp_path / "h.jsonl"))
+    run.name = r"\[x\] $$\beta$$" + HOSTILE
+    page.page([run] * count, ["run", HOSTILE], [[run.name, HOSTILE]] * count, tmp_path / "a.html")
+    tab, said, asked = opened(browser, tmp_path / "a.html")
+    tab.wait_for_timeout(1000)
+    figures = tab.evaluate(FIGURES)
+    assert {"loss", "lr"} <= set(figures)
+    tab.mouse.move(figures["loss"]["x"] + 300, figures["loss"]["y"] + 150)
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("() => window.RAN === undefined")
+    assert tab.evaluate("() => document.images.length + document.querySelectorAll('iframe').length") == 0
+    assert (said, asked) == ([], [])
+    tab.close()
+
+
+def test_a_script_that_got_into_the_page_would_not_run(browser, tmp_path):
+    """The second lock: the page's own policy."""
+    (run,) = read(histories.with_torch().history)
+    page.page([run], ["run"], [["x"]], tmp_path / "a.html")
+    text = (tmp_path / "a.html").read_text().replace("<h1>", f'<link rel="stylesheet" href="http://x.y/">{HOSTILE}<h1>')
+    (tmp_path / "a.html").write_text(text)
+    tab, said, _ = opened(browser, tmp_path / "a.html")
+    assert tab.evaluate("() => window.RAN === undefined")
+    assert len([line for line in said if "Content Security Policy" in line]) >= 3
+    tab.close()
+
+
+def test_hostile_text_in_pictures_and_the_terminal(tmp_path):
+    (run,) = read(hostile_history(tmp_path / "h.jsonl"))
+    run.name = "_\x1b[31m$\\frac$"
+    figures.picture(run, tmp_path / "a.svg")
+    figures.comparison([run, run], tmp_path / "b.svg", run.name)
+    for drawn in ((tmp_path / "a.svg").read_text(), terminal.text([run, run], 80, False)):
+        assert "\x1b" not in drawn
+        assert "<script>window" not in drawn
+
+
+def test_slopes_have_a_panel_with_their_mean(tmp_path):
+    rows = 50
+    slopes = np.where(np.arange(rows) < 5, np.nan, np.linspace(-0.5, 0.5, rows))
+    run = make_run(
+        "r", "CSV log", range(rows), np.ones(rows), slopes=slopes, lrs=np.ones(rows), config={"window_size": 4}
+    )
+    means = run.slope_means()
+    assert np.isnan(means[:5]).all()
+    assert means[5] == slopes[5]
+    np.testing.assert_allclose(means[20], slopes[17:21].mean())
+    figures.picture(run, tmp_path / "a.svg")
+    assert "<!-- its mean -->" in (tmp_path / "a.svg").read_text()
+    page.page([run], ["run"], [["r"]], tmp_path / "a.html")
+    assert '"its mean"' in (tmp_path / "a.html").read_text()
+
+
+def test_every_reason_has_its_own_colour():
+    colours = [thin.COLOURS[name] for name in Reason.__members__]
+    assert len(set(colours)) == len(colours)
+
+
+def test_columns_of_a_history_are_drawn_for_a_notebook():
+    _, columns, commands = history.read_columns(histories.with_torch().history)
+    figure = figures.plot(columns, "mine", commands=commands)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "learning rate", ""]
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
+
+
+def test_a_page_of_many_runs_takes_a_template_for_each_kind(tmp_path):
+    (run,) = read(histories.with_torch().history)
+    runs = [run] * 150
+    started = time.process_time()
+    page.page(runs, ["run"], [["x"]] * 150, tmp_path / "a.html")
+    assert time.process_time() - started < 30
+    assert (tmp_path / "a.html").stat().st_size < 10e6

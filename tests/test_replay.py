@@ -1,4 +1,5 @@
 import math
+import re
 
 import histories
 import numpy as np
@@ -127,6 +128,41 @@ def test_presets_are_explained_by_their_own_threshold(preset):
     assert f"Mean of the last {size} losses" in told
     assert f"a mean beyond {edge:.6g} counts as good" in told
     assert "after more than 2 in a row" in told
+
+
+def lr_told(run, step):
+    return re.search(r"the LR (rose|fell|stayed) (.+?)[.;]( |$)", numbers_of(run, step))[2].partition("; ")[0]
+
+
+def test_a_log_and_a_history_of_one_run_tell_the_same_lr():
+    trained = histories.with_trainer()
+    (log,), (history,) = read(trained.folder), read(trained.history)
+    moved = 0
+    for step in history.steps[1:-1].tolist():
+        assert lr_told(log, step) == lr_told(history, step)
+        moved += "from" in lr_told(log, step)
+    assert moved > 10
+    trained = histories.with_lightning()  # its log counts from 0, and floats of 32 bits are in it
+    (log,), (history,) = read(trained.folder), read(trained.history)
+    assert "Step 7 (6 in this log, which counts from 0): the LR" in numbers_of(log, 7)
+
+
+def test_a_scale_of_0_is_explained():
+    columns = {"lrs": [0.0, 0.1], "scales": [0.0, 1.0], "actions": [1, 0], "reasons": ["WORSENED", "ORDERED"]}
+    run = make_run("r", "GreedyLR history", [1, 2], [1.0, 1.0], lrs_are_next=True, **columns)
+    assert "the LR rose from 0 to 0.1 (step 3); scale 0 to 1." in numbers_of(run, 2)
+
+
+def test_the_slope_is_explained():
+    columns = {"lrs": [0.1] * 4, "slopes": [math.nan, -0.5, -0.25, 0.75], "actions": [2] * 4, "reasons": ["HELD"] * 4}
+    run = make_run(
+        "r", "GreedyLR history", range(4), [1.0] * 4, lrs_are_next=True, config={"window_size": 2}, **columns
+    )
+    assert "Slope" not in numbers_of(run, 0)
+    assert "Slope -0.25; the recent mean is -0.375, below 0, so going farther would lower the loss." in numbers_of(
+        run, 2
+    )
+    assert "Slope 0.75; the recent mean is 0.25, above 0, so the way has overshot." in numbers_of(run, 3)
 
 
 def test_what_the_record_lacks_is_said():

@@ -251,7 +251,8 @@ BROKEN = {
     "other.json": (b'{\n"a": 1\n}', "known"),
     "torn.json": (b'{\n"log_history": [{"loss": 1,', "neither JSON"),
     "bare.jsonl": (
-        b'{"greedylr_history": 1, "config": null, "base_lrs": [1], "total_steps": 1, "monitor": "loss", "world_size": 1}\n',
+        b'{"greedylr_history": 1, "config": null, "base_lrs": [1], "total_steps": 1, "monitor": "loss",'
+        b' "world_size": 1}\n',
         "no decision yet",
     ),
 }

@@ -115,7 +115,7 @@ class GreedyConfig(BoundedConfig):
         best_window = self.best_window or 2 * window_size
         return dataclasses.replace(self, factor=factor, window_size=window_size, best_window=best_window)
 
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> WindowRule:
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> WindowRule:
         return WindowRule(self.fitted(horizon), base_lrs)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,10 +100,12 @@ def _matplotlib(module: str) -> Any:
 
 
 def _save(figure: Any, path: Path) -> None:
+    content = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # letters that the font does not have
-            figure.savefig(path, dpi=130)
+            figure.savefig(content, dpi=130, format=path.suffix[1:].lower())
+        path.write_bytes(content.getvalue())
     except (ValueError, OverflowError) as error:
         raise RunError(f"{path}: {printable(error)}") from None
     except OSError as error:
