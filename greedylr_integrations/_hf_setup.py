@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
+from math import ceil
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from greedylr_integrations import _hf_trainer
 from greedylr_integrations._hf_metric import MonitoredMetric
 from greedylr_integrations.callbacks import Settings, SharedCallback
 from greedylr_integrations.controller import ControllerConfig
@@ -15,6 +15,8 @@ from greedylr_integrations.optimizers import check_optimizer, unwrapped
 
 # the default, and schedules without a shape to miss
 NOT_CHOSEN = ("linear", "constant", "constant_with_warmup")
+# TRL's trainers whose loss is about 0 by construction, whatever the policy learns (1.16)
+REWARDED = {"GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer", "XPOTrainer", "NashMDTrainer"}
 _given_lrs: WeakKeyDictionary[Any, list[float]] = WeakKeyDictionary()  # base LRs of optimizers passed to a Trainer
 
 
@@ -53,12 +55,28 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
             kind,
             ": pass base_schedule='multiply' to keep it, or 'replace' not to be told" if chosen else "",
         )
-    if settings.monitor == "loss" and _hf_trainer.is_rewarded(trainer):
+    if settings.monitor == "loss" and is_rewarded(trainer):
         logger.warning(
             "the loss of %s is about 0 whatever the model learns: follow the reward instead, with"
             " GreedyLRCallback(monitor='reward', mode='max')",
             type(trainer).__name__,
         )
+
+
+def is_rewarded(trainer: Any) -> bool:
+    """Whether it is one of TRL's trainers that follow a reward."""
+    return any(base.__name__ in REWARDED for base in type(trainer).__mro__)
+
+
+# ---- the length of a run ----
+
+
+def steps_per_epoch(args: Any, train_dataloader: Any) -> int | None:
+    """Optimizer steps in one pass over the data, counted as the Trainer does; None for a stream."""
+    try:
+        return max(1, ceil(len(train_dataloader) / args.gradient_accumulation_steps))
+    except TypeError:
+        return None
 
 
 def warmup_steps(settings: Settings, config: ControllerConfig, args: Any, state: Any, replaces: bool) -> int:

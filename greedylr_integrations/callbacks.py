@@ -143,10 +143,12 @@ class SharedCallback(Steerable):
         Raises:
             TypeError, ValueError: for an argument that is not allowed, with its name and value.
         """
-        if isinstance(config, Mapping):
+        if isinstance(config, Mapping) and "behaviour" in config:
             config = config_from_dict(config)
-        elif config is None and monitor != "loss":
-            config = GreedyConfig()
+        elif isinstance(config, Mapping):
+            config, fields = None, {**config, **fields}
+        if config is None and monitor != "loss":
+            config = GreedyConfig()  # a metric has no slope
         self.settings = Settings(
             config=make_config(config, fields),
             monitor=monitor,

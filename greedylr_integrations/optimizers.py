@@ -66,3 +66,11 @@ def without_parameters(optimizer: Any) -> Any:
     """What takes the optimizer's place when its run is over: its LRs."""
     kept = ("lr", "initial_lr")
     return _Groups([{key: float(group[key]) for key in kept if key in group} for group in optimizer.param_groups])
+
+
+def refuse_accelerate(scheduler: Any) -> bool:
+    """Refuse to be prepared by Accelerate, which steps what it prepares once for each process."""
+    raise TypeError(
+        f"Accelerate would step this {type(scheduler).__name__} once for each process: use GreedyLR of"
+        " greedylr_integrations.accelerate, with the same arguments"
+    )

@@ -15,6 +15,7 @@ from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
 
 
 class Readings(LRScheduler):
@@ -26,6 +27,7 @@ class Readings(LRScheduler):
         meter (LossMeter): the losses of this rank.
     """
 
+    _is_accelerate_prepared = property(refuse_accelerate)  # what `Accelerator.prepare` asks for first
     shadow: bool
     monitor: str
     meter: LossMeter
@@ -151,6 +153,19 @@ class Readings(LRScheduler):
                 self.last_epoch,
                 total,
             )
+
+    def detach(self) -> None:
+        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
+        self.optimizer = without_parameters(self.optimizer)
+        self.base_schedule = None
+        self._rates.detach(self.optimizer)
+        self._decider.detach()
+        if self.history_file is not None:
+            self.history_file.end()
+
+    def advise(self, advice: str) -> None:
+        """What to say if the first steps come without a loss. An adapter knows better than this class."""
+        self._decider.advice = advice
 
     def _say_what_was_found(self) -> None:
         base, lr = self.base_lrs[self._rates.speaker], self.suggested_lr()

@@ -26,7 +26,7 @@ from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
-from greedylr_integrations.optimizers import check_optimizer, without_parameters
+from greedylr_integrations.optimizers import check_optimizer
 from greedylr_integrations.readings import Readings
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
@@ -179,10 +179,6 @@ class GreedyLR(Readings, Steerable):
             self._record(decision)
         return decision
 
-    def advise(self, advice: str) -> None:
-        """What to say if the first steps come without a loss. An adapter knows better than this class."""
-        self._decider.advice = advice
-
     def skip_step(self) -> None:
         """The optimizer skipped the step under way: forget what was measured for it."""
         self._decider.signals.skip_step()
@@ -262,23 +258,6 @@ class GreedyLR(Readings, Steerable):
         if self._rates.schedule is not None:
             self._rates.schedule.take_back()
         self._write()
-
-    def detach(self) -> None:
-        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
-        self.optimizer = without_parameters(self.optimizer)
-        self.base_schedule = None
-        self._rates.detach(self.optimizer)
-        self._decider.detach()
-        if self.history_file is not None:
-            self.history_file.end()
-
-    @property
-    def _is_accelerate_prepared(self) -> bool:
-        # what `Accelerator.prepare` asks first; it would step this schedule once for each process
-        raise TypeError(
-            "Accelerate would step this GreedyLR once for each process: use GreedyLR of"
-            " greedylr_integrations.accelerate, with the same arguments"
-        )
 
     # ---- state ----
 
