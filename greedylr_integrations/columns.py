@@ -7,8 +7,10 @@ import math
 import os
 import sys
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from greedylr_integrations.decision import Action
@@ -192,7 +194,7 @@ def read(
                 latest, step = _resumed(header, entry)
                 commanded = step
                 decisions = columns.until(step)
-                orders = sum(at <= step for at, _ in commands)
+                orders = bisect_right(commands, step, key=itemgetter(0))
                 if "decisions" in latest and "decisions" in header:
                     # a checkpoint may be older than a decision of the same step
                     decisions = min(decisions, latest["decisions"] - header["decisions"])
@@ -209,7 +211,8 @@ def read(
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
     if not header:
         raise ValueError(f"{os.fspath(path)}, line 1: there is no complete header of a GreedyLR history")
-    return header, columns, commands
+    now = {key: latest[key] for key in HEADER if key != "greedylr_history"}
+    return {**header, **now}, columns, commands
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:

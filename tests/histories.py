@@ -30,7 +30,7 @@ def header(callback, **more):
 
 
 def line(record):
-    action, reason, scales, loss, smoothed, best = record.decision
+    action, reason, scales, loss, smoothed, best, _ = record.decision  # version 1 has no slope
     return {
         "step": record.step,
         "loss": loss if math.isfinite(loss) else str(loss),
@@ -107,6 +107,7 @@ def with_lightning():
     with _quiet():
         import lightning.pytorch as pl
 
+    from greedylr_integrations import GreedyConfig
     from greedylr_integrations.lightning import GreedyLRCallback
 
     class Module(pl.LightningModule):
@@ -125,7 +126,7 @@ def with_lightning():
             return torch.optim.SGD([{"params": first, "lr": 0.02}, {"params": last, "lr": 0.01}])
 
     folder = Path(_FOLDER.name) / "lightning"
-    callback, module = GreedyLRCallback(), Module()
+    callback, module = GreedyLRCallback(GreedyConfig()), Module()
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=2,
@@ -145,11 +146,13 @@ def with_lightning():
 @functools.cache
 def with_torch():
     """A plain loop over a loss that jumps when the data changes, with ramp, final decay and a NaN."""
-    from greedylr_integrations import GreedyLR
+    from greedylr_integrations import GreedyConfig, GreedyLR
 
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 1)
-    scheduler = GreedyLR(torch.optim.SGD(model.parameters(), lr=0.01), total_steps=240, linear_warmup_steps=12)
+    scheduler = GreedyLR(
+        torch.optim.SGD(model.parameters(), lr=0.01), GreedyConfig(), total_steps=240, linear_warmup_steps=12
+    )
     losses, lrs = [], []
     for step in range(240):
         x = torch.randn(8, 4)

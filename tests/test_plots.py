@@ -230,6 +230,8 @@ def hostile_history(path):
         "monitor": r"$$\alpha$$" + HOSTILE,
         "world_size": 1,
         "run": HOSTILE,
+        "decisions": 0,
+        "commands": 0,
     }
     rows = [
         {"step": i, "loss": 2 + math.sin(i), "smoothed": 2.0, "best": 1.9, "slope": math.cos(i) / 3}
@@ -293,15 +295,10 @@ def test_hostile_text_in_pictures_and_the_terminal(tmp_path):
 
 
 def test_slopes_have_a_panel_with_their_mean(tmp_path):
-    rows = 50
-    slopes = np.where(np.arange(rows) < 5, np.nan, np.linspace(-0.5, 0.5, rows))
-    run = make_run(
-        "r", "CSV log", range(rows), np.ones(rows), slopes=slopes, lrs=np.ones(rows), config={"window_size": 4}
-    )
-    means = run.slope_means()
-    assert np.isnan(means[:5]).all()
-    assert means[5] == slopes[5]
-    np.testing.assert_allclose(means[20], slopes[17:21].mean())
+    """A decision by the slope has its mean where others have the smoothed loss."""
+    (run,) = read(hostile_history(tmp_path / "h.jsonl"))
+    np.testing.assert_array_equal(run.slope_means, [2.0] * 60)
+    assert not run.has("smoothed")
     figures.picture(run, tmp_path / "a.svg")
     assert "<!-- its mean -->" in (tmp_path / "a.svg").read_text()
     page.page([run], ["run"], [["r"]], tmp_path / "a.html")

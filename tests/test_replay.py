@@ -46,7 +46,7 @@ def test_configurations_in_words():
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("adam", "'adam' is not a preset; there are greedy, paper, transformers"),
+        ("adam", "'adam' is not a preset; there are greedy, slope, loss, paper, transformers"),
         ("paper factor", "'factor' is not of the form"),
         ("fcator=.9", "'fcator' is not a field of GreedyConfig"),
         ("factor=2", "factor=2 is not allowed"),
@@ -154,15 +154,12 @@ def test_a_scale_of_0_is_explained():
 
 
 def test_the_slope_is_explained():
-    columns = {"lrs": [0.1] * 4, "slopes": [math.nan, -0.5, -0.25, 0.75], "actions": [2] * 4, "reasons": ["HELD"] * 4}
-    run = make_run(
-        "r", "GreedyLR history", range(4), [1.0] * 4, lrs_are_next=True, config={"window_size": 2}, **columns
-    )
+    columns = {"lrs": [0.1] * 3, "slopes": [math.nan, -0.5, 0.75], "actions": [2] * 3, "reasons": ["HOLDING"] * 3}
+    means = [math.nan, -0.25, 0.5]
+    run = make_run("r", "GreedyLR history", range(3), [1.0] * 3, lrs_are_next=True, slope_means=means, **columns)
     assert "Slope" not in numbers_of(run, 0)
-    assert "Slope -0.25; the recent mean is -0.375, below 0, so going farther would lower the loss." in numbers_of(
-        run, 2
-    )
-    assert "Slope 0.75; the recent mean is 0.25, above 0, so the way has overshot." in numbers_of(run, 3)
+    assert "Slope -0.5; the mean of the last ones is -0.25, below 0: going farther" in numbers_of(run, 1)
+    assert "Slope 0.75; the mean of the last ones is 0.5, above 0: the way has overshot." in numbers_of(run, 2)
 
 
 def test_what_the_record_lacks_is_said():

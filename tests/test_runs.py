@@ -297,6 +297,7 @@ def test_a_history_file_reads_as_the_history_of_its_run(tmp_path):
     state = first.state_dict()
     for loss in losses[40:50]:
         first.step(loss)
+    first.finish()
     second = scheduler()
     second.load_state_dict(state)
     second.cap(1.5)

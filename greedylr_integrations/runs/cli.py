@@ -212,7 +212,9 @@ def plot(run: str, output: Path | None, terminal: bool, column: str | None) -> N
 
 @cli.command(epilog=RUN_HELP)
 @click.argument("losses")
-@click.option("--preset", "presets", multiple=True, help="greedy, paper or transformers, as it is; may be repeated.")
+@click.option(
+    "--preset", "presets", multiple=True, help="loss, slope, paper or transformers, as it is; may be repeated."
+)
 @click.option("--config", "configs", multiple=True, metavar="TEXT", help="A configuration in words; may be repeated.")
 @click.option("--factor", type=float, help="A raise divides the LR by it, a lowering multiplies.")
 @click.option("--patience", type=int, help="Good or bad losses in a row before a move.")

@@ -107,7 +107,7 @@ def _numbers(run: Run, row: int) -> list[str]:
         return [f"The loss was {loss}: it took no part in the mean.", *slope]
     told = f"Loss {_number(loss)}."
     if not math.isfinite(mean):
-        return [told, "The record has no smoothed loss here.", *slope]
+        return [told, *(slope or ["The record has no smoothed loss here."])]
     window = _window(run, row)
     over = f"of the last {len(window)} losses" if window else "of the recent losses"
     told += f" Mean {over} {_number(mean)}"
@@ -120,9 +120,12 @@ def _numbers(run: Run, row: int) -> list[str]:
 
 def _slope(run: Run, row: int) -> str:
     """The slope at a row; see `slope.SlopeMeter`."""
-    slope, mean = float(run.slopes[row]), float(run.slope_means()[row])
-    side = "above 0, so the way has overshot" if mean > 0 else "below 0, so going farther would lower the loss"
-    return f"Slope {_number(slope)}; the recent mean is {_number(mean)}, {side if mean else 'exactly 0'}."
+    slope, mean = float(run.slopes[row]), float(run.slope_means[row])
+    told = f"Slope {_number(slope)}"
+    if not math.isfinite(mean):
+        return f"{told}."
+    side = "above 0: the way has overshot" if mean > 0 else "below 0: going farther would lower the loss"
+    return f"{told}; the mean of the last ones is {_number(mean)}, {side if mean else 'exactly 0'}."
 
 
 def _window(run: Run, row: int) -> list[float]:

@@ -227,7 +227,7 @@ def _draw_lr(axes: Any, run: Run, rows: Integers) -> None:
 def _draw_slope(axes: Any, run: Run, rows: Integers) -> None:
     axes.axhline(0, color="#000000", linewidth=0.8)
     _line(axes, run, run.slopes, rows, color=RAW, linewidth=0.8, alpha=0.7, label="slope")
-    _line(axes, run, run.slope_means(), rows, color=SMOOTH, linewidth=1.6, label="its mean")
+    _line(axes, run, run.slope_means, rows, color=SMOOTH, linewidth=1.6, label="its mean")
     axes.set_ylabel("slope")
 
 

@@ -31,15 +31,20 @@ def read_history(file: Path, name: str) -> Run:
 
 def run_of(columns: Columns, name: str, source: str, **more: Any) -> Run:
     """A Run that shares the memory of the columns."""
+    slopes, smoothed = np.frombuffer(columns.slopes), np.frombuffer(columns.smoothed)
+    by_slope = np.isfinite(slopes)
+    if by_slope.any():  # such a decision has smoothed the slope, not the loss
+        more["slope_means"] = np.where(by_slope, smoothed, math.nan)
+        smoothed = np.where(by_slope, math.nan, smoothed)
     lrs, scales = _by_group(columns, "lrs"), _by_group(columns, "scales")
     run = make_run(
         name,
         source,
         np.frombuffer(columns.steps, np.int64),
         np.frombuffer(columns.losses),
-        smoothed=np.frombuffer(columns.smoothed),
+        smoothed=smoothed,
         best=np.frombuffer(columns.best),
-        slopes=np.frombuffer(columns.slopes),
+        slopes=slopes,
         envelope=np.frombuffer(columns.envelopes),
         actions=np.frombuffer(columns.actions, np.int8),
         scales=scales[0],

@@ -33,7 +33,7 @@ from greedylr_integrations.runs.thin import (
     wide,
 )
 
-CURVES = ("losses", "smoothed", "best", "lrs", "scales", "slopes")
+CURVES = ("losses", "smoothed", "best", "lrs", "scales", "slopes", "slope_means")
 MARKERS = {RAISE: "triangle", LOWER: "inverted_triangle"}
 DASHES = ("solid", "dashed", "dotted")
 MOST_LEGENDS = 40  # runs in the legend of the overview
@@ -98,7 +98,6 @@ def _values(run: Run, rows: Integers, bounds: tuple[float, float] | None) -> dic
     values = {**_lr_values(bounds), FIRST: first, LAST: max(last, first + 1), "slot monitor": drawn(run.monitor)}
     columns: dict[str, Any] = {"step": _places(run.steps[rows]), "decision": _decisions(run, rows)}
     columns |= {name: _small(getattr(run, name)[rows]) for name in CURVES}
-    columns["slope_means"] = _small(run.slope_means()[rows])
     moves = rows[(run.actions[rows] == RAISE) | (run.actions[rows] == LOWER)]
     names = [run.reason(row) for row in moves]
     columns["move_step"], columns["move_lr"] = _places(run.steps[moves]), _small(run.lrs[moves])
@@ -218,6 +217,7 @@ def _template(
     lrs: bool,
     scales: bool,
     slopes: bool,
+    slope_means: bool,
     reasons: bool,
     commands: bool,
     log_loss: bool,
@@ -229,9 +229,9 @@ def _template(
     tips = [("step", "@step"), ("loss", "@losses{0.00000}")]
     tips += [("smoothed", "@smoothed{0.00000}")] * smoothed + [("recent best", "@best{0.00000}")] * best
     tips += [("LR", "@lrs{%.3e}")] * lrs + [("scale", "@scales{0.0000}")] * scales
-    tips += [("slope", "@slopes{0.0000}"), ("mean slope", "@slope_means{0.0000}")] * slopes
+    tips += [("slope", "@slopes{0.0000}")] * slopes + [("mean slope", "@slope_means{0.0000}")] * slope_means
     tips += [("decision", "@decision")] * reasons
-    source, span = _source("step", "decision", *CURVES, "slope_means"), Range1d(start=FIRST, end=LAST)
+    source, span = _source("step", "decision", *CURVES), Range1d(start=FIRST, end=LAST)
     plots = [_loss_plot(source, span, tips, smoothed, best, log_loss)]
     plots += [_lr_plot(source, span, tips, log_lr)] * lrs
     plots += [_slope_plot(source, span, tips)] * slopes

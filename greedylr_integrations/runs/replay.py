@@ -11,10 +11,10 @@ import numpy as np
 
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Action, Reason
-from greedylr_integrations.rules import config_from_dict
+from greedylr_integrations.rules import RULES, config_from_dict
 from greedylr_integrations.runs.run import Run, RunError, make_run, name_reasons
 
-PRESETS = {"greedy": "GreedyConfig", "paper": "PaperConfig", "transformers": "TransformersConfig"}
+PRESETS = {"greedy": "GreedyConfig"} | {name: config.__name__ for name, config in RULES.items()}
 
 
 def parse_config(text: str) -> ControllerConfig:
@@ -77,8 +77,8 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
     actions, reasons = array("b"), array("b")
     code_of = {id(member): i for kind in (Action, Reason) for i, member in enumerate(kind)}  # hashing a member is slow
     try:
-        for loss in run.losses:
-            decision = controller.observe(float(loss))
+        for loss, slope in zip(run.losses, run.slopes, strict=True):
+            decision = controller.observe(float(loss), None if math.isnan(slope) else float(slope))
             scales.append(decision.scales[0])
             actions.append(code_of[id(decision.action)])
             reasons.append(code_of[id(decision.reason)])

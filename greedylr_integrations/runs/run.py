@@ -42,6 +42,7 @@ class Run:
         scales: its scale.
         smoothed, best: the smoothed loss and the reference it was compared with.
         slopes: the slope that the decision saw.
+        slope_means: the mean of the last slopes that it was made on.
         envelope: factor of warmup and final decay in the LRs.
         actions: index into `ACTIONS`, or `NO_DECISION`.
         reasons: index into `reason_names`, or `NO_DECISION`.
@@ -64,6 +65,7 @@ class Run:
     smoothed: Floats
     best: Floats
     slopes: Floats
+    slope_means: Floats
     envelope: Floats
     actions: Integers
     reasons: Integers
@@ -122,18 +124,6 @@ class Run:
             return None
         return suggested_lr(steady.tolist(), self.base_lrs[0])
 
-    def slope_means(self) -> Floats:
-        """Mean of the last slopes, over the configuration's window or a twentieth of the run."""
-        told = (self.config or {}).get("window_size")
-        window = told if isinstance(told, int) and told >= 1 else max(1, len(self) // 20)
-        known = np.isfinite(self.slopes)
-        sums = np.concatenate([[0.0], np.cumsum(np.where(known, self.slopes, 0.0))])
-        counts = np.concatenate([[0], np.cumsum(known)])
-        ends = np.arange(1, len(self) + 1)
-        starts = np.maximum(ends - window, 0)
-        number = counts[ends] - counts[starts]
-        return np.where(number > 0, (sums[ends] - sums[starts]) / np.maximum(number, 1), math.nan)
-
 
 def make_run(
     name: str,
@@ -149,7 +139,7 @@ def make_run(
     count = len(losses)
     floats: dict[str, Any] = {
         column: np.full(count, math.nan) if more.get(column) is None else np.asarray(more[column], dtype=np.float64)
-        for column in ("lrs", "scales", "smoothed", "best", "slopes", "envelope")
+        for column in ("lrs", "scales", "smoothed", "best", "slopes", "slope_means", "envelope")
     }
     none = np.full(count, NO_DECISION, dtype=np.int8)
     run = Run(

@@ -30,6 +30,8 @@ COLOURS = {
     "FOUND": "#332288",
     "SEARCHING_ON": "#88ccee",
     "HOLDING": "#999933",
+    "CLIMBING": "#ddcc77",
+    "TOO_SHORT": "#dddddd",
 }
 UNKNOWN = "#aa4499"
 RUN_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
