@@ -1,10 +1,10 @@
-"""Greedy against linear, cosine and warmup-stable-decay in two recipes: the table of the README.
+"""Greedy against linear, cosine and warmup-stable-decay in two recipes: the table of recipes in RESULTS.md.
 
     python -m benchmarks.recipe_table            all of it: about an hour on one core; continues where it stopped
     python -m benchmarks.recipe_table search     the LR that is best for the strongest fixed schedule
     python -m benchmarks.recipe_table pretrain   four schedules at it, a tenth and three times of it, five seeds
     python -m benchmarks.recipe_table lora       four schedules at finetune_llm's own LR, three seeds
-    python -m benchmarks.recipe_table show       the table, from what is there, to README.md and RESULTS.md
+    python -m benchmarks.recipe_table show       the table, from what is there, to RESULTS.md
 
 `pretrain_llm` trains a decoder of 1.3M parameters on Python's documentation, its vocabulary 4,096 tokens learned from
 that, so that a run of a minute on one core gets somewhere; `finetune_llm` is LoRA on SmolLM2-135M and real chats.
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lora-steps", type=int, default=LORA_STEPS, help="of finetune_llm (default: %(default)s)")
     parser.add_argument("--pretrain-flags", default=PRETRAIN, help="to try it small")
     parser.add_argument("--lora-flags", default=LORA, help="to try it small")
-    parser.add_argument("--output", type=Path, help="a folder with README.md and RESULTS.md in place of the project's")
+    parser.add_argument("--output", type=Path, help="a folder with RESULTS.md in place of the project's")
     args = parser.parse_args(argv)
     results = Results(args.results / "recipe_table.jsonl")
     flags = {"pretrain": args.pretrain_flags, "lora": args.lora_flags}
@@ -224,9 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     made = table(results)
     print(made)
     if args.what in ("all", "show"):
-        folders = [args.output] * 2 if args.output else [Path(__file__).parents[1], Path(__file__).parent]
-        for path in (folders[0] / "README.md", folders[1] / "RESULTS.md"):
-            replace_part(path, made, "recipes")
+        replace_part((args.output or Path(__file__).parent) / "RESULTS.md", made, "recipes")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Tables and pictures from the results: python -m benchmarks.report
 
-Writes the part between its two marks in `benchmarks/RESULTS.md`, the part of the README likewise, and the pictures in
-`benchmarks/img`. With `--output FOLDER` everything goes there instead.
+Writes the part between its two marks in `benchmarks/RESULTS.md`, and the pictures in `benchmarks/img`. With
+`--output FOLDER`, everything goes there instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from benchmarks.store import (
 
 HERE = Path(__file__).parent
 NEAR = (0.3, 1.0, 3.0)
-IN_README = ("linear", "cosine", "wsd", "polynomial", "plateau", "transformers", "paper", "greedy")
 SHOWN = (*FIXED, "plateau", "transformers", "paper", "envelope", "greedy", "greedy, no horizon")
 
 
@@ -566,9 +565,7 @@ def replace_part(path: Path, part: str, name: str = "suite") -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--output", type=Path, default=None, help="default: RESULTS.md, README and img of the repository"
-    )
+    parser.add_argument("--output", type=Path, default=None, help="default: RESULTS.md and img in benchmarks")
     args = parser.parse_args(argv)
     stored = json.loads((args.results / "tuned.json").read_text())
     tuned, knobs = load_tuned(args.results), stored.get("knobs", {})
@@ -609,7 +606,6 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.output / 'report.md'}: tables; {args.output / 'img'}: pictures")
         return
     replace_part(HERE / "RESULTS.md", whole)
-    replace_part(HERE.parent / "README.md", f"{targets_table(e)}\n{by_base_lr(e, IN_README)}")
 
 
 LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked
