@@ -240,7 +240,7 @@ def config_hash() -> str:
     losses = [3 - min(i, 90) / 50 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
     scales = [
         [controller.observe(loss).scales[0] for loss in losses]
-        for controller in (GreedyController(), GreedyController(horizon=400))
+        for controller in (GreedyController(GreedyConfig()), GreedyController(GreedyConfig(), horizon=400))
     ]
     fields = GreedyConfig().fitted(400).hyperparameters()
     return hashlib.sha256(json.dumps([fields, scales], sort_keys=True).encode()).hexdigest()[:12]
