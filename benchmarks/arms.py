@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, MultiStepLR, ReduceLROnPlateau
 
 from benchmarks.workloads import Task
-from greedylr_integrations import GreedyLR, PaperConfig
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig
 from greedylr_integrations.envelope import Envelope
 
 RAMP = 0.02  # of the steps, linear from 0
@@ -161,6 +161,8 @@ def transformers_greedy(s: Setting) -> Method:
 
 
 class Ours(Method):
+    """GreedyLR, by the loss window if it is given no config."""
+
     def __init__(
         self, s: Setting, config: Any = None, *, horizon: bool = True, decay: bool = True, **more: Any
     ) -> None:
@@ -178,7 +180,7 @@ class Ours(Method):
         self.steps = s.steps
         self.scheduler = GreedyLR(
             self.optimizer,
-            config,
+            GreedyConfig() if config is None else config,
             total_steps=total,
             linear_warmup_steps=s.ramp,
             decay_ratio=decay_ratio,
