@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="small models on CPU, to try the code")
     args = parser.parse_args(argv)
     if not args.tiny and not torch.cuda.is_available():
-        print("gpu_recipes: there is no GPU here: run it where there is one, or try --tiny", file=sys.stderr)
+        print("gpu_recipes: there is no GPU here: run it on a machine with one, or try --tiny", file=sys.stderr)
         sys.exit(2)
     device = torch.device("cpu" if args.tiny else "cuda")
     models = ["tiny", "tiny-lora"] if args.tiny else args.models

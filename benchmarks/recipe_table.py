@@ -97,7 +97,7 @@ def lora(job: Job, flags: str) -> dict[str, Any]:
 
 
 def result_of(run: dict[str, Any]) -> dict[str, Any]:
-    """Final validation loss, None for a run that diverged: it ends above where it began, or in no number."""
+    """Final validation loss, None for a run that diverged: it ends above its start, or is NaN or infinite."""
     start, loss = run["train_loss"][0][1], run["validation_loss"][-1][1]
     return {"loss": loss if loss < start else None, "start": start, "seconds": round(run["seconds"], 1)}
 
@@ -146,7 +146,7 @@ def lora_jobs(steps: int) -> list[Job]:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """And the standard error of the mean; infinite where a run diverged, NaN for one value."""
+    """Mean and its standard error; infinite if a run diverged, NaN for one value."""
     if not all(map(math.isfinite, values)):
         return math.inf, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -154,7 +154,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
-    """Of the losses by seed: the paired difference decides where its 95% interval is clear of 0."""
+    """Who wins, from the losses by seed: the paired difference decides if its 95% interval excludes 0."""
     seeds = sorted(greedy.keys() & other.keys())
     mean, error = mean_and_error([greedy[seed] - other[seed] for seed in seeds])
     if not math.isfinite(mean) or math.isnan(error):
@@ -189,7 +189,7 @@ def table(results: Results) -> str:
     seconds = [entry["seconds"] for entry in results.of(stage="table", workload="pretrain")]
     note = (
         f"Final validation loss, mean and standard error of {SEEDS} seeds ({LORA_SEEDS} for LoRA); wins and losses are"
-        " paired by seed, and decided where Student's 95% interval is clear of 0."
+        " paired by seed, and decided if Student's 95% interval excludes 0."
     )
     if found is not None:
         note += f" The tuned LR is the best of {len(SEARCHED)} for the strongest fixed schedule, {NAMES[found[1]]}."

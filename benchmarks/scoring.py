@@ -10,7 +10,7 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
-TIE = 0.05  # of the steps
+TIE = 0.05  # share of the steps
 
 
 def step_equivalents(loss: float, reference: Mapping[float, float]) -> float:
@@ -21,7 +21,7 @@ def step_equivalents(loss: float, reference: Mapping[float, float]) -> float:
         reference: length in horizons -> mean final loss of the tuned best schedule at that length.
 
     Between lengths, the logarithm of the length is interpolated in the loss, on losses made to fall with the length
-    (by pooling neighbours that do not). Outside of the lengths the shortest or longest stands.
+    (by pooling neighbours that do not). Outside of the lengths, the shortest or longest is used.
     """
     lengths = sorted(reference)
     losses = _falling([reference[length] for length in lengths])
@@ -64,7 +64,7 @@ class Cell:
         opponent: the fixed schedule that was best on the seeds that are not scored, most often.
         gain: relative gain in step-equivalents, mean over the pairs; 0.1 is 10% more steps' worth. Infinite where all
             runs of one side diverged and none of the other.
-        error: its standard error; infinite where it cannot be told.
+        error: its standard error; infinite if it is not known.
         pairs: seeds that were scored.
         diverged: runs of the arm that diverged, and of the opponent.
     """
@@ -139,7 +139,7 @@ def bootstrap(
 
     Args:
         values: workload -> its values.
-        statistic: of the values of all workloads in one list; may be NaN where it has no meaning.
+        statistic: of the values of all workloads in one list; may be NaN if it has no meaning.
     """
     rng, names = random.Random(0), sorted(values)
     found = statistic([value for name in names for value in values[name]])

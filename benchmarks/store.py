@@ -21,7 +21,7 @@ from typing import Any
 from recipes.common.records import Records
 
 RESULTS = Path(__file__).parent / "results"
-MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned base LR
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # multiples of the tuned base LR
 SEEDS = 5
 LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
 OURS = ("greedy", "trunk", "yoked")  # arms that change with the default
@@ -233,7 +233,7 @@ def environment_of(path: Path) -> dict[str, Any]:
 
 @cache
 def config_hash() -> str:
-    """Of the default rule as it is: its fields, and what it decides on fixed losses with and without a horizon."""
+    """Hash of the loss window as it is: its fields, and its decisions on fixed losses with and without a run length."""
     from greedylr_integrations import GreedyConfig, GreedyController
 
     rng = random.Random(0)

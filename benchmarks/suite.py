@@ -8,7 +8,7 @@
     python -m benchmarks.suite cost           seconds of one run of each workload
     python -m benchmarks.suite full           search, tune, ablate, held-out
 
-Continues where it stopped; one worker a core. `python -m benchmarks.report` makes tables and pictures of it.
+Continues where it stopped; one worker per core. `python -m benchmarks.report` makes tables and pictures of it.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def run_stage(stage: str, folder: Path, workers: int | None) -> None:
         from benchmarks.workloads import WORKLOADS
 
         tuned = {}
-        for name in QUICK:  # the full search's LR, which stands in the repository; a shorter one where it does not
+        for name in QUICK:  # LR of the full search if it is in the repository, else of a shorter one
             tuned[name] = load_tuned().get(name) or {"arm": "cosine", "lr": WORKLOADS[name].lr}
         (folder).mkdir(parents=True, exist_ok=True)
         (folder / "tuned.json").write_text(json.dumps({"tuned": tuned, "knobs": {}}, indent=1) + "\n")

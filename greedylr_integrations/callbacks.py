@@ -73,7 +73,7 @@ class Settings:
 
 @dataclass
 class Run:
-    """What a callback knows of the run under way. A new run has a new one, so nothing of another run is left."""
+    """What a callback knows of the run under way. Each run has a new one, so nothing of another run is left."""
 
     metric: Any = None  # the metric to wait for; None: the loss of each step
 
@@ -228,7 +228,7 @@ class SharedCallback(Steerable):
         self._scheduler.observe(number)
 
     def _end_run(self) -> None:
-        """Say what the run came to, and let go of the optimizer and of all that hangs on it."""
+        """Log what the run found, and let go of the optimizer and everything that it holds."""
         self._run = None
         self._scheduler.finish()
         history = self._scheduler.history
@@ -267,10 +267,10 @@ class SharedCallback(Steerable):
 
 
 def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = None) -> str:
-    """Whether a smaller ("min") or a larger ("max") value of a metric is better: as told, or by the metric's name.
+    """Whether a smaller ("min") or a larger ("max") value of a metric is better: by the mode, or by the metric's name.
 
     Raises:
-        ValueError: if nothing tells.
+        ValueError: if neither says so.
     """
     if mode is not None:
         return mode

@@ -33,7 +33,7 @@ class _Run(Run):
     start_step: int = 0
     replaces: bool = True  # whether GreedyLR is the schedule
     default_lr: float | None = None  # LR of the optimizer's groups that have none of their own
-    resumed_from: str | None = None  # folder of the checkpoint that the run goes on from
+    resumed_from: str | None = None  # folder of the checkpoint that the run resumes from
     skipped: bool = False  # whether the fp16 scaler skipped the step under way
 
 
@@ -158,7 +158,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     def _build(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any, loader: Any = None) -> None:
         """Make the scheduler and have it continue from the checkpoint, if there is one."""
         run, settings = self._run, self.settings
-        # whether or not the Trainer was told to restore callbacks
+        # whether or not the Trainer is set to restore callbacks
         entry = state.stateful_callbacks.get(type(self).__name__) if run.start_step else None
         attributes = (entry or {}).get("attributes", {})
         if run.replaces and run.start_step:
