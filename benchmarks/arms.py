@@ -69,10 +69,10 @@ class Method:
         self.optimizer.step()
 
     def step(self, loss: float) -> None:
-        """The schedule's."""
+        """One step of the schedule."""
 
     def finish(self) -> None:
-        """Make the model what the method says that it has trained."""
+        """Give the model the weights that the method says it has trained."""
 
 
 class Scheduled(Method):
@@ -147,13 +147,13 @@ class Driven(Method):
 
 
 def plateau(s: Setting) -> Method:
-    """On the mean training loss of each 5% of the run, as people step it once an epoch."""
+    """ReduceLROnPlateau on the mean training loss of each 5% of the run, as people step it once an epoch."""
     patience = s.knob.get("patience", 2)
     return Driven(s, lambda o: ReduceLROnPlateau(o, factor=0.5, patience=patience), max(1, s.steps // 20), False)
 
 
 def transformers_greedy(s: Setting) -> Method:
-    """As its Trainer steps it: with the validation loss, at evaluations."""
+    """transformers' GreedyLR as its Trainer steps it: with the validation loss, at evaluations."""
     from transformers.optimization import GreedyLR as Theirs
 
     knob = {"min_lr": 0.1 * s.lr, "max_lr": 10 * s.lr, **s.knob}
@@ -196,7 +196,7 @@ class Ours(Method):
 
 
 class OursOnValidation(Ours):
-    """The seed article's setting: the validation loss, once an epoch (here: ten times a run)."""
+    """GreedyLR in the setting of the original article: on the validation loss, once an epoch (here ten times a run)."""
 
     def __init__(self, s: Setting) -> None:
         super().__init__(s, horizon=True)
@@ -220,7 +220,7 @@ class OursOnValidation(Ours):
 
 
 def paper(s: Setting) -> Method:
-    """Stepped on every training loss with the fields of its published runs."""
+    """The paper's rule, stepped on every training loss with the fields of its published runs."""
     fields = {"smooth": True, "window_size": 50, "min_lr": 0.1 * s.lr, "max_lr": 10 * s.lr}
     return Ours(s, PaperConfig(**fields))
 

@@ -610,18 +610,18 @@ def main(argv: list[str] | None = None) -> None:
 
 LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked
 afterwards, in its own favour), geometric mean over workloads and base LRs of 0.1x to 10x, with an interval from whole
-workloads resampled. Cells in which a run of the arm diverged are not in it; those runs are counted separately. Win, tie,
-loss: against the fixed schedule that was best on the other seeds, pair by pair, a tie being within 5% of the steps. It is
-decided if Student's 95% interval excludes that, or if the standard error is within a third of it. Worth at 1x: how long
-the tuned best schedule would have to run for the same loss, as a share of the run. LR-free methods are at 1x only.
+workloads resampled. Cells in which a run of the arm diverged are not in it; they are counted separately. Win, tie,
+loss: against the fixed schedule that was best on the other seeds, pair by pair, a tie being within 5% of the steps. It
+is decided if Student's 95% interval excludes that, or if the standard error is within a third of it. Worth at 1x: how
+long the tuned best schedule would have to run for the same loss, as a share of the run. LR-free methods are at 1x only.
 
 Controls: *open loop* climbs from the start and decays at the end, whatever the loss; *yoked* repeats the scales that
 greedy took on another seed or workload; *envelope* is warmup and final decay alone; *range test* spends the first steps
 on a sweep of the LR, then is warmup-stable-decay. Rivals were tuned with 8 trials on seven workloads of the tuning
 half, one seed, at 0.3x and 1x. The default of greedy was chosen in about 40 trials over the whole LR grid (LOG.md), so
 greedy had the larger budget."""
-LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so this is not evidence. "classify" is MiniLM
-on film reviews, "lora" is LoRA on SmolLM2-135M over three epochs of a few chats."""
+LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so this is not evidence. "classify" is
+MiniLM on film reviews, "lora" is LoRA on SmolLM2-135M over three epochs of a few chats."""
 CELLS = """Gain in steps (how many more the opponent would need), ± half of its 95% interval, by base LR. "No pair": in
 each pair, a run diverged, or both were worse than a tenth of the steps, or better than twice as many."""
 

@@ -150,7 +150,7 @@ def _short(x: float) -> float | None:
 
 
 class Results:
-    """The results file: what is there is not run again."""
+    """The results file. A run that is in it is not run again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,7 +163,7 @@ class Results:
         ]
 
     def losses(self, **wanted: Any) -> list[float]:
-        """Final losses, a diverged one as infinite."""
+        """Final losses; infinite if the run diverged."""
         return [math.inf if entry["loss"] is None else entry["loss"] for entry in self.of(**wanted)]
 
     def run(self, jobs: Iterable[tuple[Job, list[float] | None]], workers: int | None = None, title: str = "") -> None:

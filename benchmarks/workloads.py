@@ -489,7 +489,7 @@ class NextByte(nn.Module):
 
 
 def _upside_down(steps: int):
-    """From half of the run on, each byte is another: what was learned of the first half is wrong."""
+    """From half of the run on, each byte is another: what was learned in the first half is wrong."""
 
     def change(step, tokens, g):
         return 255 - tokens if step is None or step > steps // 2 else tokens

@@ -209,7 +209,7 @@ class SharedCallback(Steerable):
         if saved is not None:
             self._scheduler.load_state_dict(saved)
         elif step > 0:
-            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
+            logger.warning("GreedyLR starts anew: the checkpoint was written without it")
             self._scheduler.last_epoch = step
         decay = self.settings.decay_on_resume
         if step > 0 and decay is not None and not self._scheduler.decaying:

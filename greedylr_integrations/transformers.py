@@ -38,12 +38,12 @@ class _Run(Run):
 
 
 class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
-    """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
+    """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1
-    lower, 0 hold) are added to the Trainer's training logs, and so reach `log_history` and every tracker in
-    `report_to`. The state is part of each checkpoint (`trainer_state.json`, and for the slope's reference
-    `greedylr_reference_0.pt`) and continues with `resume_from_checkpoint`.
+    The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr`, `greedylr/action` (1 raise, -1
+    lower, 0 hold) and `greedylr/slope`, if there is one, are added to the Trainer's training logs, and so reach
+    `log_history` and every tracker in `report_to`. The state is part of each checkpoint (`trainer_state.json`, and
+    `greedylr_reference_0.pt` for the slope's reference) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
