@@ -125,7 +125,9 @@ def configure_lrs(optimizer: Any, saved_default: float | None) -> None:
     if saved_default is None and len(set(lrs)) == 1:  # in checkpoints written before the default was saved
         saved_default = lrs[0]
     default = default_lr(optimizer)
-    now = _given_lrs.get(unwrapped(optimizer)) or [default if lr == saved_default else lr for lr in lrs]
+    now = _given_lrs.get(unwrapped(optimizer)) or [
+        default if default is not None and lr == saved_default else lr for lr in lrs
+    ]
     for group, lr in zip(optimizer.param_groups, now, strict=False):
         group["initial_lr"] = lr
 

@@ -214,8 +214,10 @@ class Decider:
         """A controller that continues from a state; ValueError if that is not possible."""
         stored = state["controller"]
         config = self.config
-        if stored.get("behaviour") == type(config.without_slope()).__name__:
-            config = config.without_slope()  # the run had no slope
+        if stored.get("behaviour") != type(config).__name__:
+            fallback = config.without_slope()
+            if stored.get("behaviour") == type(fallback).__name__:
+                config = fallback  # the run had no slope
         fields = stored.get("config")
         every = fields.get("every_n_steps") if isinstance(fields, Mapping) else None
         fitted = config

@@ -110,7 +110,7 @@ class LossMeter:
         """Make what waits for its decision the mean over ranks, so that what one rank saves is right for all."""
         if self.steps and (world_size() or 1) > 1:
             total, weight = self._sums(())
-            self._total = total / weight * self._weight
+            self._total = total / weight.clamp(min=1) * self._weight
 
     def _sums(self, extra: Sequence[torch.Tensor | float]) -> torch.Tensor:
         """Sum and number of the losses, and the extra numbers, over all ranks."""

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ except ImportError:
     print("greedylr: the command line needs more packages: pip install 'greedylr_integrations[cli]'", file=sys.stderr)
     sys.exit(2)
 
+from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.runs import explain as explaining
 from greedylr_integrations.runs import figures, find
 from greedylr_integrations.runs import replay as replaying
@@ -356,7 +356,9 @@ def control(run: str, command: str, value: str | None) -> None:
         path = path / CONTROL_FILE
     try:
         _check_place(path)
-        _write_whole(path, json.dumps({"order": command, "value": number, "id": str(time.time_ns())}) + "\n")
+        write_whole(
+            path, (json.dumps({"order": command, "value": number, "id": str(time.time_ns())}) + "\n").encode()
+        )  # the run never reads half a command
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror or error}") from None
     _say(f"wrote {command if number is None else f'{command} {number:g}'} to {path}")
@@ -384,19 +386,6 @@ def _check_place(path: Path) -> None:
             content = json.loads(path.read_bytes() or b"{}")
     if not isinstance(content, dict) or content.keys() - {"order", "value", "id"}:
         raise click.ClickException(f"{path}: this is not a control file, and it would be overwritten: delete it first")
-
-
-def _write_whole(path: Path, content: str) -> None:
-    """So that the run never reads half a command."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # the run may be another user's
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 if __name__ == "__main__":
