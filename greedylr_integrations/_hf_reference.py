@@ -1,4 +1,4 @@
-"""The slope's reference in a checkpoint of Hugging Face's Trainer: tensors, beside the numbers in `trainer_state.json`.
+"""The slope's reference in a checkpoint of Hugging Face's Trainer: tensors, next to `trainer_state.json`.
 
 Each rank that has a part of its own writes `greedylr_reference_<rank>.pt`, as the Trainer does with `rng_state_<rank>`.
 """

@@ -24,9 +24,9 @@ def _frames() -> Iterator[FrameType]:
 
 
 def find(callback: TrainerCallback) -> tuple[Any, str | None]:
-    """The Trainer that is calling this callback and the checkpoint that it goes on from; None if there is none.
+    """The Trainer that is calling this callback, and the checkpoint that it resumes from; None for what is not there.
 
-    Both are looked for in the frames above: `self`, which has a `callback_handler`, and the argument
+    Both are searched in the frames above: `self`, which has a `callback_handler`, and the argument
     `resume_from_checkpoint` of `_inner_training_loop`.
     """
     for frame in _frames():
@@ -55,7 +55,7 @@ def publish(lr_scheduler: Any, lrs: Sequence[float]) -> None:
 
 
 def checkpoint_folder(trainer: Any, args: Any, state: Any) -> str:
-    """The folder of the checkpoint that was saved in this step; in a hyperparameter search, it is in the trial's."""
+    """The folder of the checkpoint that was saved in this step; a hyperparameter search has one for each trial."""
     folder = args.output_dir
     if trainer is not None and state.is_hyper_param_search:
         folder = trainer._get_output_dir(trial=trainer._trial)

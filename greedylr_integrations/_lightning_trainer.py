@@ -70,7 +70,7 @@ def schedules(trainer: Any, optimizer: Any) -> list[Any]:
 
 
 def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
-    """Refuse a second one that sets the LR.
+    """Refuse anything else that sets the LR.
 
     Raises:
         ValueError: with what to drop.
@@ -106,7 +106,7 @@ def base_lrs(optimizer: Any) -> list[float]:
 
 
 def optimizer_steps(trainer: Any, pl_module: Any, say: bool = False) -> int | None:
-    """How often the optimizer steps in the whole run; None if the settings do not tell.
+    """How often the optimizer steps in the whole run; None if it does not follow from the settings.
 
     Args:
         say (bool): log a WARNING if they do not. Default False.

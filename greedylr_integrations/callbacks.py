@@ -73,7 +73,7 @@ class Settings:
 
 @dataclass
 class Run:
-    """What a callback knows of the run under way. A new run has a new one, so nothing of another run is left."""
+    """What a callback knows of the run under way. Each run has a new one, so nothing of another run is left."""
 
     metric: Any = None  # the metric to wait for; None: the loss of each step
 
@@ -211,7 +211,7 @@ class SharedCallback(Steerable):
         if saved is not None:
             self._scheduler.load_state_dict(saved)
         elif step > 0:
-            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
+            logger.warning("GreedyLR starts anew: the checkpoint was written without it")
             self._scheduler.last_epoch = step
         decay = self.settings.decay_on_resume
         if step > 0 and decay is not None and not self._scheduler.decaying:
@@ -230,7 +230,7 @@ class SharedCallback(Steerable):
         self._scheduler.observe(number)
 
     def _end_run(self) -> None:
-        """Say what the run came to, and let go of the optimizer and of all that hangs on it."""
+        """Log what the run found, and let go of the optimizer and everything that it holds."""
         self._run = None
         self._scheduler.finish()
         history = self._scheduler.history
@@ -269,10 +269,10 @@ class SharedCallback(Steerable):
 
 
 def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = None) -> str:
-    """Whether a smaller ("min") or a larger ("max") value of a metric is better: as told, or by the metric's name.
+    """Whether a smaller ("min") or a larger ("max") value of a metric is better: by the mode, or by the metric's name.
 
     Raises:
-        ValueError: if nothing tells.
+        ValueError: if neither says so.
     """
     if mode is not None:
         return mode

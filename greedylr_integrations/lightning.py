@@ -36,11 +36,11 @@ class _Run(Run):
 
 
 class GreedyLRCallback(SharedCallback, Callback):
-    """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
+    """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`, and `optimizer_index`. `greedylr/scale`, `greedylr/lr` and
-    `greedylr/action` (1 raise, -1 lower, 0 hold) go to the module's loggers, followed by the index of an optimizer that
-    is not the first. The state is part of each checkpoint.
+    The arguments are those of `SharedCallback`, and `optimizer_index`. `greedylr/scale`, `greedylr/lr`,
+    `greedylr/action` (1 raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one, go to the module's loggers,
+    followed by the index of an optimizer that is not the first. The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"

@@ -1,4 +1,4 @@
-"""What there is to see of a run: its history, where its LR is, what it suggests for the next one."""
+"""What a run shows: its history, its LR now, and what it suggests for the next run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Readings(LRScheduler):
 
     @property
     def history_file(self) -> HistoryFile | None:
-        """Where the history goes; None if nowhere."""
+        """The file of the history; None if there is none."""
         return self._recorder.file
 
     @property  # type: ignore[override]
@@ -85,12 +85,12 @@ class Readings(LRScheduler):
 
     @property
     def envelope(self) -> Envelope:
-        """Ramp and final decay."""
+        """Warmup and final decay."""
         return self._rates.envelope
 
     @property
     def envelope_value(self) -> float:
-        """Factor of ramp and final decay in the LR now, from 0 to 1."""
+        """Factor of warmup and final decay in the LR now, from 0 to 1."""
         return self.envelope(self.last_epoch)
 
     @property
@@ -105,7 +105,7 @@ class Readings(LRScheduler):
 
     @property
     def ramping(self) -> bool:
-        """Whether the LR is still on its way up to the base LR, where no decision is made."""
+        """Whether the LR is still in its warmup, in which no decision is made."""
         return self._rates.ramping(self.last_epoch)
 
     def metrics(self) -> dict[str, float]:
@@ -124,7 +124,7 @@ class Readings(LRScheduler):
         return values if slope is None or slope != slope else {**values, "greedylr/slope": slope}
 
     def suggested_lr(self) -> float | None:
-        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        """The LR with which to start the next such run: the one this run settled on. None if it was too short."""
         speaker = self._rates.speaker
         return suggested_lr(steady_scales(self.history, speaker), self.base_lrs[speaker])
 
@@ -172,7 +172,7 @@ class Readings(LRScheduler):
         if lr is not None:
             logger.info(
                 "next time start at %.2g: the LR settled on %.2g x the base LR, the median scale over the later half of"
-                " the decisions between ramp and final decay",
+                " the decisions between warmup and final decay",
                 lr,
                 lr / base if base else self.scale,
             )

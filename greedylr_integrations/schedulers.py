@@ -63,17 +63,17 @@ class GreedyLR(Readings, Steerable):
             Default None: unknown, no decay.
         steps_per_epoch (int): optimizer steps of one pass over the data. The slope is measured during the first pass
             only, since the gradient of a batch that has been trained on misleads. Default None: all data is new.
-        linear_warmup_steps (int): optimizer steps of a ramp from 0, in which no decision is made. Default 0.
+        linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Default 0.
         decay_ratio (float): share of `total_steps` that the final decay takes. Default None: the config's, mostly 0.3.
         base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
-            and ramp and decay are its own. No decision is made while its LR first rises. Its state is not part of this
-            one's: save and load it too. Default None.
+            and warmup and decay are its own. No decision is made while its LR first rises. Its state is not part of
+            this one's: save and load it too. Default None.
         horizon (int): decisions of the run, if they are not one every `every_n_steps`. Default None: from total_steps.
         shadow (bool): decide, but leave the optimizer alone. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
-        process_group: data-parallel ranks, over which to average; all others take their numbers. See `LossMeter` for
-            the rank that tells them. Default None: all ranks.
+        process_group: data-parallel ranks, over which to average; all others are given the result. See `LossMeter`
+            for the rank that gives it. Default None: all ranks.
         meter (LossMeter): in place of the two, what averages the losses over micro-batches, steps and ranks.
         slope_sample (int): coordinates of the weights to measure the slope on, at most about. Default 1,000,000.
         history_file (path): where rank 0 appends every decision and command; see `history.read`. A history of an
@@ -144,7 +144,7 @@ class GreedyLR(Readings, Steerable):
                 made.
 
         Returns:
-            The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
+            The decision; None during the warmup, and between decisions with `every_n_steps`.
         """
         if not self._begun:
             self._begin()
@@ -161,14 +161,14 @@ class GreedyLR(Readings, Steerable):
         return decision
 
     def advance(self) -> None:
-        """Go on by one optimizer step of which no rank has a loss: ramp, decay and base schedule alone."""
+        """Go on by one optimizer step without a loss on any rank: only warmup, decay and base schedule go on."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
         self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
-        """Decide without a step, on a validation loss, say: averaged over all ranks, each of which must call this."""
+        """Decide without a step, for example on a validation loss; every rank must call this, and the mean counts."""
         if self.ramping:
             return None
         self._begin()
