@@ -75,7 +75,8 @@ def test_without_a_gpu_it_refuses_in_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         gpu_recipes.main([])
     assert end.value.code == 2
-    assert capsys.readouterr().err == ("gpu_recipes: there is no GPU here: run it on a machine with one, or try --tiny\n")
+    said = "gpu_recipes: there is no GPU here: run it on a machine with one, or try --tiny\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow
