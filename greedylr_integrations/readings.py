@@ -25,12 +25,14 @@ class Readings(LRScheduler):
         shadow (bool): whether the optimizer is left alone.
         monitor (str): what the losses are.
         meter (LossMeter): the losses of this rank.
+        base_schedule (LRScheduler): another schedule of the same optimizer. None if there is none.
     """
 
     _is_accelerate_prepared = property(refuse_accelerate)  # what `Accelerator.prepare` asks for first
     shadow: bool
     monitor: str
     meter: LossMeter
+    base_schedule: LRScheduler | None
     _total_steps: int | None
     _decider: Decider
     _rates: LearningRates
