@@ -149,7 +149,8 @@ class SharedCallback(Steerable):
         if isinstance(config, Mapping) and "behaviour" in config:
             config = config_from_dict(config)
         elif isinstance(config, Mapping):
-            config, fields = None, cast("ConfigFields", {**config, **fields})
+            fields = cast("ConfigFields", {**config, **fields})
+            config = None
         if config is None and monitor != "loss":
             config = GreedyConfig()  # a metric has no slope
         self.settings = Settings(

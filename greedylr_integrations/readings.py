@@ -1,4 +1,4 @@
-"""What a run shows: its history, its LR now, and what it suggests for the next run."""
+"""What a run shows: its history, its LR now, what it suggests for the next run; and what an adapter asks of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from greedylr_integrations.optimizers import refuse_accelerate, without_paramete
 
 
 class Readings(LRScheduler):
-    """What `GreedyLR` shows.
+    """What `GreedyLR` shows, and what an adapter asks of it.
 
     Attributes:
         shadow (bool): whether the optimizer is left alone.
@@ -164,6 +164,21 @@ class Readings(LRScheduler):
         self._decider.detach()
         if self.history_file is not None:
             self.history_file.end()
+
+    def skip_step(self) -> None:
+        """The optimizer skipped the step under way: forget what was measured for it."""
+        self._decider.signals.skip_step()
+
+    def measure_slope(self) -> None:
+        """Measure the slope of the step under way: the gradients are complete, and the weights have not moved.
+
+        This happens by itself before each step of a torch optimizer, unless the step is given a closure.
+        """
+        self._decider.measure_slope()
+
+    def synchronize(self) -> None:
+        """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
+        self._decider.signals.synchronize()
 
     def advise(self, advice: str) -> None:
         """What to say if the first steps come without a loss. An adapter knows better than this class."""

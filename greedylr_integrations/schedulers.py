@@ -179,17 +179,6 @@ class GreedyLR(Readings, Steerable):
             self._record(decision)
         return decision
 
-    def skip_step(self) -> None:
-        """The optimizer skipped the step under way: forget what was measured for it."""
-        self._decider.signals.skip_step()
-
-    def measure_slope(self) -> None:
-        """Measure the slope of the step under way: the gradients are complete, and the weights have not moved.
-
-        This happens by itself before each step of a torch optimizer, unless the step is given a closure.
-        """
-        self._decider.measure_slope()
-
     def _begin(self) -> None:
         """Once a run, on every rank: compare the arguments, and open the history."""
         if self._begun:
@@ -267,10 +256,6 @@ class GreedyLR(Readings, Steerable):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         self._decider.watch(self.optimizer)
-
-    def synchronize(self) -> None:
-        """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
-        self._decider.signals.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on: plain JSON, but for the tensors of `["slope"]["reference"]`."""
