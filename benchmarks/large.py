@@ -1,4 +1,4 @@
-"""Larger models, as illustration beside the suite: what a person trains, with few seeds.
+"""Larger models, as an illustration next to the suite: what people train, with few seeds.
 
     python -m benchmarks.large lora             LoRA on SmolLM2-135M, 3 epochs of chats; about 15 minutes on two cores
     python -m benchmarks.large classify         MiniLM on film reviews; about 15 minutes on two cores
@@ -70,7 +70,7 @@ def decoder(size: str, device: str) -> torch.nn.Module:
 def train_decoder(
     size: str, arm: str, lr: float, seed: int, steps: int, device: str, length: int = 256
 ) -> dict[str, Any]:
-    """A decoder on chats, bf16 where there is a GPU: final validation loss."""
+    """A decoder on chats, bf16 if there is a GPU: final validation loss."""
     from benchmarks.arms import ARMS, Setting
     from benchmarks.workloads import Task, chats
 
@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args(argv)
     if args.what == "gpu" and args.device == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no GPU here: run it where there is one, or try --device cpu --sizes tiny --steps 20")
+        parser.error("there is no GPU here: run it on a machine with one, or try --device cpu --sizes tiny --steps 20")
     results = Results(args.results / "large.jsonl")
     if args.what == "gpu":
         on_gpu(results, args.sizes, args.steps, args.device)

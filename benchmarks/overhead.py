@@ -113,7 +113,7 @@ def measure(groups: int) -> None:
 
 
 def measure_windows() -> None:
-    """Time and memory of a decision by the size of the window, once it has filled twice; transformers' beside it."""
+    """Time and memory of a decision by the size of a window that has filled twice; the same of transformers' own."""
     from transformers.optimization import GreedyLR as Theirs
 
     def ours(size: int):

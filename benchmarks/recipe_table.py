@@ -1,10 +1,10 @@
-"""Greedy against linear, cosine and warmup-stable-decay in two recipes: the table of the README.
+"""Greedy against linear, cosine and warmup-stable-decay in two recipes: the table of recipes in RESULTS.md.
 
     python -m benchmarks.recipe_table            all of it: about an hour on one core; continues where it stopped
     python -m benchmarks.recipe_table search     the LR that is best for the strongest fixed schedule
     python -m benchmarks.recipe_table pretrain   four schedules at it, a tenth and three times of it, five seeds
     python -m benchmarks.recipe_table lora       four schedules at finetune_llm's own LR, three seeds
-    python -m benchmarks.recipe_table show       the table, from what is there, to README.md and RESULTS.md
+    python -m benchmarks.recipe_table show       the table, from what is there, to RESULTS.md
 
 `pretrain_llm` trains a decoder of 1.3M parameters on Python's documentation, its vocabulary 4,096 tokens learned from
 that, so that a run of a minute on one core gets somewhere; `finetune_llm` is LoRA on SmolLM2-135M and real chats.
@@ -97,7 +97,7 @@ def lora(job: Job, flags: str) -> dict[str, Any]:
 
 
 def result_of(run: dict[str, Any]) -> dict[str, Any]:
-    """Final validation loss, None for a run that diverged: it ends above where it began, or in no number."""
+    """Final validation loss, None for a run that diverged: it ends above its start, or is NaN or infinite."""
     start, loss = run["train_loss"][0][1], run["validation_loss"][-1][1]
     return {"loss": loss if loss < start else None, "start": start, "seconds": round(run["seconds"], 1)}
 
@@ -146,7 +146,7 @@ def lora_jobs(steps: int) -> list[Job]:
 
 
 def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """And the standard error of the mean; infinite where a run diverged, NaN for one value."""
+    """Mean and its standard error; infinite if a run diverged, NaN for one value."""
     if not all(map(math.isfinite, values)):
         return math.inf, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -154,7 +154,7 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 
 
 def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
-    """Of the losses by seed: the paired difference decides where its 95% interval is clear of 0."""
+    """Who wins, from the losses by seed: the paired difference decides if its 95% interval excludes 0."""
     seeds = sorted(greedy.keys() & other.keys())
     mean, error = mean_and_error([greedy[seed] - other[seed] for seed in seeds])
     if not math.isfinite(mean) or math.isnan(error):
@@ -189,7 +189,7 @@ def table(results: Results) -> str:
     seconds = [entry["seconds"] for entry in results.of(stage="table", workload="pretrain")]
     note = (
         f"Final validation loss, mean and standard error of {SEEDS} seeds ({LORA_SEEDS} for LoRA); wins and losses are"
-        " paired by seed, and decided where Student's 95% interval is clear of 0."
+        " paired by seed, and decided if Student's 95% interval excludes 0."
     )
     if found is not None:
         note += f" The tuned LR is the best of {len(SEARCHED)} for the strongest fixed schedule, {NAMES[found[1]]}."
@@ -208,7 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lora-steps", type=int, default=LORA_STEPS, help="of finetune_llm (default: %(default)s)")
     parser.add_argument("--pretrain-flags", default=PRETRAIN, help="to try it small")
     parser.add_argument("--lora-flags", default=LORA, help="to try it small")
-    parser.add_argument("--output", type=Path, help="a folder with README.md and RESULTS.md in place of the project's")
+    parser.add_argument("--output", type=Path, help="a folder with RESULTS.md in place of the project's")
     args = parser.parse_args(argv)
     results = Results(args.results / "recipe_table.jsonl")
     flags = {"pretrain": args.pretrain_flags, "lora": args.lora_flags}
@@ -224,9 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     made = table(results)
     print(made)
     if args.what in ("all", "show"):
-        folders = [args.output] * 2 if args.output else [Path(__file__).parents[1], Path(__file__).parent]
-        for path in (folders[0] / "README.md", folders[1] / "RESULTS.md"):
-            replace_part(path, made, "recipes")
+        replace_part((args.output or Path(__file__).parent) / "RESULTS.md", made, "recipes")
 
 
 if __name__ == "__main__":

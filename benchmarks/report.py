@@ -1,7 +1,7 @@
 """Tables and pictures from the results: python -m benchmarks.report
 
-Writes the part between its two marks in `benchmarks/RESULTS.md`, the part of the README likewise, and the pictures in
-`benchmarks/img`. With `--output FOLDER` everything goes there instead.
+Writes the part between its two marks in `benchmarks/RESULTS.md`, and the pictures in `benchmarks/img`. With
+`--output FOLDER`, everything goes there instead.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from benchmarks.store import (
 
 HERE = Path(__file__).parent
 NEAR = (0.3, 1.0, 3.0)
-IN_README = ("linear", "cosine", "wsd", "polynomial", "plateau", "transformers", "paper", "greedy")
 SHOWN = (*FIXED, "plateau", "transformers", "paper", "envelope", "greedy", "greedy, no horizon")
 
 
@@ -68,7 +67,7 @@ class Evidence:
     def finals(
         self, workload: str, arm: str, multiple: float, knob: Mapping | None = None, stage: str = "", steps: int = 0
     ) -> dict[int, float]:
-        """Seed -> final loss, infinite where it diverged; empty where it was not run."""
+        """Seed -> final loss, infinite if it diverged; empty if it was not run."""
         key = (
             stage or self.stage,
             workload,
@@ -101,7 +100,7 @@ class Evidence:
         multiples: Iterable[float] = MULTIPLES,
         opponents: Iterable[str] = FIXED,
     ) -> dict[str, list[float]]:
-        """Workload -> loss ratios to the best opponent of each cell, picked afterwards, where nothing diverged."""
+        """Workload -> loss ratios to the best opponent of each cell, picked afterwards, if nothing diverged."""
         found: dict[str, list[float]] = defaultdict(list)
         for workload, multiple in itertools.product(self.workloads, multiples):
             own = self.finals(workload, arm, multiple, knob).values()
@@ -525,7 +524,7 @@ def draw(e: Evidence, folder: Path) -> list[str]:
         ax.axhline(1, color="#999999", lw=0.8)
         ax.set(yscale="log", title=workload)
     figure.supxlabel("share of the run")
-    figure.supylabel("LR over the tuned one, before ramp and decay")
+    figure.supylabel("LR over the tuned one, before warmup and decay")
     save(figure, "schedules.png")
 
     figure, axes = plt.subplots(*shape, **grid)
@@ -555,7 +554,7 @@ def draw(e: Evidence, folder: Path) -> list[str]:
 
 
 def replace_part(path: Path, part: str, name: str = "suite") -> None:
-    """Put `part` between the marks of a file; SystemExit where there are none."""
+    """Put `part` between the marks of a file; SystemExit if there are none."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     text = path.read_text()
     if begin not in text or end not in text:
@@ -566,9 +565,7 @@ def replace_part(path: Path, part: str, name: str = "suite") -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.split("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument(
-        "--output", type=Path, default=None, help="default: RESULTS.md, README and img of the repository"
-    )
+    parser.add_argument("--output", type=Path, default=None, help="default: RESULTS.md and img in benchmarks")
     args = parser.parse_args(argv)
     stored = json.loads((args.results / "tuned.json").read_text())
     tuned, knobs = load_tuned(args.results), stored.get("knobs", {})
@@ -609,25 +606,24 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{args.output / 'report.md'}: tables; {args.output / 'img'}: pictures")
         return
     replace_part(HERE / "RESULTS.md", whole)
-    replace_part(HERE.parent / "README.md", f"{targets_table(e)}\n{by_base_lr(e, IN_README)}")
 
 
 LEGEND = """Loss ratio: final validation loss over that of the best of the six fixed schedules in the same cell (picked
 afterwards, in its own favour), geometric mean over workloads and base LRs of 0.1x to 10x, with an interval from whole
-workloads resampled; cells in which a run of the arm diverged are not in it, and the runs are counted beside. Win, tie,
-loss: against the fixed schedule that was best on the other seeds, pair by pair, a tie being within 5% of steps; decided
-where Student's 95% interval is clear of that, or the standard error within a third of it. Worth at 1x: how long the
-tuned best schedule would have to run for the same loss, in horizons. LR-free methods stand at 1x only.
+workloads resampled. Cells in which a run of the arm diverged are not in it; they are counted separately. Win, tie,
+loss: against the fixed schedule that was best on the other seeds, pair by pair, a tie being within 5% of the steps. It
+is decided if Student's 95% interval excludes that, or if the standard error is within a third of it. Worth at 1x: how
+long the tuned best schedule would have to run for the same loss, as a share of the run. LR-free methods are at 1x only.
 
 Controls: *open loop* climbs from the start and decays at the end, whatever the loss; *yoked* repeats the scales that
-greedy took on another seed or workload; *envelope* is ramp and final decay alone; *range test* spends the first steps
+greedy took on another seed or workload; *envelope* is warmup and final decay alone; *range test* spends the first steps
 on a sweep of the LR, then is warmup-stable-decay. Rivals were tuned with 8 trials on seven workloads of the tuning
-half, one seed, at 0.3x and 1x; greedy's default was chosen in about 40 trials over the whole LR grid (LOG.md), so of
-the two greedy had the larger budget."""
-LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so no evidence. "classify" is MiniLM on
-film reviews, "lora" LoRA on SmolLM2-135M over three epochs of a few chats."""
-CELLS = """Gain in steps (how many more the opponent would need), ± half of its 95% interval, by base LR. No pair: in
-each a run diverged, or both were worse than a tenth of the steps are, or better than twice as many."""
+half, one seed, at 0.3x and 1x. The default of greedy was chosen in about 40 trials over the whole LR grid (LOG.md), so
+greedy had the larger budget."""
+LARGE = """`python -m benchmarks.large`: final validation loss, one seed each, so this is not evidence. "classify" is
+MiniLM on film reviews, "lora" is LoRA on SmolLM2-135M over three epochs of a few chats."""
+CELLS = """Gain in steps (how many more the opponent would need), ± half of its 95% interval, by base LR. "No pair": in
+each pair, a run diverged, or both were worse than a tenth of the steps, or better than twice as many."""
 
 
 if __name__ == "__main__":

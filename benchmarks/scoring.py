@@ -10,18 +10,18 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
-TIE = 0.05  # of the steps
+TIE = 0.05  # share of the steps
 
 
 def step_equivalents(loss: float, reference: Mapping[float, float]) -> float:
-    """How long the tuned best schedule must run for a loss, as a share of the horizon.
+    """How long the tuned best schedule must run for a loss, as a share of the run.
 
     Args:
         loss: final validation loss; infinite for a diverged run.
         reference: length in horizons -> mean final loss of the tuned best schedule at that length.
 
     Between lengths, the logarithm of the length is interpolated in the loss, on losses made to fall with the length
-    (by pooling neighbours that do not). Outside of the lengths the shortest or longest stands.
+    (by pooling neighbours that do not). Outside of the lengths, the shortest or longest is used.
     """
     lengths = sorted(reference)
     losses = _falling([reference[length] for length in lengths])
@@ -62,9 +62,9 @@ class Cell:
 
     Attributes:
         opponent: the fixed schedule that was best on the seeds that are not scored, most often.
-        gain: relative gain in step-equivalents, mean over the pairs; 0.1 is 10% more steps' worth. Infinite where all
+        gain: relative gain in step-equivalents, mean over the pairs; 0.1 is 10% more steps' worth. Infinite if all
             runs of one side diverged and none of the other.
-        error: its standard error; infinite where it cannot be told.
+        error: its standard error; infinite if it is not known.
         pairs: seeds that were scored.
         diverged: runs of the arm that diverged, and of the opponent.
     """
@@ -84,7 +84,7 @@ class Cell:
 
     @property
     def resolved(self) -> bool:
-        """Whether the noise allows a verdict: the interval is clear of the tie's edge, or the error a third of it."""
+        """Whether the noise allows a verdict: the interval excludes the tie's edge, or the error is a third of it."""
         within = abs(self.gain) <= TIE and self.error <= TIE / 3
         return within or (math.isfinite(self.error) and abs(abs(self.gain) - TIE) > self.reach)
 
@@ -107,8 +107,8 @@ def compare(
     """A cell from final losses by seed; each seed is scored against the schedule that was best on the others.
 
     Runs are paired by seed. A pair in which one diverged (infinite), or in which both are beyond the same end of the
-    reference, says nothing in steps and enters no mean. Divergences are counted, and where the two sides differ in
-    them the surviving pairs give no verdict, unless one side diverged always and the other never.
+    reference, says nothing in steps and is in no mean. Divergences are counted. If the two sides differ in
+    them, the surviving pairs give no verdict, unless one side diverged always and the other never.
     """
     gains, opponents, diverged = [], [], [0, 0]
     ends = {min(reference), max(reference)}
@@ -139,7 +139,7 @@ def bootstrap(
 
     Args:
         values: workload -> its values.
-        statistic: of the values of all workloads in one list; may be NaN where it has no meaning.
+        statistic: of the values of all workloads in one list; may be NaN if it has no meaning.
     """
     rng, names = random.Random(0), sorted(values)
     found = statistic([value for name in names for value in values[name]])

@@ -21,7 +21,7 @@ from typing import Any
 from recipes.common.records import Records
 
 RESULTS = Path(__file__).parent / "results"
-MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned base LR
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # multiples of the tuned base LR
 SEEDS = 5
 LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
 OURS = ("greedy", "trunk", "yoked")  # arms that change with the default
@@ -150,7 +150,7 @@ def _short(x: float) -> float | None:
 
 
 class Results:
-    """The results file: what is there is not run again."""
+    """The results file. A run that is in it is not run again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -163,7 +163,7 @@ class Results:
         ]
 
     def losses(self, **wanted: Any) -> list[float]:
-        """Final losses, a diverged one as infinite."""
+        """Final losses; infinite if the run diverged."""
         return [math.inf if entry["loss"] is None else entry["loss"] for entry in self.of(**wanted)]
 
     def run(self, jobs: Iterable[tuple[Job, list[float] | None]], workers: int | None = None, title: str = "") -> None:
@@ -233,14 +233,14 @@ def environment_of(path: Path) -> dict[str, Any]:
 
 @cache
 def config_hash() -> str:
-    """Of the default rule as it is: its fields, and what it decides on fixed losses with and without a horizon."""
+    """Hash of the loss window as it is: its fields, and its decisions on fixed losses with and without a run length."""
     from greedylr_integrations import GreedyConfig, GreedyController
 
     rng = random.Random(0)
     losses = [3 - min(i, 90) / 50 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
     scales = [
         [controller.observe(loss).scales[0] for loss in losses]
-        for controller in (GreedyController(), GreedyController(horizon=400))
+        for controller in (GreedyController(GreedyConfig()), GreedyController(GreedyConfig(), horizon=400))
     ]
     fields = GreedyConfig().fitted(400).hyperparameters()
     return hashlib.sha256(json.dumps([fields, scales], sort_keys=True).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The evidence: trains every workload with every arm and keeps what came out, one line of JSON a run.
+"""The evidence: trains every workload with every arm and keeps the results, one line of JSON per run.
 
     python -m benchmarks.suite quick          a small part, to a folder of its own, with its report (10 minutes)
     python -m benchmarks.suite search         the tuned base LR of each workload, for the strongest fixed schedule
@@ -8,7 +8,7 @@
     python -m benchmarks.suite cost           seconds of one run of each workload
     python -m benchmarks.suite full           search, tune, ablate, held-out
 
-Continues where it stopped; one worker a core. `python -m benchmarks.report` makes tables and pictures of it.
+Continues where it stopped; one worker per core. `python -m benchmarks.report` makes tables and pictures of it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _workloads(half: str | None = None) -> list[Any]:
 
 
 def search(results: Results, half: str | None = None) -> dict[str, dict[str, Any]]:
-    """Best base LR and fixed schedule of each workload, by half decades, widened while the best lies on the edge."""
+    """Best base LR and fixed schedule of each workload, by half decades, widened while the best is at the edge."""
     tuned = {}
     for workload in _workloads(half):
         low, high = -2, 2
@@ -81,7 +81,7 @@ def _mean(values: list[float]) -> float:
 
 
 def tune_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
-    """Eight trials an arm on every second workload of the tuning half: four values of its knob at two base LRs."""
+    """Eight trials per arm on every second workload of the tuning half: four values of its knob at two base LRs."""
     from benchmarks.arms import ARMS
 
     for workload in _workloads("tune")[::2]:
@@ -112,7 +112,7 @@ def best_knobs(results: Results) -> dict[str, dict[str, Any]]:
 
 
 def ablate_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
-    """On the tuning half, two seeds."""
+    """The ablations, on the tuning half, with two seeds."""
     for workload in _workloads("tune"):
         yield from reference_jobs(workload.name, workload.steps, tuned[workload.name], 2)
         for multiple, seed in itertools.product(MULTIPLES, range(2)):
@@ -133,7 +133,7 @@ def reference_jobs(name: str, steps: int, best: dict[str, Any], seeds: int) -> I
 
 
 def held_out_jobs(tuned: dict[str, Any], knobs: dict[str, Any] | None = None) -> Iterator[Job]:
-    """Every arm at each base LR: at its default, or with the tuned `knobs` those that have one."""
+    """Every arm at each base LR, at its default, and with its tuned knob if it has one in `knobs`."""
     from benchmarks.arms import ARMS
 
     workloads = _workloads("held out")
@@ -150,17 +150,17 @@ def held_out_jobs(tuned: dict[str, Any], knobs: dict[str, Any] | None = None) ->
 
 
 def long_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
-    """Four times the horizon."""
+    """Runs of four times the length."""
     for workload, name, multiple, seed in itertools.product(_workloads("held out"), LONG, (0.3, 1.0, 3.0), range(3)):
         lr, steps = tuned[workload.name]["lr"] * multiple, 4 * workload.steps
         yield Job("long", workload.name, name, lr, seed, steps, multiple)
 
 
 def unknown_end_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
-    """One trunk without a horizon, a decay over 10% of the steps begun at a quarter, half, three quarters and the end.
+    """Runs whose length was not known, with a decay over the last 10% of a quarter, half, three quarters or all steps.
 
-    Up to where its decay begins, such a run is the trunk, so each is run from the start. Beside it, warmup-stable-decay
-    that knew the length.
+    Until its decay begins, each is the same run, but each is run from the start. They are compared with
+    warmup-stable-decay that knew the length.
     """
     for workload, part, seed in itertools.product(_workloads("held out"), (1, 2, 3, 4), range(3)):
         lr, steps = tuned[workload.name]["lr"], part * workload.steps
@@ -224,7 +224,7 @@ def run_stage(stage: str, folder: Path, workers: int | None) -> None:
         from benchmarks.workloads import WORKLOADS
 
         tuned = {}
-        for name in QUICK:  # the full search's LR, which stands in the repository; a shorter one where it does not
+        for name in QUICK:  # LR of the full search if it is in the repository, else of a shorter one
             tuned[name] = load_tuned().get(name) or {"arm": "cosine", "lr": WORKLOADS[name].lr}
         (folder).mkdir(parents=True, exist_ok=True)
         (folder / "tuned.json").write_text(json.dumps({"tuned": tuned, "knobs": {}}, indent=1) + "\n")
@@ -261,7 +261,7 @@ def _save(folder: Path, **parts: Any) -> None:
 
 
 def cost(folder: Path) -> None:
-    """What a run of each workload takes on one core, and what the stages come to."""
+    """Seconds of a run of each workload on one core, and what the stages add up to."""
     import torch
 
     from benchmarks.arms import ARMS

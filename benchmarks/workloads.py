@@ -54,7 +54,7 @@ class Workload:
 
 
 class Muon(torch.optim.Optimizer):
-    """torch's Muon for matrices beside AdamW for the rest, as one optimizer with the param groups of both."""
+    """torch's Muon for matrices and AdamW for the rest, as one optimizer with the param groups of both."""
 
     def __init__(self, parameters, lr: float) -> None:
         parameters = list(parameters)
@@ -169,7 +169,7 @@ def reviews() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
 
 @cache
 def counts() -> torch.Tensor:
-    """Reuters: how often each of the 1,000 most frequent words stands in each of 395 texts, as log(1 + count)."""
+    """Reuters: how often each of the 1,000 most frequent words is in each of 395 texts, as log(1 + count)."""
     import lda.datasets
 
     x = torch.tensor(lda.datasets.load_reuters(), dtype=torch.float32)
@@ -489,7 +489,7 @@ class NextByte(nn.Module):
 
 
 def _upside_down(steps: int):
-    """From half of the run on, each byte is another: what was learned of the first half is wrong."""
+    """From half of the run on, each byte is another: what was learned in the first half is wrong."""
 
     def change(step, tokens, g):
         return 255 - tokens if step is None or step > steps // 2 else tokens

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 
-from greedylr_integrations import GreedyLR
+from greedylr_integrations import GreedyConfig, GreedyLR
 from greedylr_integrations.runs.cli import cli
 
 HERE = Path(__file__).parent / "img"
@@ -21,13 +21,16 @@ COLOURS = {"raise": "#009e73", "lower": "#d55e00", "hold": "#bbbbbb"}
 
 
 def train(steps: int, lr: float, jump_at: int | None = None, **kwargs) -> tuple[list, list[float]]:
-    """Digits in batches of 16 with a tenth of the labels wrong; from `jump_at` on, every label is another one."""
+    """Follow the loss window on digits in batches of 16, with a tenth of the labels wrong.
+
+    From step `jump_at` on, every label is another one.
+    """
     torch.manual_seed(0)
     x, y = load_digits(return_X_y=True)
     x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    scheduler, decisions, lrs = GreedyLR(optimizer, total_steps=steps, **kwargs), [], []
+    scheduler, decisions, lrs = GreedyLR(optimizer, GreedyConfig(), total_steps=steps, **kwargs), [], []
     for step in range(steps):
         rows = torch.randint(len(x), (16,))
         labels = torch.where(torch.rand(16) < 0.1, torch.randint(10, (16,)), y[rows])
@@ -41,6 +44,35 @@ def train(steps: int, lr: float, jump_at: int | None = None, **kwargs) -> tuple[
         lrs.append(scheduler.get_last_lr()[0])
     scheduler.finish()
     return decisions, lrs
+
+
+def search(steps: int, base_lr: float) -> list[float]:
+    """LRs of a run by the default rule: a teacher's labels on new data in each step."""
+    torch.manual_seed(0)
+    teacher = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
+    model = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=base_lr, momentum=0.9)
+    scheduler, lrs = GreedyLR(optimizer, total_steps=steps), []
+    for _ in range(steps):
+        x = torch.randn(32, 20)
+        lrs.append(scheduler.get_last_lr()[0])
+        loss = torch.nn.functional.cross_entropy(model(x), teacher(x).argmax(1))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step(loss)
+    return lrs
+
+
+def draw_stages(name: str, steps: int) -> None:
+    figure, ax = plt.subplots(figsize=(8, 3.2))
+    for base_lr, colour in ((0.003, "#0072b2"), (0.03, "#009e73"), (0.3, "#d55e00")):
+        ax.plot(range(steps), search(steps, base_lr), color=colour, label=f"base LR {base_lr}")
+    ax.set(xlabel="optimizer step", ylabel="learning rate", yscale="log", ylim=(2e-5, 1))
+    ax.legend(loc="lower center")
+    figure.tight_layout()
+    figure.savefig(HERE / name, dpi=90)
+    plt.close(figure)
 
 
 def draw(name: str, decisions: list, lrs: list[float]) -> None:
@@ -78,6 +110,7 @@ def screenshot(page: Path, picture: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     HERE.mkdir(exist_ok=True)
+    draw_stages("stages.png", 1000)
     draw("decisions.png", *train(600, 0.005))
     draw("jump.png", *train(1500, 0.005, jump_at=300))
     with tempfile.TemporaryDirectory() as folder:

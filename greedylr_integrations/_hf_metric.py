@@ -30,7 +30,7 @@ class MonitoredMetric:
         self._logged = self._evaluated = self._evaluation_due = False
 
     def warn_at_start(self) -> None:
-        """Say so if by the settings nothing is evaluated. A callback of the user's may still do it, so it may come."""
+        """Log it if the settings do not evaluate. A callback of the user may still do it, so the metric may come."""
         if self.name.startswith("eval_") and self._args.eval_strategy == "no":
             self._said = True
             logger.warning(
@@ -61,7 +61,7 @@ class MonitoredMetric:
         self._evaluation_due |= due
 
     def look_for(self) -> None:
-        """Complain once about a metric that has not come by when it should have.
+        """Complain once if the metric has not come when it should have.
 
         Raises:
             ValueError: if the Trainer has evaluated, and a metric whose name begins with "eval_" was not there.
@@ -74,17 +74,17 @@ class MonitoredMetric:
             raise ValueError(message)
         if self._logged:
             self._said = True
-            logger.warning("%s so far; the LR does not follow it before it comes", message)
+            logger.warning("%s so far; the LR does not follow it until it comes", message)
 
     # ---- how many values to come ----
 
     def is_best_metric(self) -> bool:
-        """Whether it is the `metric_for_best_model`, of which `greater_is_better` tells."""
+        """Whether it is the `metric_for_best_model`, to which `greater_is_better` applies."""
         best = (self._args.metric_for_best_model or "").removeprefix("eval_")
         return self.name != "loss" and self.name.removeprefix("eval_") == best
 
     def count(self, state: Any) -> int | None:
-        """How many values the whole run will have; None if the settings do not tell."""
+        """How many values the whole run will have; None if it does not follow from the settings."""
         args = self._args
         logs = 0 if self.name.startswith("eval_") else _times(args.logging_strategy, state.logging_steps, state)
         if self.name == "loss":

@@ -1,16 +1,18 @@
-"""The slope's reference in a checkpoint of Hugging Face's Trainer: tensors, beside the numbers in `trainer_state.json`.
+"""The slope's reference in a checkpoint of Hugging Face's Trainer: tensors, next to `trainer_state.json`.
 
 Each rank that has a part of its own writes `greedylr_reference_<rank>.pt`, as the Trainer does with `rng_state_<rank>`.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.distributed import rank, world_size
 from greedylr_integrations.log import logger
 
@@ -23,8 +25,9 @@ def save(folder: str, state: Mapping[str, Any]) -> None:
     path = _path(folder, rank())
     part = {name: slope[name] for name in ("reference", "sharded", "rank")}
     try:
-        torch.save({**part, "world_size": world_size() or 1}, f"{path}.new")
-        os.replace(f"{path}.new", path)
+        content = io.BytesIO()
+        torch.save({**part, "world_size": world_size() or 1}, content)
+        write_whole(path, content.getvalue())
     except OSError as error:  # no reason to end a run
         logger.warning("GreedyLR could not save the reference of its slope to %s: %s", path, error)
 

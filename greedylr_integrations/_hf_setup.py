@@ -1,12 +1,12 @@
-"""Before Hugging Face's Trainer trains: what is refused, what is said, and the base LRs after a resume."""
+"""Before Hugging Face's Trainer trains: what is refused, what is logged, and the base LRs after a resume."""
 
 from __future__ import annotations
 
 import logging
+from math import ceil
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from greedylr_integrations import _hf_trainer
 from greedylr_integrations._hf_metric import MonitoredMetric
 from greedylr_integrations.callbacks import Settings, SharedCallback
 from greedylr_integrations.controller import ControllerConfig
@@ -15,11 +15,13 @@ from greedylr_integrations.optimizers import check_optimizer, unwrapped
 
 # the default, and schedules without a shape to miss
 NOT_CHOSEN = ("linear", "constant", "constant_with_warmup")
+# TRL's trainers whose loss is about 0 by construction, whatever the policy learns (1.16)
+REWARDED = {"GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer", "XPOTrainer", "NashMDTrainer"}
 _given_lrs: WeakKeyDictionary[Any, list[float]] = WeakKeyDictionary()  # base LRs of optimizers passed to a Trainer
 
 
 def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: Any = None, trainer: Any = None) -> None:
-    """Refuse a second one that sets the LR, and an optimizer without an LR.
+    """Refuse anything else that sets the LR, and an optimizer without an LR.
 
     Raises:
         ValueError: with what to drop.
@@ -43,7 +45,7 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
 
 
 def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
-    """Say what becomes of the Trainer's own schedule, and that the loss of a reward trainer is none to follow."""
+    """Log what happens to the Trainer's own schedule, and that the loss of a reward trainer says nothing."""
     kind = _kind(args)
     if replaces and not settings.shadow:
         chosen = settings.base_schedule is None and kind not in NOT_CHOSEN
@@ -51,29 +53,45 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
             logging.WARNING if chosen else logging.INFO,
             "GreedyLR is the schedule; lr_scheduler_type %r is set aside%s",
             kind,
-            ": pass base_schedule='multiply' to keep it, or 'replace' not to be told" if chosen else "",
+            ": pass base_schedule='multiply' to keep it, or 'replace' to silence this" if chosen else "",
         )
-    if settings.monitor == "loss" and _hf_trainer.is_rewarded(trainer):
+    if settings.monitor == "loss" and is_rewarded(trainer):
         logger.warning(
-            "the loss of %s is about 0 whatever the model learns: follow the reward instead, with"
+            "the loss of %s is about 0, whatever the model learns: follow the reward instead, with"
             " GreedyLRCallback(monitor='reward', mode='max')",
             type(trainer).__name__,
         )
 
 
+def is_rewarded(trainer: Any) -> bool:
+    """Whether it is one of TRL's trainers that follow a reward."""
+    return any(base.__name__ in REWARDED for base in type(trainer).__mro__)
+
+
+# ---- the length of a run ----
+
+
+def steps_per_epoch(args: Any, train_dataloader: Any) -> int | None:
+    """Optimizer steps in one pass over the data, counted as the Trainer does; None for a stream."""
+    try:
+        return max(1, ceil(len(train_dataloader) / args.gradient_accumulation_steps))
+    except TypeError:
+        return None
+
+
 def warmup_steps(settings: Settings, config: ControllerConfig, args: Any, state: Any, replaces: bool) -> int:
-    """Optimizer steps of the warmup: as told, else the TrainingArguments', unless the rule's search replaces it.
+    """Optimizer steps of the warmup: the callback's if given, else the TrainingArguments', unless a search replaces it.
 
     Raises:
         ValueError: if a warmup was asked for, and another schedule has its own.
     """
-    told, theirs = settings.linear_warmup_steps, args.get_warmup_steps(state.max_steps)
-    if told and not replaces:
+    ours, theirs = settings.linear_warmup_steps, args.get_warmup_steps(state.max_steps)
+    if ours and not replaces:
         raise ValueError(
-            f"linear_warmup_steps={told} is not allowed with base_schedule='multiply': the schedule has its own warmup"
+            f"linear_warmup_steps={ours} is not allowed with base_schedule='multiply': the schedule has its own warmup"
         )
-    if told is not None or not replaces:
-        return told or 0
+    if ours is not None or not replaces:
+        return ours or 0
     if theirs and config.searches(state.max_steps if state.max_steps > 0 else None, None):
         logger.warning(
             "the search for the LR takes the place of the %d warmup steps of the TrainingArguments: pass"
@@ -86,7 +104,7 @@ def warmup_steps(settings: Settings, config: ControllerConfig, args: Any, state:
 
 
 def fall_back(args: Any, state: Any) -> MonitoredMetric:
-    """What to follow if the loss of each step cannot be seen: the one that the Trainer logs."""
+    """What to follow if the loss of each step cannot be seen: the loss that the Trainer logs."""
     logger.warning(
         "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead"
         " (logging_strategy %r, logging_steps %s)",
@@ -116,16 +134,18 @@ def default_lr(optimizer: Any) -> float | None:
 
 
 def configure_lrs(optimizer: Any, saved_default: float | None) -> None:
-    """Give a resumed optimizer, which has a checkpoint's base LRs, those of this run, for `on_resume` to choose.
+    """Give a resumed optimizer the base LRs of this run in place of the checkpoint's, for `on_resume` to choose.
 
-    They are known of an optimizer that was passed to the Trainer. Of another one, its `defaults` have the LR of the
-    groups without one of their own, which are those that had the default LR in the checkpoint's run.
+    If the optimizer was passed to the Trainer, they are known. Otherwise its `defaults` have the LR of the groups
+    without one of their own, which are those that had the default LR in the checkpoint's run.
     """
     lrs = _base_lrs(optimizer)
     if saved_default is None and len(set(lrs)) == 1:  # in checkpoints written before the default was saved
         saved_default = lrs[0]
     default = default_lr(optimizer)
-    now = _given_lrs.get(unwrapped(optimizer)) or [default if lr == saved_default else lr for lr in lrs]
+    now = _given_lrs.get(unwrapped(optimizer)) or [
+        default if default is not None and lr == saved_default else lr for lr in lrs
+    ]
     for group, lr in zip(optimizer.param_groups, now, strict=False):
         group["initial_lr"] = lr
 

@@ -10,14 +10,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from math import ceil
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback
-
-# TRL's trainers whose loss is about 0 by construction, whatever the policy learns (1.16)
-REWARDED = {"GRPOTrainer", "RLOOTrainer", "PPOTrainer", "OnlineDPOTrainer", "XPOTrainer", "NashMDTrainer"}
 
 
 def _frames() -> Iterator[FrameType]:
@@ -28,9 +24,9 @@ def _frames() -> Iterator[FrameType]:
 
 
 def find(callback: TrainerCallback) -> tuple[Any, str | None]:
-    """The Trainer that is calling this callback and the checkpoint that it goes on from; None if there is none.
+    """The Trainer that is calling this callback, and the checkpoint that it resumes from; None for what is not there.
 
-    Both are looked for in the frames above: `self`, which has a `callback_handler`, and the argument
+    Both are searched in the frames above: `self`, which has a `callback_handler`, and the argument
     `resume_from_checkpoint` of `_inner_training_loop`.
     """
     for frame in _frames():
@@ -53,30 +49,17 @@ def made_its_schedule(trainer: Any) -> bool:
     return trainer is None or trainer._created_lr_scheduler
 
 
-def is_rewarded(trainer: Any) -> bool:
-    """Whether it is one of TRL's trainers that follow a reward."""
-    return any(base.__name__ in REWARDED for base in type(trainer).__mro__)
-
-
 def publish(lr_scheduler: Any, lrs: Sequence[float]) -> None:
     """Have the Trainer log the LRs that will be used: it asks `lr_scheduler.get_last_lr()`, which gives `_last_lr`."""
     lr_scheduler._last_lr = list(lrs)
 
 
 def checkpoint_folder(trainer: Any, args: Any, state: Any) -> str:
-    """The folder of the checkpoint that was saved in this step; in a hyperparameter search, it is in the trial's."""
+    """The folder of the checkpoint that was saved in this step; a hyperparameter search has one for each trial."""
     folder = args.output_dir
     if trainer is not None and state.is_hyper_param_search:
         folder = trainer._get_output_dir(trial=trainer._trial)
     return os.path.join(folder, f"checkpoint-{state.global_step}")
-
-
-def steps_per_epoch(args: Any, train_dataloader: Any) -> int | None:
-    """Optimizer steps in one pass over the data, counted as the Trainer does; None for a stream."""
-    try:
-        return max(1, ceil(len(train_dataloader) / args.gradient_accumulation_steps))
-    except TypeError:
-        return None
 
 
 class Attached:

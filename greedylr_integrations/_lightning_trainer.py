@@ -7,10 +7,13 @@ changed. Private are `fit_loop._should_accumulate` and `val_check_batch`.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from math import ceil, inf, isinf
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from greedylr_integrations.log import logger
 
@@ -25,6 +28,26 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 else:
     Callback = import_module(f"{_found}.callbacks").Callback
+
+
+NO_LOSS = (
+    "training_step has to return it, as a tensor or as 'loss' in a dictionary, also with manual optimization; or give"
+    " GreedyLRCallback(monitor=...) a metric that you log"
+)
+
+
+def loss_of(trainer: Any, pl_module: Any, outputs: Any) -> torch.Tensor | float | None:
+    """The loss of a micro-batch in what `training_step` returned; None if it skipped the batch.
+
+    Raises:
+        TypeError: if what is there is not a number.
+    """
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    if loss is not None and not isinstance(loss, (torch.Tensor, float, int)):
+        raise TypeError(f"training_step returned {type(loss).__name__} as the loss: it must be a single number")
+    if loss is None or not pl_module.automatic_optimization:
+        return loss
+    return loss * trainer.accumulate_grad_batches  # by which Lightning has divided it
 
 
 def accumulates(trainer: Any) -> bool:
@@ -47,7 +70,7 @@ def schedules(trainer: Any, optimizer: Any) -> list[Any]:
 
 
 def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
-    """Refuse a second one that sets the LR.
+    """Refuse anything else that sets the LR.
 
     Raises:
         ValueError: with what to drop.
@@ -83,7 +106,7 @@ def base_lrs(optimizer: Any) -> list[float]:
 
 
 def optimizer_steps(trainer: Any, pl_module: Any, say: bool = False) -> int | None:
-    """How often the optimizer steps in the whole run; None if the settings do not tell.
+    """How often the optimizer steps in the whole run; None if it does not follow from the settings.
 
     Args:
         say (bool): log a WARNING if they do not. Default False.

@@ -1,4 +1,4 @@
-"""GreedyLR for loops written with Accelerate: `prepare` keeps it, `save_state` saves it, one decision a real step.
+"""GreedyLR for loops written with Accelerate: `prepare` keeps it, `save_state` saves it, one decision per real step.
 
 model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, GreedyLR(optimizer))
 for batch in loader:
@@ -32,14 +32,14 @@ from greedylr_integrations.slope import for_all_ranks
 
 
 class GreedyLR(schedulers.GreedyLR, Joinable):
-    """`greedylr_integrations.GreedyLR` with the same arguments, stepped once a micro-batch in an Accelerate loop.
+    """`greedylr_integrations.GreedyLR` with the same arguments, stepped once per micro-batch in an Accelerate loop.
 
     A call after a micro-batch that only accumulates adds its loss; the call after a real optimizer step decides on the
-    mean of the micro-batches and of the ranks. A step that the fp16 scaler skipped is no step. `total_steps` counts
-    optimizer steps, not those times the number of processes. Without an Accelerator it is the plain one.
+    mean of the micro-batches and of the ranks. A step that the fp16 scaler skipped does not count. `total_steps` counts
+    optimizer steps, regardless of the number of processes. Without an Accelerator, it is the plain scheduler.
 
-    Where ranks have different numbers of batches, name it beside the model, without gradient accumulation:
-    `accelerator.join_uneven_inputs([model, scheduler])`. A rank that has run out goes on deciding with the others.
+    If ranks have different numbers of batches, pass it along with the model, without gradient accumulation:
+    `accelerator.join_uneven_inputs([model, scheduler])`. A rank without data keeps deciding with the others.
     """
 
     # `prepare` would wrap any other scheduler in one that steps num_processes times with the same loss.
@@ -56,7 +56,7 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         self._stepped = True
 
     def step(self, loss: float | torch.Tensor | None = None) -> Decision | None:  # type: ignore[override]
-        """Once a micro-batch, after `optimizer.step()`; see `GreedyLR.step`."""
+        """Call it once per micro-batch, after `optimizer.step()`; see `GreedyLR.step`."""
         if not PartialState._shared_state:  # no Accelerator: a plain loop
             return super().step(loss)
         if loss is not None:
@@ -75,7 +75,7 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         return super().step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Accelerate asks on every rank and keeps what the first says."""
+        """See `GreedyLR.state_dict`. Accelerate calls it on every rank and keeps the first rank's."""
         self.synchronize()
         return for_all_ranks(super().state_dict())
 

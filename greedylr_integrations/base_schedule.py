@@ -46,7 +46,7 @@ class BaseSchedule:
         self.lent = False
 
     def detach(self, optimizer: Any) -> None:
-        """Let go of the schedule and the optimizer; another has the LRs from now on."""
+        """Let go of the schedule and the optimizer; another object has the LRs from now on."""
         self._schedule, self._optimizer = None, optimizer
 
     def lend(self) -> None:
@@ -64,7 +64,7 @@ class BaseSchedule:
             self.lent = False
 
     def advance(self) -> None:
-        """One optimizer step further: step the schedule, unless its owner has had the LRs and did."""
+        """Go on by one optimizer step: step the schedule, unless its owner had the LRs and stepped it."""
         before = self.lrs
         if not self.lent:
             self.lend()

@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from typing_extensions import Unpack
 
-from greedylr_integrations.checks import check_choice, check_integer
-from greedylr_integrations.controller import ControllerConfig
+from greedylr_integrations.checks import check, check_choice, check_integer
+from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import FILLING
 from greedylr_integrations.history import History
 from greedylr_integrations.log import logger
@@ -73,13 +73,49 @@ class Settings:
 
 @dataclass
 class Run:
-    """What a callback knows of the run under way. A new run has a new one, so nothing of another run is left."""
+    """What a callback knows of the run under way. Each run has a new one, so nothing of another run is left."""
 
     metric: Any = None  # the metric to wait for; None: the loss of each step
 
 
 class SharedCallback(Steerable):
-    """The base of a framework's `GreedyLRCallback`.
+    """The base of a framework's `GreedyLRCallback`, with the one constructor.
+
+    Args:
+        config (ControllerConfig, or a dictionary of its fields): the rule and its settings. Default None:
+            `SlopeConfig()`; or `GreedyConfig()` if `monitor` is not the loss, or one of `fields` is only in that
+            one.
+        monitor (str): "loss", the training loss of each optimizer step, or the name of a metric; then each of its
+            values is one decision. In Hugging Face's Trainer, any metric that is logged on every rank or evaluated,
+            with or without "eval_"; in Lightning, any logged metric, read after each validation or, if it is not
+            there by then, at the end of each training epoch. A metric whose name does not end in "loss" needs
+            `mode`, unless it is the Trainer's `metric_for_best_model`. Default "loss".
+        base_schedule (str): "replace": GreedyLR is the schedule. "multiply": LR = the LR of the Trainer's or the
+            module's own schedule x the scale. Default None: "multiply" if a schedule was passed to Hugging Face's
+            Trainer or returned by `configure_optimizers`, otherwise "replace".
+        controller (GreedyController): one whose config to use in place of a config. Default None.
+        total_steps (int): length of the run in optimizer steps. Default None: taken from the Trainer, if it is
+            known there.
+        linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Not with
+            "multiply". Default None: the TrainingArguments', unless the rule's search takes the place of a warmup;
+            0 in Lightning.
+        decay_ratio (float): share of the run that the final decay to 0 takes, from 0 to 1. Not with "multiply".
+            Default None: 0.3.
+        shadow (bool): record decisions and change nothing. Default False.
+        loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the
+            device; 0 decides at once. Default None: 1 for losses on a CUDA device, otherwise 0.
+        process_group (ProcessGroup): data-parallel ranks over which to average the loss. Default None: all ranks.
+        history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
+            `history.read`. Default None: no file.
+        control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
+            no file.
+        decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a
+            finished model from any checkpoint. Let the run end there (`max_steps`). Default None: do not.
+        prog_bar (bool): show the scale in the progress bar. Default False.
+        **fields: fields of the config, in place of its own values.
+
+    Raises:
+        TypeError, ValueError: for an argument that is not allowed, with its name and value.
 
     Attributes:
         scheduler (GreedyLR): the scheduler of the current or last run; None before the first.
@@ -94,6 +130,7 @@ class SharedCallback(Steerable):
         *,
         monitor: str = "loss",
         base_schedule: str | None = None,
+        controller: GreedyController | None = None,
         total_steps: int | None = None,
         linear_warmup_steps: int | None = None,
         decay_ratio: float | None = None,
@@ -106,47 +143,16 @@ class SharedCallback(Steerable):
         prog_bar: bool = False,
         **fields: Unpack[ConfigFields],
     ) -> None:
-        """Check and keep the arguments.
-
-        Args:
-            config (ControllerConfig, or a dictionary of its fields): the rule and its settings. Default None:
-                `SlopeConfig()`; or `GreedyConfig()` if `monitor` is not the loss, or one of `fields` is only in that
-                one.
-            monitor (str): "loss", the training loss of each optimizer step, or the name of a metric; then each of its
-                values is one decision. In Hugging Face's Trainer, any metric that is logged on every rank or evaluated,
-                with or without "eval_"; in Lightning, any logged metric, read after each validation or, if it is not
-                there by then, at the end of each training epoch. A metric whose name does not end in "loss" needs
-                `mode`, unless it is the Trainer's `metric_for_best_model`. Default "loss".
-            base_schedule (str): "replace": GreedyLR is the schedule. "multiply": LR = the LR of the Trainer's or the
-                module's own schedule x the scale. Default None: "multiply" if a schedule was passed to Hugging Face's
-                Trainer or returned by `configure_optimizers`, otherwise "replace".
-            total_steps (int): length of the run in optimizer steps. Default None: taken from the Trainer, if it is
-                known there.
-            linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Not with
-                "multiply". Default None: the TrainingArguments', unless the rule's search takes the place of a warmup;
-                0 in Lightning.
-            decay_ratio (float): share of the run that the final decay to 0 takes, from 0 to 1. Not with "multiply".
-                Default None: 0.3.
-            shadow (bool): record decisions and change nothing. Default False.
-            loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the
-                device; 0 decides at once. Default None: 1 for losses on a CUDA device, otherwise 0.
-            process_group (ProcessGroup): data-parallel ranks over which to average the loss. Default None: all ranks.
-            history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
-                `history.read`. Default None: no file.
-            control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
-                no file.
-            decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a
-                finished model from any checkpoint. Let the run end there (`max_steps`). Default None: do not.
-            prog_bar (bool): show the scale in the progress bar. Default False.
-            **fields: fields of the config, in place of its own values.
-
-        Raises:
-            TypeError, ValueError: for an argument that is not allowed, with its name and value.
-        """
-        if isinstance(config, Mapping):
+        if controller is not None:
+            check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
+            config = controller.config
+        if isinstance(config, Mapping) and "behaviour" in config:
             config = config_from_dict(config)
-        elif config is None and monitor != "loss":
-            config = GreedyConfig()
+        elif isinstance(config, Mapping):
+            fields = cast("ConfigFields", {**config, **fields})
+            config = None
+        if config is None and monitor != "loss":
+            config = GreedyConfig()  # a metric has no slope
         self.settings = Settings(
             config=make_config(config, fields),
             monitor=monitor,
@@ -209,7 +215,7 @@ class SharedCallback(Steerable):
         if saved is not None:
             self._scheduler.load_state_dict(saved)
         elif step > 0:
-            logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
+            logger.warning("GreedyLR starts anew: the checkpoint was written without it")
             self._scheduler.last_epoch = step
         decay = self.settings.decay_on_resume
         if step > 0 and decay is not None and not self._scheduler.decaying:
@@ -228,7 +234,7 @@ class SharedCallback(Steerable):
         self._scheduler.observe(number)
 
     def _end_run(self) -> None:
-        """Say what the run came to, and let go of the optimizer and of all that hangs on it."""
+        """Log what the run found, and let go of the optimizer and everything that it holds."""
         self._run = None
         self._scheduler.finish()
         history = self._scheduler.history
@@ -267,10 +273,10 @@ class SharedCallback(Steerable):
 
 
 def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = None) -> str:
-    """Whether a smaller ("min") or a larger ("max") value of a metric is better: as told, or by the metric's name.
+    """Whether a smaller ("min") or a larger ("max") value of a metric is better: by the mode, or by the metric's name.
 
     Raises:
-        ValueError: if nothing tells.
+        ValueError: if neither says so.
     """
     if mode is not None:
         return mode

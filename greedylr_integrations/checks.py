@@ -64,7 +64,7 @@ def as_loss(loss: object, field: str = "loss") -> float:
 
 
 def as_json(number: float) -> float | str:
-    """The number, or its name if it is not finite, since JSON has none of those."""
+    """The number, or its name if it is not finite, which JSON does not allow."""
     return number if math.isfinite(number) else str(number)
 
 

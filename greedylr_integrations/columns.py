@@ -182,8 +182,8 @@ def read(
         ValueError: for anything else, with file and line.
     """
     header: dict[str, Any] = {}  # the first one
-    latest: dict[str, Any] = {}  # that of the last resume
-    columns, step, commanded = Columns(), 0, 0  # the last step of a decision, and of a command
+    latest: dict[str, Any] = {}  # header of the last resume
+    columns, step, commanded = Columns(), 0, 0  # steps of the last decision and the last command
     commands: list[tuple[int, Command]] = []
     for number, line in _lines(path):
         try:

@@ -18,7 +18,7 @@ from greedylr_integrations.log import logger
 from greedylr_integrations.signals import Observation, Signals, watch_steps
 from greedylr_integrations.steering import Command, Steering, make_command
 
-LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
+LOSSLESS = 3  # steps without a loss at the start of a run, after which a WARNING is logged
 CALL_STEP = (
     "call scheduler.step(loss). In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging"
     " Face's Trainer, lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate"
@@ -86,10 +86,10 @@ class Decider:
         self._carry_out = carry_out
         self.advice = CALL_STEP
         self.decisions = 0
-        self._lossless = 0  # steps without a loss; negative once no warning about them is due
+        self._lossless = 0  # steps without a loss; negative once no WARNING is due any more
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
-        self._stepped = self._optimizer_stepped = False  # whether this object was, and the optimizer was seen to
+        self._stepped = self._optimizer_stepped = False  # whether this was, and the optimizer
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
         """Start with a fresh controller, and see the gradients before each step of the optimizer."""
@@ -158,7 +158,7 @@ class Decider:
         return self.steering.observe(loss, slope)
 
     def _follow_the_loss(self) -> None:
-        """No slope can be measured: decide as the config says for that case."""
+        """The slope cannot be measured: decide as the config says for that case."""
         config = self.config.without_slope()
         if self._monitor == "loss":
             logger.warning(
@@ -211,7 +211,7 @@ class Decider:
         }
 
     def loaded(self, state: Mapping[str, Any], base_lrs: Sequence[float]) -> GreedyController:
-        """A controller that goes on from a state; ValueError if that cannot be."""
+        """A controller that continues from a state; ValueError if that is not possible."""
         stored = state["controller"]
         config = self.config
         if stored.get("behaviour") != type(config).__name__:
@@ -229,7 +229,7 @@ class Decider:
         return controller
 
     def load(self, controller: GreedyController, state: Mapping[str, Any]) -> None:
-        """Go on with a controller that `loaded` gave."""
+        """Continue with a controller that `loaded` returned."""
         self._decide_by(controller, None if state["order"] is None else make_command(*state["order"]))
         self.signals.load_state_dict(state)
         self._step, self.decisions = state["last_epoch"], state["decisions"]

@@ -1,7 +1,7 @@
 """What a decision is: a move of the learning rate, the reason for it, and what it was based on.
 
-Vocabulary: the *scale* of a parameter group multiplies its base LR. To *raise* divides the scale by `factor`, to
-*lower* multiplies it by `factor`.
+Vocabulary: the *scale* of a parameter group multiplies its base LR. An increase *raises* the scale, a decrease *lowers*
+it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What ranks have to do with each other: who this one is, and the one reducer for everything that they agree on.
+"""Ranks: which one this is, and the one reducer for everything that they agree on.
 
-Every rank must call the reducer at the same time, with as many numbers, whatever it has seen itself.
+Every rank must call the reducer at the same time, with the same count of numbers, whatever it has seen itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def sum_over_ranks(numbers: torch.Tensor, group: Any = None, source: int = 0) ->
     Args:
         numbers (Tensor): this rank's numbers, one-dimensional.
         group: process group whose numbers count. A rank outside of it takes their sum too. Default None: all ranks.
-        source (int): with a group, the global rank in it that tells all others. Default 0.
+        source (int): with a group, the global rank in it that gives the sum to all others. Default 0.
 
     Returns:
         Tensor of the same shape; `numbers` itself if there is one rank.

@@ -1,4 +1,4 @@
-"""The part of the LR that no rule decides: a ramp at the start, a decay at the end."""
+"""The part of the LR that no rule decides: a warmup at the start, a decay at the end."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ class Envelope:
     """Factor in [0, 1] as a function of the optimizer step, counted from 0. LR = base LR x scale x envelope(step)."""
 
     linear_warmup_steps: int = 0
-    """Optimizer steps of a linear ramp from 0, as in transformers' schedules: step t of n has t/n. No decision is made
-    during it. Default 0."""
+    """Optimizer steps of a linear warmup from 0, as in transformers' schedules: step t of n has t/n. No decision is
+    made during it. Default 0."""
     total_steps: int | None = None
     """Optimizer steps of the whole run. Default None: unknown, no decay."""
     decay_ratio: float = 0.3
     """Share of the run, in [0, 1], over which the LR decays linearly to 0 at its end. Default 0.3."""
     decay_start: int | None = None
-    """First step of a decay that was begun by hand, in place of that at the end. Default None: none."""
+    """First step of a decay that was started by hand, in place of the one at the end. Default None: none."""
     decay_steps: int | None = None
     """Steps of that decay."""
     decay_from: float = 1.0
@@ -49,11 +49,11 @@ class Envelope:
 
     @property
     def decided_steps(self) -> int | None:
-        """Optimizer steps after the ramp, in which decisions are made. None if the run length is unknown."""
+        """Optimizer steps after the warmup, in which decisions are made. None if the run length is unknown."""
         return None if self.total_steps is None else max(1, self.total_steps - self.linear_warmup_steps)
 
     def constant(self) -> tuple[float, float]:
-        """Steps [from, until) between ramp and decay, where the factor is 1."""
+        """Steps [from, until) between warmup and decay, where the factor is 1."""
         if self.decay_start is not None:
             return 0, 0
         end = inf if self.total_steps is None else self.total_steps - self.decay_ratio * self.total_steps

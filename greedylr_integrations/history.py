@@ -28,7 +28,7 @@ class Record(NamedTuple):
     Attributes:
         step (int): optimizer steps done when it was made.
         lrs (tuple of float): LR of each parameter group after it.
-        envelope (float): factor of ramp and final decay in those LRs, from 0 to 1.
+        envelope (float): factor of warmup and final decay in those LRs, from 0 to 1.
         decision (Decision): the decision.
         nonfinite (int): non-finite losses in a row up to this one.
     """
@@ -92,7 +92,7 @@ class Recorder:
     """Keeps the decisions and commands of a run, in memory and in a file if there is one.
 
     Args:
-        file (path or HistoryFile): where they are written too. Default None: nowhere.
+        file (path or HistoryFile): where they are written as well. Default None: nowhere.
 
     Attributes:
         file (HistoryFile): that file.
@@ -109,7 +109,7 @@ class Recorder:
         self.decision_count = self.command_count = 0
 
     def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
-        """Begin the file, or go on in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
+        """Begin the file, or continue in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
         if self.file is not None:
             # commands that wait to be written come after this line
             counts = {"decisions": self.decision_count, "commands": self.command_count - self.file.waiting}
@@ -168,7 +168,7 @@ def _row(record: Record) -> dict[str, Any]:
 
 
 def steady_scales(records: Iterable[Record], group: int = 0) -> list[float]:
-    """Scales of a parameter group, of the decisions outside of ramp and final decay."""
+    """Scales of a parameter group, of the decisions between warmup and final decay."""
     return [record.decision.scales[group] for record in records if record.envelope == 1.0]
 
 
@@ -176,7 +176,7 @@ def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
     """The LR to start the next such run at: base LR x the scale that this run settled on.
 
     Args:
-        scales (sequence of float): scale of the first parameter group after each decision outside of ramp and decay.
+        scales (sequence of float): scale of the first parameter group after each decision between warmup and decay.
         base_lr (float): its base LR.
 
     Returns:
@@ -188,15 +188,15 @@ def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
 
 
 def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
-    """How the LR of the first group would have gone, ramp and final decay aside."""
+    """How the LR of the first group would have gone, without warmup and final decay."""
     scales = [record.decision.scales[0] for record in records]
     high, low = (function(range(len(scales)), key=scales.__getitem__) for function in (max, min))
     actions = [record.decision.action for record in records]
     return (
         f"would have taken the LR from {base_lr:.3g} to {base_lr * scales[-1]:.3g} (highest"
         f" {base_lr * scales[high]:.3g} at step {records[high].step}, lowest {base_lr * scales[low]:.3g} at step"
-        f" {records[low].step}, ramp and final decay aside); {actions.count(RAISE)} increases, {actions.count(LOWER)}"
-        " decreases"
+        f" {records[low].step}, without warmup and final decay); {actions.count(RAISE)} increases,"
+        f" {actions.count(LOWER)} decreases"
     )
 
 
@@ -218,6 +218,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
         ValueError: for anything else, with file and line.
     """
     header, decisions, commands = columns.read(path, Reason.__members__)
+    # what the file itself needs to tell runs and resumes apart
+    header = {key: value for key, value in header.items() if key not in ("run", "decisions", "commands")}
     return header, list(_records(decisions)), [CommandRecord(step, *command) for step, command in commands]
 
 

@@ -1,4 +1,4 @@
-"""The file of a history: appends to what belongs to this run, and leaves everything else alone.
+"""The file of a history: appends to the history of this run, and leaves everything else alone.
 
 It is JSON lines: a header, then one object for each decision and each command, written as they are made. A run that was
 killed leaves at most an unfinished last line. A file belongs to one run, by the run's id in its header.
@@ -31,7 +31,7 @@ class HistoryFile:
 
     A history of an earlier run at the same path is renamed, not touched otherwise. If the path is taken by anything
     else (a file that is not a history, a link, a pipe, a history that another process is writing), the history goes
-    beside it. Either is said at WARNING.
+    next to it. Either is logged as a WARNING.
 
     Attributes:
         path (str): where it is.
@@ -61,7 +61,7 @@ class HistoryFile:
             self._descriptor = self._open(header["run"])
             begins = os.fstat(self._descriptor).st_size == 0
             self._line(header if begins else {"resumed": resumed, **header})
-        except OSError as error:  # a full disk is no reason to end a run
+        except OSError as error:  # a full disk is not a reason to end a run
             self._give_up(error)
         for entry in early:
             self.write(entry)
@@ -77,7 +77,7 @@ class HistoryFile:
                 self._give_up(error)
 
     def end(self) -> None:
-        """Close the file; another `begin` goes on in it."""
+        """Close the file; another `begin` continues in it."""
         self.close()
         self._begun, self._early = False, []
 

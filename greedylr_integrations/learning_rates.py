@@ -19,11 +19,11 @@ from greedylr_integrations.envelope import Envelope
 
 
 class LearningRates:
-    """Base LRs, ramp and decay, and what follows from them for each parameter group.
+    """Base LRs, warmup and decay, and the LR of each parameter group that follows from them.
 
     Args:
         optimizer (torch.optim.Optimizer): its groups' `initial_lr` are the base LRs.
-        envelope (Envelope): ramp and final decay.
+        envelope (Envelope): warmup and final decay.
         base_schedule (LRScheduler): another schedule of the same optimizer. Default None.
         shadow (bool): leave the optimizer alone. Default False.
 
@@ -31,7 +31,7 @@ class LearningRates:
         base_lrs (list of float): base LR of each group. A new list each time it changes.
         factor (float): the envelope's value as it was last written.
         written (tuple of float): the scales as they were last written.
-        ramps (bool): whether there is a ramp.
+        ramps (bool): whether there is a warmup.
         steady_from, steady_until (float): between these steps, the LRs move with the scales alone.
     """
 
@@ -47,11 +47,11 @@ class LearningRates:
         self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint continued from
         if base_schedule is not None:
             steps = envelope.linear_warmup_steps
-            check(steps == 0, "linear_warmup_steps", steps, "0 with a base_schedule, whose ramp and decay are its own")
+            check(steps == 0, "linear_warmup_steps", steps, "0 with a base_schedule, which has its own warmup")
         self.set_envelope(envelope if self.schedule is None else Envelope())
 
     def set_envelope(self, envelope: Envelope) -> None:
-        """Follow another ramp and decay from now on."""
+        """Follow another warmup and decay from now on."""
         self.envelope = envelope
         self.ramps = self.schedule is not None or envelope.linear_warmup_steps > 0
         self.steady_from: float
@@ -88,9 +88,9 @@ class LearningRates:
                 write_lr(group, lr * (scale * factor))
 
     def start_decay(self, step: int, steps: int) -> None:
-        """Decay to 0 over so many steps from now on, from where the LR is."""
+        """Decay to 0 over this many steps from now on, from the present LR."""
         loaded, factor = self._loaded
-        # right after a resume for another number of steps, from where the LR was and not where it would be now
+        # right after a resume with another run length, from where the LR was, not where it would be now
         self.set_envelope(self.envelope.decaying(step, steps, factor if loaded == step else None))
 
     def ramping(self, step: int) -> bool:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
 
-import torch
 from typing_extensions import Unpack
 
 from greedylr_integrations import _lightning_trainer
@@ -25,11 +24,6 @@ from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallba
 from greedylr_integrations.checks import check, check_integer
 from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.slope import for_all_ranks
-
-NO_LOSS = (
-    "training_step has to return it, as a tensor or as 'loss' in a dictionary, also with manual optimization; or give"
-    " GreedyLRCallback(monitor=...) a metric that you log"
-)
 
 
 @dataclass
@@ -42,11 +36,11 @@ class _Run(Run):
 
 
 class GreedyLRCallback(SharedCallback, Callback):
-    """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
+    """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`, and `optimizer_index`. `greedylr/scale`, `greedylr/lr` and
-    `greedylr/action` (1 raise, -1 lower, 0 hold) go to the module's loggers, followed by the index of an optimizer that
-    is not the first. The state is part of each checkpoint.
+    The arguments are those of `SharedCallback`, and `optimizer_index`. `greedylr/scale`, `greedylr/lr`,
+    `greedylr/action` (1 raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one, go to the module's loggers,
+    followed by the index of an optimizer that is not the first. The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -94,7 +88,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._build(trainer, pl_module)
         self._resume(run.saved, trainer.global_step // count)
         run.saved = None
-        self._scheduler.advise(NO_LOSS)
+        self._scheduler.advise(_lightning_trainer.NO_LOSS)
         self._scheduler.take_over()
         run.hook = run.optimizer.register_step_post_hook(self._on_step)
         self._fitted = (ref(trainer), ref(pl_module))
@@ -110,7 +104,9 @@ class GreedyLRCallback(SharedCallback, Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         run, scheduler = self._run, self._scheduler
         if self.monitor == "loss":
-            self._meter_loss(trainer, pl_module, outputs)
+            loss = _lightning_trainer.loss_of(trainer, pl_module, outputs)
+            if loss is not None:
+                scheduler.meter.update(loss)
         if run.stepped:
             for again in range(run.stepped):  # manual optimization may step more than once in a batch
                 scheduler.step() if run.metric is None and not again else scheduler.advance()
@@ -205,16 +201,6 @@ class GreedyLRCallback(SharedCallback, Callback):
             base_schedule=schedules[0].scheduler if multiplies else None,
             horizon=None if metric is None else count(trainer, pl_module) or None,
         )
-
-    def _meter_loss(self, trainer: Any, pl_module: Any, outputs: Any) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if loss is None:
-            return  # training_step skipped this batch
-        if not isinstance(loss, (torch.Tensor, float, int)):
-            raise TypeError(f"training_step returned {type(loss).__name__} as the loss: it must be a single number")
-        if pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1:
-            loss = loss * trainer.accumulate_grad_batches
-        self._scheduler.meter.update(loss)
 
     def _log(self, pl_module: Any) -> None:
         values = self._scheduler.metrics()

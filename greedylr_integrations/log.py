@@ -19,7 +19,7 @@ def environment_rank() -> int:
         rank = number(name)
         if rank is not None:
             return rank
-    # Lightning's launcher sets these two on each node; then only zero and not zero can be told apart
+    # Lightning's launcher sets these two on each node; they only tell zero from not zero
     return (number("NODE_RANK") or 0) + (number("LOCAL_RANK") or 0)
 
 

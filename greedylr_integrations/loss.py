@@ -62,7 +62,7 @@ class LossMeter:
         elif loss.numel() != 1:
             raise TypeError(f"loss of shape {tuple(loss.shape)} is not allowed: it must be a single number")
         loss = loss.detach()
-        # A copy, since the caller may write into it; in float64, so that what is saved goes on exactly.
+        # A copy, since the caller may write into it; in float64, so that a saved state continues exactly.
         loss = loss.to(torch.float32 if loss.device.type == "mps" else torch.float64, copy=True)
         if loss.ndim:
             loss = loss.reshape(())
@@ -89,14 +89,14 @@ class LossMeter:
         return None if numbers is None else numbers[0]
 
     def read(self, extra: Sequence[torch.Tensor | float] = ()) -> list[float] | None:
-        """What `compute` gives, with other numbers behind it.
+        """What `compute` gives, followed by other numbers.
 
         Args:
-            extra (sequence of numbers or 0-d tensors): other numbers to sum over the ranks, equally many on all.
+            extra (sequence of numbers or 0-d tensors): other numbers to sum over the ranks, as many on every rank.
 
         Returns:
-            The mean over the steps of all ranks; behind it, how many losses it is of, and the sums of `extra`. With a
-            lag, those of the call before; None at first.
+            The mean over the steps of all ranks, the number of losses in it, and the sums of `extra`. With a lag, those
+            of the previous call; None at first.
         """
         numbers = self._sums(extra)
         self._total, self._weight, self.steps = None, 0, 0

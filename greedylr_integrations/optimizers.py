@@ -32,22 +32,22 @@ def unwrapped(optimizer: Any) -> Any:
 
 
 def check_optimizer(optimizer: Any, *, shadow: bool) -> None:
-    """Say at WARNING that GreedyLR should not set the LR of this optimizer; refuse one that has none.
+    """Log a WARNING if GreedyLR should not set the LR of this optimizer; refuse one without an LR.
 
-    Seen with schedulefree 1.4, prodigyopt 1.1, dadaptation 3.2, dog-optimizer 1.0 and the layer-wise dummies of
+    Checked with schedulefree 1.4, prodigyopt 1.1, dadaptation 3.2, dog-optimizer 1.0 and the layer-wise dummies of
     transformers 5.23.
 
     Args:
-        shadow (bool): whether the LR is left alone; then nothing is said.
+        shadow (bool): whether the LR is left alone; then nothing is logged.
 
     Raises:
-        ValueError: if a parameter group's LR is None, or the optimizer makes it, as Adafactor with `relative_step`.
+        ValueError: if a parameter group's LR is None, or the optimizer computes it, as Adafactor with `relative_step`.
     """
     raw = unwrapped(optimizer)
     name, group = type(raw).__name__, optimizer.param_groups[0]
     if group["lr"] is None or group.get("relative_step"):
         raise ValueError(
-            f"{name} makes its own LR (lr={group['lr']}), so there is none to multiply: give it an lr and, for"
+            f"{name} computes its own LR (lr={group['lr']}), so there is nothing to multiply: give it an lr and, for"
             " Adafactor, relative_step=False and warmup_init=False, or train without GreedyLR"
         )
     for matches, what_happens in _KINDS:
@@ -66,3 +66,11 @@ def without_parameters(optimizer: Any) -> Any:
     """What takes the optimizer's place when its run is over: its LRs."""
     kept = ("lr", "initial_lr")
     return _Groups([{key: float(group[key]) for key in kept if key in group} for group in optimizer.param_groups])
+
+
+def refuse_accelerate(scheduler: Any) -> bool:
+    """Refuse to be prepared by Accelerate, which steps what it prepares once for each process."""
+    raise TypeError(
+        f"Accelerate would step this {type(scheduler).__name__} once for each process: use GreedyLR of"
+        " greedylr_integrations.accelerate, with the same arguments"
+    )

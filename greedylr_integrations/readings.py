@@ -1,4 +1,4 @@
-"""What there is to see of a run: its history, where its LR is, what it suggests for the next one."""
+"""What a run shows: its history, its LR now, what it suggests for the next run; and what an adapter asks of it."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
 
 
 class Readings(LRScheduler):
-    """What `GreedyLR` shows.
+    """What `GreedyLR` shows, and what an adapter asks of it.
 
     Attributes:
         shadow (bool): whether the optimizer is left alone.
         monitor (str): what the losses are.
         meter (LossMeter): the losses of this rank.
+        base_schedule (LRScheduler): another schedule of the same optimizer. None if there is none.
     """
 
+    _is_accelerate_prepared = property(refuse_accelerate)  # what `Accelerator.prepare` asks for first
     shadow: bool
     monitor: str
     meter: LossMeter
+    base_schedule: LRScheduler | None
     _total_steps: int | None
     _decider: Decider
     _rates: LearningRates
@@ -55,7 +59,7 @@ class Readings(LRScheduler):
 
     @property
     def history_file(self) -> HistoryFile | None:
-        """Where the history goes; None if nowhere."""
+        """The file of the history; None if there is none."""
         return self._recorder.file
 
     @property  # type: ignore[override]
@@ -83,12 +87,12 @@ class Readings(LRScheduler):
 
     @property
     def envelope(self) -> Envelope:
-        """Ramp and final decay."""
+        """Warmup and final decay."""
         return self._rates.envelope
 
     @property
     def envelope_value(self) -> float:
-        """Factor of ramp and final decay in the LR now, from 0 to 1."""
+        """Factor of warmup and final decay in the LR now, from 0 to 1."""
         return self.envelope(self.last_epoch)
 
     @property
@@ -103,7 +107,7 @@ class Readings(LRScheduler):
 
     @property
     def ramping(self) -> bool:
-        """Whether the LR is still on its way up to the base LR, where no decision is made."""
+        """Whether the LR is still in its warmup, in which no decision is made."""
         return self._rates.ramping(self.last_epoch)
 
     def metrics(self) -> dict[str, float]:
@@ -122,7 +126,7 @@ class Readings(LRScheduler):
         return values if slope is None or slope != slope else {**values, "greedylr/slope": slope}
 
     def suggested_lr(self) -> float | None:
-        """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
+        """The LR with which to start the next such run: the one this run settled on. None if it was too short."""
         speaker = self._rates.speaker
         return suggested_lr(steady_scales(self.history, speaker), self.base_lrs[speaker])
 
@@ -152,12 +156,40 @@ class Readings(LRScheduler):
                 total,
             )
 
+    def detach(self) -> None:
+        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
+        self.optimizer = without_parameters(self.optimizer)
+        self.base_schedule = None
+        self._rates.detach(self.optimizer)
+        self._decider.detach()
+        if self.history_file is not None:
+            self.history_file.end()
+
+    def skip_step(self) -> None:
+        """The optimizer skipped the step under way: forget what was measured for it."""
+        self._decider.signals.skip_step()
+
+    def measure_slope(self) -> None:
+        """Measure the slope of the step under way: the gradients are complete, and the weights have not moved.
+
+        This happens by itself before each step of a torch optimizer, unless the step is given a closure.
+        """
+        self._decider.measure_slope()
+
+    def synchronize(self) -> None:
+        """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
+        self._decider.signals.synchronize()
+
+    def advise(self, advice: str) -> None:
+        """What to say if the first steps come without a loss. An adapter knows better than this class."""
+        self._decider.advice = advice
+
     def _say_what_was_found(self) -> None:
         base, lr = self.base_lrs[self._rates.speaker], self.suggested_lr()
         if lr is not None:
             logger.info(
                 "next time start at %.2g: the LR settled on %.2g x the base LR, the median scale over the later half of"
-                " the decisions between ramp and final decay",
+                " the decisions between warmup and final decay",
                 lr,
                 lr / base if base else self.scale,
             )

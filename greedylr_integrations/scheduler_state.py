@@ -1,4 +1,4 @@
-"""What a checkpoint has of `GreedyLR`, and how one of an earlier version becomes one of this version."""
+"""The state of `GreedyLR` in a checkpoint, and how a state of an earlier version becomes one of this version."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checked_state(state: Any, groups: int, *, with_schedule: bool) -> dict[str, 
     if (state["schedule_lrs"] is not None) != with_schedule:
         there, here = ("without", "with") if with_schedule else ("with", "without")
         raise ValueError(
-            f"the checkpoint was written {there} a base_schedule, this run goes on {here} one: make them equal"
+            f"the checkpoint was written {there} a base_schedule, this run continues {here} one: make them equal"
         )
     return dict(state)
 
@@ -49,7 +49,7 @@ def _of_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
     upgraded = {"run": "", "decisions": 1, "commands": 0, "slope": NOTHING_MEASURED, **state, "version": STATE_VERSION}
     pending = state.get("pending")
     if isinstance(pending, Mapping) and pending.get("waiting") is not None:
-        # a loss, where there now are a loss, how many it is of, the slope's sums and a command
+        # earlier a loss; now a loss, the number of losses in it, the sums of the slope, and a command
         upgraded["pending"] = {**pending, "waiting": [pending["waiting"], 1.0] + [0.0] * 6}
     return upgraded
 

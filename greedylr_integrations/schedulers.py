@@ -26,7 +26,7 @@ from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
-from greedylr_integrations.optimizers import check_optimizer, without_parameters
+from greedylr_integrations.optimizers import check_optimizer
 from greedylr_integrations.readings import Readings
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
@@ -63,17 +63,17 @@ class GreedyLR(Readings, Steerable):
             Default None: unknown, no decay.
         steps_per_epoch (int): optimizer steps of one pass over the data. The slope is measured during the first pass
             only, since the gradient of a batch that has been trained on misleads. Default None: all data is new.
-        linear_warmup_steps (int): optimizer steps of a ramp from 0, in which no decision is made. Default 0.
+        linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Default 0.
         decay_ratio (float): share of `total_steps` that the final decay takes. Default None: the config's, mostly 0.3.
         base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
-            and ramp and decay are its own. No decision is made while its LR first rises. Its state is not part of this
-            one's: save and load it too. Default None.
+            and warmup and decay are its own. No decision is made while its LR first rises. Its state is not part of
+            this one's: save and load it too. Default None.
         horizon (int): decisions of the run, if they are not one every `every_n_steps`. Default None: from total_steps.
         shadow (bool): decide, but leave the optimizer alone. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
-        process_group: data-parallel ranks, over which to average; all others take their numbers. See `LossMeter` for
-            the rank that tells them. Default None: all ranks.
+        process_group: data-parallel ranks, over which to average; all others are given the result. See `LossMeter`
+            for the rank that gives it. Default None: all ranks.
         meter (LossMeter): in place of the two, what averages the losses over micro-batches, steps and ranks.
         slope_sample (int): coordinates of the weights to measure the slope on, at most about. Default 1,000,000.
         history_file (path): where rank 0 appends every decision and command; see `history.read`. A history of an
@@ -144,7 +144,7 @@ class GreedyLR(Readings, Steerable):
                 made.
 
         Returns:
-            The decision, if one was made: none in the ramp, nor between decisions with `every_n_steps`.
+            The decision; None during the warmup, and between decisions with `every_n_steps`.
         """
         if not self._begun:
             self._begin()
@@ -161,14 +161,14 @@ class GreedyLR(Readings, Steerable):
         return decision
 
     def advance(self) -> None:
-        """Go on by one optimizer step of which no rank has a loss: ramp, decay and base schedule alone."""
+        """Go on by one optimizer step without a loss on any rank: only warmup, decay and base schedule go on."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
         self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
-        """Decide without a step, on a validation loss, say: averaged over all ranks, each of which must call this."""
+        """Decide without a step, for example on a validation loss; every rank must call this, and the mean counts."""
         if self.ramping:
             return None
         self._begin()
@@ -178,21 +178,6 @@ class GreedyLR(Readings, Steerable):
         if decision is not None:
             self._record(decision)
         return decision
-
-    def advise(self, advice: str) -> None:
-        """What to say if the first steps come without a loss. An adapter knows better than this class."""
-        self._decider.advice = advice
-
-    def skip_step(self) -> None:
-        """The optimizer skipped the step under way: forget what was measured for it."""
-        self._decider.signals.skip_step()
-
-    def measure_slope(self) -> None:
-        """Measure the slope of the step under way: the gradients are complete, and the weights have not moved.
-
-        This happens by itself before each step of a torch optimizer, unless the step is given a closure.
-        """
-        self._decider.measure_slope()
 
     def _begin(self) -> None:
         """Once a run, on every rank: compare the arguments, and open the history."""
@@ -263,23 +248,6 @@ class GreedyLR(Readings, Steerable):
             self._rates.schedule.take_back()
         self._write()
 
-    def detach(self) -> None:
-        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
-        self.optimizer = without_parameters(self.optimizer)
-        self.base_schedule = None
-        self._rates.detach(self.optimizer)
-        self._decider.detach()
-        if self.history_file is not None:
-            self.history_file.end()
-
-    @property
-    def _is_accelerate_prepared(self) -> bool:
-        # what `Accelerator.prepare` asks first; it would step this schedule once for each process
-        raise TypeError(
-            "Accelerate would step this GreedyLR once for each process: use GreedyLR of"
-            " greedylr_integrations.accelerate, with the same arguments"
-        )
-
     # ---- state ----
 
     def __getstate__(self) -> dict[str, Any]:
@@ -288,10 +256,6 @@ class GreedyLR(Readings, Steerable):
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         self._decider.watch(self.optimizer)
-
-    def synchronize(self) -> None:
-        """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
-        self._decider.signals.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on: plain JSON, but for the tensors of `["slope"]["reference"]`."""

@@ -41,7 +41,7 @@ class Signals:
     Args:
         meter (LossMeter): the losses of this rank.
         slopes (SlopeMeter): the gradients of this rank.
-        control_file (path): where commands come from, read by the rank that tells the loss to all (0). Default None.
+        control_file (path): where commands come from, read by rank 0 (of the process group). Default None.
 
     Attributes:
         last_command (int): mark of the last command that came by the file of any rank; part of the state.
@@ -61,7 +61,7 @@ class Signals:
         return self.meter.lag != 1 and self._file is None and world_size() is None
 
     def measure(self, loss: float | torch.Tensor | None, every: int) -> Observation | None:
-        """Take up the loss of an optimizer step; each `every` steps, return what to decide on.
+        """Take up the loss of an optimizer step; every `every` steps, return what to decide on.
 
         None between decisions, and for the first one with a lag.
         """
@@ -81,8 +81,8 @@ class Signals:
         return Observation(mean if losses else None, slope_of(sums), self._received(code, value))
 
     def agree(self, loss: float | torch.Tensor) -> Observation:
-        """A loss that is not of an optimizer step, averaged over the ranks; each must call it."""
-        meter = LossMeter(lag=0)  # of the same checks, and apart from the losses that wait
+        """Average a loss that is not of an optimizer step over the ranks; each must call it."""
+        meter = LossMeter(lag=0)  # with the same checks, and apart from the losses that wait
         meter.update(loss)
         meter.end_step()
         numbers = meter.read(self._poll())

@@ -58,11 +58,11 @@ class SlopeMeter:
         self._optimizer: Optimizer | None = optimizer
         self._parts: list[_Part] | None = None
         self._loaded: list[torch.Tensor] | None = None  # references from a checkpoint, until the first measurement
-        self._sharded = False  # whether they are of shards
-        self._lost = ""  # why there is none
+        self._sharded = False  # whether the references are of shards
+        self._lost = ""  # why the loaded state had no reference
         self._step: torch.Tensor | None = None  # sums of the step under way
         self._total: torch.Tensor | None = None  # sums of the steps since the last reading
-        self._count = 0  # number of those
+        self._count = 0  # number of those steps
 
     def measure(self) -> None:
         """Measure the step under way: call it when the gradients are complete and the weights have not moved."""
@@ -149,7 +149,7 @@ class SlopeMeter:
         self._count, self._step = state["count"], None
 
     def say_if_lost(self) -> None:
-        """Say at WARNING that the state that was loaded had no reference for this rank."""
+        """Log a WARNING if the state that was loaded had no reference for this rank."""
         if self._lost:
             _say_lost(self._lost)
 

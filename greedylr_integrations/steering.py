@@ -55,7 +55,7 @@ def make_command(name: Any, value: Any = None) -> Command:
 
 
 class Steering:
-    """A controller under the command in force, if there is one: it goes on observing, within what the command allows.
+    """A controller under the command in force, if there is one: it keeps observing, within what the command allows.
 
     The configured bounds hold as before: a command beyond them goes as far as they allow.
 
@@ -89,7 +89,7 @@ class Steering:
         return decision._replace(action=moved(before, scales), reason=reason, scales=scales)
 
     def _move(self, position: Any) -> None:
-        """Where the command wants the scale, given where it was."""
+        """Move the scale to where the command wants it, given where it was."""
         if self.command is None:
             return
         name, value = self.command
@@ -154,7 +154,7 @@ class CommandFile:
 
 
 def received(code: float, value: float) -> tuple[int, Command] | None:
-    """The mark and the command that two numbers of `CommandFile.poll` are, on any rank; None if they are none."""
+    """The mark and the command that two numbers of `CommandFile.poll` stand for; None if there is no command."""
     if not code:
         return None
     mark, index = divmod(int(code), 8)

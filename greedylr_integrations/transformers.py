@@ -33,17 +33,17 @@ class _Run(Run):
     start_step: int = 0
     replaces: bool = True  # whether GreedyLR is the schedule
     default_lr: float | None = None  # LR of the optimizer's groups that have none of their own
-    resumed_from: str | None = None  # folder of the checkpoint that the run goes on from
+    resumed_from: str | None = None  # folder of the checkpoint that the run resumes from
     skipped: bool = False  # whether the fp16 scaler skipped the step under way
 
 
 class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
-    """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
+    """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1
-    lower, 0 hold) are added to the Trainer's training logs, and so reach `log_history` and every tracker in
-    `report_to`. The state is part of each checkpoint (`trainer_state.json`, and for the slope's reference
-    `greedylr_reference_0.pt`) and continues with `resume_from_checkpoint`.
+    The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr`, `greedylr/action` (1 raise, -1
+    lower, 0 hold) and `greedylr/slope`, if there is one, are added to the Trainer's training logs, and so reach
+    `log_history` and every tracker in `report_to`. The state is part of each checkpoint (`trainer_state.json`, and
+    `greedylr_reference_0.pt` for the slope's reference) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
@@ -158,7 +158,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     def _build(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any, loader: Any = None) -> None:
         """Make the scheduler and have it continue from the checkpoint, if there is one."""
         run, settings = self._run, self.settings
-        # whether or not the Trainer was told to restore callbacks
+        # whether or not the Trainer is set to restore callbacks
         entry = state.stateful_callbacks.get(type(self).__name__) if run.start_step else None
         attributes = (entry or {}).get("attributes", {})
         if run.replaces and run.start_step:
@@ -169,7 +169,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             greater_is_better=args.greater_is_better if best else None,
             pre_divided=True,
             total_steps=state.max_steps if settings.total_steps is None else settings.total_steps,
-            steps_per_epoch=_hf_trainer.steps_per_epoch(args, loader),
+            steps_per_epoch=_hf_setup.steps_per_epoch(args, loader),
             linear_warmup_steps=_hf_setup.warmup_steps(settings, self._rule_config(), args, state, run.replaces),
             base_schedule=None if run.replaces else lr_scheduler,
             horizon=None if run.metric is None else run.metric.count(state),

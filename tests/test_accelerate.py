@@ -250,3 +250,10 @@ def test_a_missing_accelerate_names_the_extra():
 def test_state_is_json():
     run = Run().train()
     json.dumps(run.scheduler.state_dict(), allow_nan=False)
+
+
+def test_the_plain_one_is_refused():
+    """Accelerate would step it once for each process."""
+    optimizer = torch.optim.SGD(tiny.Regressor().parameters(), lr=0.02)
+    with pytest.raises(TypeError, match="use GreedyLR of greedylr_integrations.accelerate"):
+        Accelerator(cpu=True).prepare(greedylr_integrations.GreedyLR(optimizer))

@@ -562,5 +562,5 @@ def test_a_shadow_run_says_how_it_would_have_gone(caplog):
     train(scheduler, [4.0, 3.0, 2.0, 5.0, 6.0, 7.0, 1.0]).finish()
     assert caplog.messages == [
         "GreedyLR in shadow: would have taken the LR from 0.1 to 0.1 (highest 0.4 at step 3, lowest 0.05 at step 6,"
-        " ramp and final decay aside); 3 increases, 3 decreases"
+        " without warmup and final decay); 3 increases, 3 decreases"
     ]

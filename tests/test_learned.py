@@ -16,7 +16,7 @@ from test_three_frameworks import train_all
 
 from greedylr_integrations import GreedyController, GreedyLR, history
 from greedylr_integrations.decision import Action, Reason
-from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyError
+from greedylr_integrations.learned import OBSERVED, Policy, PolicyConfig, PolicyController, PolicyError
 from greedylr_integrations.learned.policy import FORMAT, SHIPPED
 
 SETTINGS = {
@@ -305,7 +305,7 @@ def test_nonfinite_losses():
 
 
 def test_without_a_horizon():
-    with pytest.raises(ValueError, match="^PolicyConfig needs the length of the run: pass total_steps"):
+    with pytest.raises(ValueError, match="^a learned policy needs the length of the run: pass total_steps"):
         controller(horizon=None).observe(1.0)
 
 
@@ -407,8 +407,26 @@ def test_fields_and_what_is_no_policy():
         PolicyConfig(policy="nmf")
     with pytest.raises(TypeError, match="^window_size is not a field of PolicyConfig"):
         GreedyLR(optimizer_of(0.1), loaded, total_steps=10, window_size=4)
-    with pytest.raises(ValueError, match="^PolicyConfig needs the length of the run"):
-        GreedyLR(optimizer_of(0.1), loaded)
+    unknown = GreedyLR(optimizer_of(0.1), PolicyConfig.load("nmf"))
+    with pytest.raises(ValueError, match="^a learned policy needs the length of the run"):
+        unknown.step(1.0)
+
+
+@pytest.mark.parametrize("losses", [[1.0, 2.0, 1e200, 3.0], [1.7e308, 1.6e308, 1.7e308, 1.5e308], [1e120, -1e120]])
+def test_losses_near_the_end_of_the_floats_leave_a_finite_scale(losses):
+    controller = PolicyController.load("network", horizon=24)
+    for loss in losses * 10:
+        controller.observe(loss)
+    assert math.isfinite(controller.scales[0])
+
+
+def test_a_controller_is_taken_for_its_policy():
+    optimizer = optimizer_of(0.1, 0.02)
+    scheduler = GreedyLR(optimizer, controller=PolicyController.load("network"), total_steps=40)
+    same = GreedyLR(optimizer_of(0.1, 0.02), PolicyConfig.load("network"), total_steps=40)
+    for step in range(40):
+        assert scheduler.step(3 - step / 20) == same.step(3 - step / 20)
+    assert scheduler.get_last_lr() == same.get_last_lr()
 
 
 def test_orders_and_resume():

@@ -485,7 +485,7 @@ def test_a_checkpoint_without_the_callback_starts_at_scale_1(tmp_path, warnings_
     fit(tmp_path, Module(), save, enable_checkpointing=True)
     callback, module = GreedyLRCallback(**FAST), Module()
     fit(tmp_path, module, callback, ckpt_path=str(tmp_path / "epoch=0.ckpt"), max_epochs=3)
-    assert warnings_of() == ["GreedyLR starts at scale 1: the checkpoint was written without it"]
+    assert warnings_of() == ["GreedyLR starts anew: the checkpoint was written without it"]
     assert module.used[0] == 0.05
     assert callback.history[0].step == 13
 

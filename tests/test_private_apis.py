@@ -61,9 +61,13 @@ def test_progress_bars():
 
 def test_reward_trainers_have_their_names():
     trl = pytest.importorskip("trl")
-    from greedylr_integrations._hf_trainer import REWARDED
+    from greedylr_integrations._hf_setup import REWARDED
 
-    must({"GRPOTrainer", "RLOOTrainer"} <= REWARDED & set(dir(trl)), "the name of a trainer in REWARDED", HF)
+    must(
+        {"GRPOTrainer", "RLOOTrainer"} <= REWARDED & set(dir(trl)),
+        "the name of a trainer in REWARDED",
+        "greedylr_integrations/_hf_setup.py",
+    )
 
 
 def test_an_optimizers_defaults_survive_a_load():

@@ -1,4 +1,4 @@
-"""The README's table of recipes and the GPU's measurements, with tiny models."""
+"""The table of recipes and the GPU's measurements, with tiny models."""
 
 import json
 import random
@@ -20,8 +20,7 @@ def small(tmp_path, monkeypatch):
     chance = random.Random(0)
     texts = [" ".join(f"w{(3 * i + chance.randrange(2)) % 20}" for i in range(40)) for _ in range(60)]
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    for name in ("README.md", "RESULTS.md"):
-        (tmp_path / name).write_text("before\n<!-- recipes: begin -->\n<!-- recipes: end -->\nafter\n")
+    (tmp_path / "RESULTS.md").write_text("before\n<!-- recipes: begin -->\n<!-- recipes: end -->\nafter\n")
     monkeypatch.setattr(recipe_table, "SEARCHED", (1e-3, 1e-2))
     monkeypatch.setattr(recipe_table, "SEEDS", 2)
     monkeypatch.setattr(recipe_table, "LORA_SEEDS", 1)
@@ -38,18 +37,17 @@ def test_the_table_goes_on_where_it_was_killed(small, tmp_path, capsys):
     whole, file = capsys.readouterr().out, tmp_path / "recipe_table.jsonl"
     lines = file.read_text().splitlines()
     assert len(lines) == 1 + 2 * 3 + 2 * 3 * 4 + 4  # what they have in common, search, table, LoRA
-    readme = (tmp_path / "README.md").read_text()
-    assert readme.startswith("before\n<!-- recipes: begin -->\n| run | base LR | greedy | linear | cosine | warmup-st")
-    assert readme.count("| pretrain_llm |") == 3
-    assert "| finetune_llm, LoRA | 2e-04 |" in readme
-    assert (tmp_path / "RESULTS.md").read_text() == readme
+    results = (tmp_path / "RESULTS.md").read_text()
+    assert results.startswith("before\n<!-- recipes: begin -->\n| run | base LR | greedy | linear | cosine | warmup-st")
+    assert results.count("| pretrain_llm |") == 3
+    assert "| finetune_llm, LoRA | 2e-04 |" in results
 
     file.write_text("\n".join(lines[:30]) + "\n" + lines[30][:30])  # torn by a kill
-    (tmp_path / "README.md").write_text((tmp_path / "README.md").read_text().replace("|", "!"))
+    (tmp_path / "RESULTS.md").write_text((tmp_path / "RESULTS.md").read_text().replace("|", "!"))
     recipe_table.main(["all", *small])
     out = capsys.readouterr().out
     assert out.count(" table ") == len(lines) - 30 < whole.count(" table ")
-    without_times = [text.split("On one core")[0] for text in ((tmp_path / "README.md").read_text(), readme)]
+    without_times = [text.split("On one core")[0] for text in ((tmp_path / "RESULTS.md").read_text(), results)]
     assert without_times[0] == without_times[1]
 
 
@@ -77,7 +75,8 @@ def test_without_a_gpu_it_refuses_in_one_line(capsys, monkeypatch):
     with pytest.raises(SystemExit) as end:
         gpu_recipes.main([])
     assert end.value.code == 2
-    assert capsys.readouterr().err == ("gpu_recipes: there is no GPU here: run it where there is one, or try --tiny\n")
+    said = "gpu_recipes: there is no GPU here: run it on a machine with one, or try --tiny\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.slow

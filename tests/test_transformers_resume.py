@@ -90,7 +90,7 @@ def test_a_checkpoint_without_the_callback_starts_at_scale_1_and_saves_again(tmp
     trainer, callback, spy = run(
         tmp_path / "b", resume=str(tmp_path / "a" / "checkpoint-8"), gradient_accumulation_steps=1, save_steps=8
     )
-    assert warnings_of() == ["GreedyLR starts at scale 1: the checkpoint was written without it"]
+    assert warnings_of() == ["GreedyLR starts anew: the checkpoint was written without it"]
     assert spy.used[0] == [0.01, 0.01]
     assert callback.history[0].step == 9
     again, _, spy2 = run(

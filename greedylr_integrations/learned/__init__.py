@@ -8,6 +8,6 @@ Source of the idea: Amazon Science, "Learning to learn learning-rate schedules".
 
 from greedylr_integrations.learned.observation import OBSERVED
 from greedylr_integrations.learned.policy import Policy, PolicyError
-from greedylr_integrations.learned.rule import PolicyConfig, PolicyRule
+from greedylr_integrations.learned.rule import PolicyConfig, PolicyController, PolicyRule
 
-__all__ = ["OBSERVED", "Policy", "PolicyConfig", "PolicyError", "PolicyRule"]
+__all__ = ["OBSERVED", "Policy", "PolicyConfig", "PolicyController", "PolicyError", "PolicyRule"]

@@ -17,6 +17,7 @@ try:
 except ImportError as error:
     raise ImportError("greedylr_integrations.learned needs safetensors: pip install safetensors") from error
 
+from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.checks import check, check_state, is_finite, is_integer, is_share
 from greedylr_integrations.learned.observation import OBSERVED
 
@@ -103,11 +104,8 @@ class Policy:
         return save(tensors, {FORMAT: json.dumps({"version": FORMAT_VERSION, **self.settings})})
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the policy file, completely or not at all."""
-        path = Path(path)
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_bytes(self.to_bytes())
-        os.replace(unfinished, path)
+        """Write the policy file, whole or not at all."""
+        write_whole(path, self.to_bytes())
 
     @staticmethod
     def load(name_or_path: str | os.PathLike[str]) -> Policy:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from greedylr_integrations.checks import check, check_state, is_count, is_finite, is_numbers, is_positive
-from greedylr_integrations.controller import ControllerConfig
+from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import (
     CEILING,
     FILLING,
@@ -25,6 +25,8 @@ from greedylr_integrations.decision import (
 from greedylr_integrations.learned.observation import RECENT, observe
 from greedylr_integrations.learned.policy import Policy
 from greedylr_integrations.rule import OneScaleRule
+
+LARGEST_MEAN = 1e150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +67,6 @@ class PolicyConfig(ControllerConfig):
         return self.policy.decay_ratio
 
     def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> PolicyRule:
-        if horizon is None:
-            raise ValueError(
-                "PolicyConfig needs the length of the run: pass total_steps to the scheduler or adapter, or horizon to"
-                " the controller"
-            )
         return PolicyRule(self.policy, horizon, base_lrs, maximize=self.mode == "max")
 
     def hyperparameters(self) -> dict[str, Any]:
@@ -92,7 +89,7 @@ class PolicyRule(OneScaleRule):
     Args:
         policy (Policy): the policy. In training, an object with the same settings: the learner then calls `push` and
             `act` itself.
-        horizon (int): decisions of the run.
+        horizon (int): decisions of the run. None if unknown: then it cannot decide.
         base_lrs (sequence of float): base LR of each parameter group. Default: one group.
         maximize (bool): whether larger values are better, as for an accuracy. Default False.
 
@@ -100,7 +97,9 @@ class PolicyRule(OneScaleRule):
         means (list of float): mean losses of the last blocks, at most `RECENT` of them.
     """
 
-    def __init__(self, policy: Any, horizon: int, base_lrs: Sequence[float] = (1.0,), maximize: bool = False) -> None:
+    def __init__(
+        self, policy: Any, horizon: int | None, base_lrs: Sequence[float] = (1.0,), maximize: bool = False
+    ) -> None:
         self._policy = policy
         self._low, self._high = policy.min_scale, policy.max_scale
         self._limit = math.inf
@@ -161,6 +160,11 @@ class PolicyRule(OneScaleRule):
             The observation at the end of a block, None within one; an empty list if the losses of the block were too
             large to be added up.
         """
+        if self._horizon is None:
+            raise ValueError(
+                "a learned policy needs the length of the run: pass total_steps to the scheduler or adapter, or horizon"
+                " to the controller"
+            )
         self._seen += 1
         self._count += 1
         self._sum += loss
@@ -168,7 +172,7 @@ class PolicyRule(OneScaleRule):
             return None
         mean = self._sum / self._count
         self._count, self._sum = 0, 0.0
-        if mean - mean != 0.0:  # infinite or NaN
+        if not abs(mean) < LARGEST_MEAN:  # infinite, NaN, or its square would be
             return []
         if not self.means:
             self._first = self._best = mean
@@ -228,3 +232,26 @@ RULE_STATE = {
     "best": is_finite,
     "action": is_finite,
 }
+
+
+class PolicyController(GreedyController):
+    """A controller with a learned policy; `PolicyConfig.load` makes the config alone."""
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike[str],
+        *,
+        base_lrs: Sequence[float] = (1.0,),
+        horizon: int | None = None,
+        **fields: Any,
+    ) -> PolicyController:
+        """A controller with the policy in a file, or with one that comes with the package.
+
+        Args:
+            name_or_path (str or path): a path, or "network" or "nmf"; `Policy.load` says what is refused.
+            base_lrs (sequence of float): base LR of each parameter group. Default: one, of 1.0.
+            horizon (int): decisions of the run. Default None: a scheduler that is given the controller knows it.
+            **fields: fields of `ControllerConfig`.
+        """
+        return cls(PolicyConfig.load(name_or_path, **fields), base_lrs, horizon)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from greedylr_integrations.decision import COOLDOWN, IMPROVED, PATIENCE, WARMUP, WORSENED, Decision
+from greedylr_integrations.decision import COOLDOWN, HOLD, IMPROVED, NONFINITE, PATIENCE, WARMUP, WORSENED, Decision
 from greedylr_integrations.rolling import RollingMean, is_window
 from greedylr_integrations.rules.published import PublishedConfig, PublishedRule
 
@@ -35,6 +36,8 @@ class PaperRule(PublishedRule):
     def update(self, loss: float, slope: float | None = None) -> Decision:
         c = self._config
         current = self._window.push(loss)
+        if not math.isfinite(current):  # the sum overflowed
+            return Decision(HOLD, NONFINITE, self.scales, loss)
         best, before, reason = self._best, list(self._lrs), PATIENCE
         self._judge(current)
         if self._cooldown_counter > 0:

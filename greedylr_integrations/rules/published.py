@@ -88,7 +88,7 @@ class PublishedRule(Rule):
 
     Args:
         config (PublishedConfig): the fields.
-        base_lrs (sequence of float): base LR of each parameter group, where it starts.
+        base_lrs (sequence of float): base LR of each parameter group, at which it starts.
     """
 
     STATE: ClassVar[Schema]  # of what a subclass adds to the state
@@ -174,7 +174,7 @@ class PublishedRule(Rule):
     def _decision(
         self, before: list[float], reason: Reason, loss: float, current: float, best: float | None
     ) -> Decision:
-        """The action from how the LRs moved; `reason` is that of a move that was wanted, or of none."""
+        """The action that follows from how the LRs moved; `reason` is why a move was wanted, or not."""
         action = moved(before, self._lrs)
         if action is HOLD:
             reason = {IMPROVED: CEILING, WORSENED: FLOOR}.get(reason, reason)

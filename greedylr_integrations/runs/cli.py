@@ -21,10 +21,11 @@ except ImportError:
     print("greedylr: the command line needs more packages: pip install 'greedylr_integrations[cli]'", file=sys.stderr)
     sys.exit(2)
 
+from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.runs import explain as explaining
 from greedylr_integrations.runs import figures, find
 from greedylr_integrations.runs import replay as replaying
-from greedylr_integrations.runs.control_files import check_place, value_of, write_whole
+from greedylr_integrations.runs.control_files import check_place, value_of
 from greedylr_integrations.runs.page import page
 from greedylr_integrations.runs.run import Run, RunError, printable, sentence
 from greedylr_integrations.runs.summary import HEADINGS, REPLAY_HEADINGS, base_lr_of, replay_summary, summary
@@ -357,7 +358,8 @@ def control(run: str, command: str, value: str | None) -> None:
     try:
         number = value_of(command, value)
         check_place(path)
-        write_whole(path, json.dumps({"order": command, "value": number, "id": str(time.time_ns())}) + "\n")
+        content = json.dumps({"order": command, "value": number, "id": str(time.time_ns())}) + "\n"
+        write_whole(path, content.encode())  # the run never reads half a command
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror or error}") from None
     _say(f"wrote {command if number is None else f'{command} {number:g}'} to {path}")

@@ -1,11 +1,9 @@
-"""Writes the control file of a running job."""
+"""What may become a control file, and what may be in it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ def value_of(command: str, value: str | None) -> float | int | None:
 
 
 def check_place(path: Path) -> None:
-    """ClickException unless the path is of a control file, or may become one."""
+    """RunError unless the path is of a control file, or may become one."""
     if not path.exists():
         if path.suffix == ".json" and path.parent.is_dir():
             return
@@ -35,16 +33,3 @@ def check_place(path: Path) -> None:
             content = json.loads(path.read_bytes() or b"{}")
     if not isinstance(content, dict) or content.keys() - {"order", "value", "id"}:
         raise RunError(f"{path}: this is not a control file, and it would be overwritten: delete it first")
-
-
-def write_whole(path: Path, content: str) -> None:
-    """So that the run never reads half a command."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # the run may be another user's
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from greedylr_integrations import history
+from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history import Record
 from recipes.common.offline import RecipeError
@@ -131,10 +132,8 @@ def save_metrics(runs: list[Run], path: Path, **more) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file completely or not at all, even if the process is killed."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(path)
+    """Write a file whole or not at all, even if the process is killed."""
+    write_whole(path, text.encode())
 
 
 def write_or_print(text: str, path: Path | None) -> None:
