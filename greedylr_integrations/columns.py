@@ -204,8 +204,7 @@ def read(
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
     if not header:
         raise ValueError(f"{os.fspath(path)}, line 1: there is no complete header of a GreedyLR history")
-    now = {key: latest[key] for key in HEADER if key != "greedylr_history"}
-    return {**header, **now}, columns, commands
+    return header, columns, commands
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
