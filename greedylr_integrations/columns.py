@@ -212,7 +212,8 @@ def read(
     if not header:
         raise ValueError(f"{os.fspath(path)}, line 1: there is no complete header of a GreedyLR history")
     now = {key: latest[key] for key in HEADER if key != "greedylr_history"}
-    return {**header, **now}, columns, commands
+    # the id and the counts are for the file itself, to tell runs and resumes apart
+    return {**{key: header[key] for key in HEADER}, **now}, columns, commands
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
