@@ -177,6 +177,15 @@ def test_nan_does_not_poison(preset):
 
 
 @pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
+def test_a_mean_that_overflows_does_not_poison(preset):
+    ours = GreedyController(preset(patience=0, min_lr=1e-3, max_lr=1.0, smooth=True, window_size=2), [0.1])
+    reasons = [ours.observe(loss).reason for loss in (-1e308, -1e308, -1e308, 3.0, 2.0, 1.0)]
+    assert Reason.NONFINITE in reasons[1:3]
+    assert reasons[-1] is not Reason.NONFINITE
+    json.dumps(ours.state_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
 @pytest.mark.parametrize(
     ("field", "value"),
     [

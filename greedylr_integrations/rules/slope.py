@@ -4,7 +4,8 @@ The slope is the cosine of the gradient and of the way that the weights have com
 below 0, going farther the same way would lower the loss, so the LR is too low; if it is above 0, it has overshot.
 
     search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative
-    hold     keep that LR; if the slope becomes clearly negative again, the stop was chance: search on, slowly
+    hold     keep that LR; if the slope becomes clearly negative again, the stop was chance: search on, slowly; if it is
+             positive and the loss far above its best, the search has overshot: go back to 0.3 of the LR
     done     after 40% of the run, or the first pass over the data, nothing moves any more; the final decay follows
 
 How each part was chosen, and what did worse, is in benchmarks/LOG.md.
@@ -12,6 +13,7 @@ How each part was chosen, and what did worse, is in benchmarks/LOG.md.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from greedylr_integrations.checks import (
     is_finite,
     is_flag,
     is_list_of,
+    is_numbers,
 )
 from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.decision import (
@@ -35,13 +38,15 @@ from greedylr_integrations.decision import (
     FOUND,
     HOLD,
     HOLDING,
+    LOWER,
     SEARCHING,
     SEARCHING_ON,
     TOO_SHORT,
+    WORSENED,
     Decision,
     Reason,
 )
-from greedylr_integrations.rolling import Average, average
+from greedylr_integrations.rolling import Average, RollingMean, average, is_window
 from greedylr_integrations.rule import OneScaleRule, is_scale
 from greedylr_integrations.rules.window import GreedyConfig
 
@@ -50,6 +55,8 @@ SHORTEST = 60  # decisions with a slope below which there is no search
 SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
+BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
+FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +149,8 @@ class SlopeRule(OneScaleRule):
         self._searching = self._first_search = True
         self._slopes: deque[float] = deque(maxlen=self._longer)  # since the search began, or ended
         self._all = Average()  # of all slopes
+        self._losses = RollingMean(self._longer)  # since the LR went back, if it did
+        self._best = (math.inf, 0.0)  # lowest mean of a full window of losses, and its standard error
         self._seen = False  # whether the slope has ever said anything
         self.wants_slope = self._until > 0
         if self.wants_slope:
@@ -161,6 +170,9 @@ class SlopeRule(OneScaleRule):
         if not self.wants_slope or mean is None:  # at the first step, the weights have not moved yet
             return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
         growth, reason = self._search() if self._searching else self._hold()
+        if self._overshot(loss, held=not self._searching):
+            self.lower()
+            return Decision(LOWER, WORSENED, self.scales, loss, mean, slope=slope)
         if growth == 1.0:
             return Decision(HOLD, reason, self.scales, loss, mean, slope=slope)
         action = self.move(self._scale * growth)
@@ -197,11 +209,23 @@ class SlopeRule(OneScaleRule):
             self._slopes.clear()
         return growth, reason
 
+    def _overshot(self, loss: float, held: bool) -> bool:
+        """Whether the slope is positive and the mean loss far above the lowest that it has been."""
+        mean = self._losses.push(loss)
+        if not self._losses.full or mean - mean != 0.0:
+            return False
+        error, (best, error_of_best) = self._losses.standard_error(), self._best
+        if mean < best and error < math.inf:  # squares may overflow
+            self._best = (mean, error)
+        far = mean - best > FAR * math.hypot(error, error_of_best)
+        return far and held and average(list(self._slopes)).in_errors > 1
+
     def lower(self) -> None:
         """Go back to 0.3 of the scale, and hold it; the search may go on from there."""
         self._searching = self._first_search = False
         self._slopes.clear()
-        self.set_scale(self._scale * 0.3)
+        self._losses = RollingMean(self._longer)
+        self.set_scale(self._scale * BACK)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -212,6 +236,8 @@ class SlopeRule(OneScaleRule):
             "seen": self._seen,
             "slopes": list(self._slopes),
             "all": self._all.state_dict(),
+            "losses": self._losses.state_dict(),
+            "best": None if self._best[0] == math.inf else list(self._best),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -220,6 +246,9 @@ class SlopeRule(OneScaleRule):
         self._searching, self._first_search = state["searching"], state["first_search"]
         self._slopes = deque(state["slopes"], maxlen=self._longer)
         self._all = Average(*state["all"])
+        self._losses = RollingMean(self._longer)
+        self._losses.load_state_dict(state["losses"])
+        self._best = (math.inf, 0.0) if state["best"] is None else tuple(state["best"])
         self.wants_slope = self._count < self._until
         self.set_scale(state["scale"])
 
@@ -232,4 +261,6 @@ SLOPE_RULE_STATE = {
     "seen": is_flag,
     "slopes": is_list_of(is_finite),
     "all": lambda value: is_list_of(is_finite)(value) and len(value) == 4 and is_count(value[0]),
+    "losses": is_window,
+    "best": lambda value: value is None or (is_numbers(value) and len(value) == 2),
 }

@@ -169,7 +169,13 @@ class Run(RuleBasedStateMachine):
     @precondition(lambda self: not self.dead)
     @rule(steps=st.integers(1, 3))
     def advance(self, steps):
-        self.both(lambda scheduler: [scheduler.advance() for _ in range(steps)])
+        def advance(scheduler):
+            for _ in range(steps):
+                scheduler.optimizer.zero_grad()
+                scheduler.optimizer.step()
+                scheduler.advance()
+
+        self.both(advance)
 
     @rule(name=st.sampled_from(["hold", "release"]))
     def order(self, name):
