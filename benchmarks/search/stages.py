@@ -1,0 +1,128 @@
+"""What is run for one workload and one run length: tuning of the fixed schedules, then every arm at each base LR."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from benchmarks.search import arms
+from benchmarks.search.store import Results
+from benchmarks.search.train import Job
+from benchmarks.search.workload import Workload
+
+MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of the tuned LR
+FAR = (0.03, 30.0)
+SEEDS = (0, 1, 2)
+OTHER_SEEDS = (100, 101)  # for tuning
+GRID = tuple(10**x for x in (-1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5))
+SHARES = (0.1, 0.3, 0.5, 0.7)  # of the final decay of warmup-stable-decay; the smallest takes in a constant LR
+LENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned schedule's runs that measure worth
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best fixed schedule of a workload at a run length, over LRs, shapes and shares of the decay.
+
+    Attributes:
+        share: the best share of the decay of warmup-stable-decay, also if another shape is best.
+    """
+
+    arm: str
+    lr: float
+    share: float
+
+    @property
+    def decay(self) -> float | None:
+        return self.share if self.arm == "wsd" else None
+
+
+def tune(results: Results, workload: Workload, steps: int) -> Tuned:
+    """Search 11 LRs with three shapes, moving the grid while the best LR is at its edge; then shares of the decay."""
+    centre = workload.lr
+    for _ in range(4):
+        grid = [_short(centre * factor) for factor in GRID]
+        _run_tuning(results, workload, steps, itertools.product(("linear", "cosine", "wsd"), grid, (0.3,)))
+        best = min(grid, key=lambda lr: min(_loss(results, workload, steps, arm, lr) for arm in ("linear", "wsd")))
+        if best not in (*grid[:2], *grid[-2:]):
+            break
+        centre = best
+    else:
+        raise RuntimeError(f"the tuned LR of {workload.name} is out of reach from lr={workload.lr}: set it nearer")
+    stable = min(grid, key=lambda lr: _loss(results, workload, steps, "wsd", lr))
+    near = grid[max(0, grid.index(stable) - 1) : grid.index(stable) + 2]
+    _run_tuning(results, workload, steps, itertools.product(("wsd",), near, SHARES))
+    losses = {("wsd", lr, share): _loss(results, workload, steps, "wsd", lr, share) for lr in near for share in SHARES}
+    share = min(losses, key=losses.__getitem__)[2]
+    for arm, lr in itertools.product(("linear", "cosine"), grid):
+        losses[arm, lr, share] = _loss(results, workload, steps, arm, lr)
+    return Tuned(*min(losses, key=losses.__getitem__))
+
+
+def _short(lr: float) -> float:
+    return float(f"{lr:.3g}")
+
+
+def _run_tuning(results: Results, workload: Workload, steps: int, cells: itertools.product) -> None:
+    jobs = [
+        Job("tune", workload.name, arm, steps, lr, seed, decay=share if arm == "wsd" else None)
+        for (arm, lr, share), seed in itertools.product(cells, OTHER_SEEDS)
+    ]
+    results.run(workload, jobs)
+
+
+def _loss(results: Results, workload: Workload, steps: int, arm: str, lr: float, share: float = 0.3) -> float:
+    decay = share if arm == "wsd" else None
+    losses = results.losses(stage="tune", workload=workload.name, arm=arm, steps=steps, lr=lr, decay=decay)
+    return mean(losses) if losses else math.inf
+
+
+def fixed(results: Results, workload: Workload, steps: int, multiples: Sequence[float]) -> Tuned:
+    """Everything that does not depend on a rule: tuning, what losses are worth in steps, fixed schedules."""
+    tuned = tune(results, workload, steps)
+    lengths = sorted({max(2, round(length * steps)) for length in LENGTHS})
+    jobs = [
+        Job(f"worth {steps}", workload.name, tuned.arm, length, tuned.lr, seed, 1.0, tuned.decay)
+        for length, seed in itertools.product(lengths, SEEDS)
+    ]
+    jobs += [
+        Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m, tuned.share if arm == "wsd" else None)
+        for arm, m, seed in itertools.product(arms.FIXED, multiples, SEEDS)
+    ]
+    results.run(workload, jobs)
+    return tuned
+
+
+def greedy(results: Results, workload: Workload, steps: int, multiples: Sequence[float], tuned: Tuned) -> None:
+    """The rules."""
+    jobs = [
+        Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m)
+        for arm, m, seed in itertools.product(arms.CONFIGS, multiples, SEEDS)
+    ]
+    results.run(workload, jobs)
+
+
+def yoked(
+    results: Results, workload: Workload, others: Sequence[Workload], steps: int, multiples: Sequence[float], tuned: Tuned
+) -> None:
+    """Replays of the default's scales on the next workload: of any multiple of the tuned LR, and of the same one.
+
+    The second control is told what a user does not know: how far the base LR is from the tuned one.
+    """
+    families = [other for other in others if other.family != workload.family]
+    after = [other for other in families if others.index(other) > others.index(workload)]
+    source = (after or families)[0]
+
+    def replay(job: Job) -> list[float]:
+        assert job.of is not None
+        name, multiple, seed = job.of
+        runs = results.of(stage="run", workload=name, arm="greedy", steps=steps, multiple=multiple, seed=seed)
+        return list(runs[0].get("scales", (1.0, 1.0)))
+
+    jobs = []
+    for (i, m), seed in itertools.product(enumerate(MULTIPLES), SEEDS):
+        for arm, of in zip(arms.YOKED, (MULTIPLES[(i + seed + 1) % len(MULTIPLES)], m), strict=True):
+            jobs.append(Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m, of=(source.name, of, seed)))
+    results.run(workload, jobs, replay)
