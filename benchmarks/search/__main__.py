@@ -12,6 +12,7 @@ Continues where it stopped.
 from __future__ import annotations
 
 import argparse
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fixed-only", action="store_true", help="without the rules: what does not change with them")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="optimizer steps of the runs")
     args = parser.parse_args(argv)
+    logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)  # runs that meet a bound say so
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rules = not args.fixed_only
@@ -62,14 +64,15 @@ def main(argv: list[str] | None = None) -> None:
         quick = [workload for workload in held_out.WORKLOADS if workload.name in CHEAP[:2]]
         results = Results(folder / "search-held-out.jsonl")
         run_half(results, quick, [100], rules=rules)
-        report.write(results, folder / "search.md", folder / "loss-over-base-lr.png")
+        report.write(results, quick, folder / "search.md", folder / "loss-over-base-lr.png")
     elif args.part == "tune":
         run_half(Results(args.results / "search-tune.jsonl"), tuning.WORKLOADS, args.lengths, rules=rules)
     elif args.part == "held-out":
         results = Results(args.results / "search-held-out.jsonl")
         run_half(results, held_out.WORKLOADS, args.lengths, rules=rules, cheap=CHEAP)
     elif args.part == "rivals":
-        rivals.run(Results(args.results / "search-held-out.jsonl"), held_out.WORKLOADS)
+        fresh = [workload for workload in held_out.WORKLOADS if workload.epochs == 1]
+        rivals.run(Results(args.results / "search-held-out.jsonl"), fresh, 300)
     else:
         report.main(args.results)
 

@@ -123,4 +123,4 @@ def make(arm: str, steps: int, decay: float | None, steps_per_epoch: int | None,
         driver = Fixed(replayed(scales, SlopeConfig().decay_ratio), steps)
         driver._warmup = 1  # as the run that is replayed
         return driver
-    return Fixed(SHAPES[arm] if decay is None else decaying(decay), steps)
+    return Fixed(decaying(decay) if arm == "wsd" and decay else SHAPES.get(arm, SHAPES["constant"]), steps)

@@ -40,42 +40,33 @@ class Tuned:
 
 
 def tune(results: Results, workload: Workload, steps: int) -> Tuned:
-    """Search 11 LRs with three shapes, moving the grid while the best LR is at its edge; then shares of the decay."""
+    """Search 11 LRs with each shape and share of the decay, moving the grid while the best LR is at its edge."""
     centre = workload.lr
     for _ in range(4):
         grid = [_short(centre * factor) for factor in GRID]
-        _run_tuning(results, workload, steps, itertools.product(("linear", "cosine", "wsd"), grid, (0.3,)))
-        best = min(grid, key=lambda lr: min(_loss(results, workload, steps, arm, lr) for arm in ("linear", "wsd")))
-        if best not in (*grid[:2], *grid[-2:]):
+        cells = [*itertools.product(("linear", "cosine"), grid, (None,)), *itertools.product(("wsd",), grid, SHARES)]
+        jobs = [
+            Job("tune", workload.name, arm, steps, lr, seed, decay=share)
+            for (arm, lr, share), seed in itertools.product(cells, OTHER_SEEDS)
+        ]
+        results.run(workload, jobs)
+        losses = {cell: _loss(results, workload, steps, *cell) for cell in cells}
+        arm, lr, share = min(losses, key=losses.__getitem__)
+        if lr not in (grid[0], grid[-1]):
             break
-        centre = best
+        centre = lr
     else:
         raise RuntimeError(f"the tuned LR of {workload.name} is out of reach from lr={workload.lr}: set it nearer")
-    stable = min(grid, key=lambda lr: _loss(results, workload, steps, "wsd", lr))
-    near = grid[max(0, grid.index(stable) - 1) : grid.index(stable) + 2]
-    _run_tuning(results, workload, steps, itertools.product(("wsd",), near, SHARES))
-    losses = {("wsd", lr, share): _loss(results, workload, steps, "wsd", lr, share) for lr in near for share in SHARES}
-    share = min(losses, key=losses.__getitem__)[2]
-    for arm, lr in itertools.product(("linear", "cosine"), grid):
-        losses[arm, lr, share] = _loss(results, workload, steps, arm, lr)
-    return Tuned(*min(losses, key=losses.__getitem__))
+    stable = min((cell for cell in cells if cell[0] == "wsd"), key=losses.__getitem__)
+    return Tuned(arm, lr, share or stable[2] or 0.3)
 
 
 def _short(lr: float) -> float:
     return float(f"{lr:.3g}")
 
 
-def _run_tuning(results: Results, workload: Workload, steps: int, cells: itertools.product) -> None:
-    jobs = [
-        Job("tune", workload.name, arm, steps, lr, seed, decay=share if arm == "wsd" else None)
-        for (arm, lr, share), seed in itertools.product(cells, OTHER_SEEDS)
-    ]
-    results.run(workload, jobs)
-
-
-def _loss(results: Results, workload: Workload, steps: int, arm: str, lr: float, share: float = 0.3) -> float:
-    decay = share if arm == "wsd" else None
-    losses = results.losses(stage="tune", workload=workload.name, arm=arm, steps=steps, lr=lr, decay=decay)
+def _loss(results: Results, workload: Workload, steps: int, arm: str, lr: float, share: float | None) -> float:
+    losses = results.losses(stage="tune", workload=workload.name, arm=arm, steps=steps, lr=lr, decay=share)
     return mean(losses) if losses else math.inf
 
 

@@ -40,7 +40,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.runs = Records(path, lambda record: key(record) if "arm" in record else None)
-        self._settings = _first(path)
+        self.settings = _first(path)
 
     def of(self, **wanted: Any) -> list[Record]:
         """Runs that have these fields."""
@@ -55,14 +55,21 @@ class Results:
         workload: Workload,
         jobs: Sequence[Job],
         replay: Callable[[Job], Sequence[float]] | None = None,
+        trainer: Callable[[list[Job]], list[dict[str, Any]]] | None = None,
     ) -> None:
-        """Train what is missing, and keep it."""
+        """Train what is missing, and keep it.
+
+        Args:
+            replay: gives the scales that a job replays.
+            trainer: trains jobs. Default: `train.train`.
+        """
         missing = [job for job in jobs if key(as_record(job)) not in self.runs]
         if not missing:
             return
         self.check(missing)
         scales = [] if replay is None else [replay(job) for job in missing]
-        for job, result in zip(missing, train.train(workload, missing, scales), strict=True):
+        found = trainer(missing) if trainer else train.train(workload, missing, scales)
+        for job, result in zip(missing, found, strict=True):
             self.add(job, result)
 
     def add(self, job: Job, result: dict[str, Any]) -> None:
@@ -72,16 +79,16 @@ class Results:
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raise OtherDefault if the file has runs of another default than these would be of."""
-        if not self._settings:
-            self._settings = environment()
-            self.runs.add(self._settings)
+        if not self.settings:
+            self.settings = environment()
+            self.runs.add(self.settings)
         ours = [job for job in jobs if job.arm in OURS]
-        if ours and "rules" not in self._settings:  # the fixed schedules came first
-            self._settings = {**self._settings, "rules": rules_hash()}
+        if ours and "rules" not in self.settings:  # the fixed schedules came first
+            self.settings = {**self.settings, "rules": rules_hash()}
             self.runs.add({"rules": rules_hash(), "commit": _commit()})
-        if ours and self._settings["rules"] != rules_hash():
+        if ours and self.settings["rules"] != rules_hash():
             raise OtherDefault(
-                f"{self.path} has runs of the default {self._settings['rules']}, and the default is now {rules_hash()}:"
+                f"{self.path} has runs of the default {self.settings['rules']}, and the default is now {rules_hash()}:"
                 " give another folder with --results, or remove the runs of the old one"
             )
 

@@ -17,7 +17,7 @@ from benchmarks.search.workload import Batch, Workload
 from greedylr_integrations.slope import slope_of
 
 DIVERGED = 1.5  # times the loss at the start
-AT_ONCE = 130  # runs; more of them no longer fit the caches
+AT_ONCE = 140  # runs; more of them no longer fit the caches
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,11 @@ def train(workload: Workload, jobs: Sequence[Job], replay: Sequence[Sequence[flo
     order = sorted(range(len(jobs)), key=lambda i: jobs[i].steps)
     for i in range(0, len(order), AT_ONCE):
         part = order[i : i + AT_ONCE]
-        results += _Runs(workload, [jobs[j] for j in part], [replay[j] if replay else () for j in part]).train()
+        results += Runs(workload, [jobs[j] for j in part], [replay[j] if replay else () for j in part]).train()
     return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
 
 
-class _Runs:
+class Runs:
     """Runs that are under way; those that have finished or died leave the table."""
 
     def __init__(self, workload: Workload, jobs: list[Job], replay: list[Sequence[float]]) -> None:
@@ -99,7 +99,7 @@ class _Runs:
         ]
         self.lrs = torch.tensor([job.lr for job in jobs])
         self.left = list(range(len(jobs)))  # numbers of the runs in the table
-        self.gradients = vmap(grad_and_value(workload.loss))
+        self._gradients = vmap(grad_and_value(workload.loss))
         self.results: list[dict[str, Any]] = [{} for _ in jobs]
         self.begun = time.perf_counter()
         batch = workload.validation()
@@ -113,23 +113,31 @@ class _Runs:
             dead = [not math.isfinite(loss) or self.drivers[i].dead for i, loss in zip(self.left, losses, strict=True)]
             done = [self.jobs[i].steps <= step for i in self.left]
             if any(done) or sum(dead) > len(dead) // 10 or all(dead):
-                self._leave([a or b for a, b in zip(done, dead, strict=True)])
+                self.leave([a or b for a, b in zip(done, dead, strict=True)])
         return self.results
 
     def _step(self, step: int) -> list[float]:
-        gradients, losses = self.gradients(self.table.tensors(), *self.data.batch(step))
-        gradient = torch.cat([gradients[name].flatten(1) for name in self.table.names], 1)
+        """One step of all runs; returns their losses."""
+        losses, gradient = self.gradient(step)
         drivers = [self.drivers[i] for i in self.left]
         slopes = self._slopes(gradient, drivers)
-        if self.workload.clip:
-            norms = gradient.norm(dim=1)
-            gradient = gradient * (self.workload.clip / (norms + 1e-6)).clamp(max=1.0)[:, None]
+        gradient = self.clipped(gradient)
         factors = torch.tensor([driver.factor for driver in drivers])
         OPTIMIZERS[self.workload.optimizer](self.table, gradient, self.lrs * factors, step)
-        values = losses.tolist()
-        for driver, loss, slope in zip(drivers, values, slopes, strict=True):
+        for driver, loss, slope in zip(drivers, losses, slopes, strict=True):
             driver.observe(loss, slope)
-        return values
+        return losses
+
+    def gradient(self, step: int) -> tuple[list[float], torch.Tensor]:
+        """Losses and gradients of the runs, on their batches of this step."""
+        gradients, losses = self._gradients(self.table.tensors(), *self.data.batch(step))
+        return losses.tolist(), torch.cat([gradients[name].flatten(1) for name in self.table.names], 1)
+
+    def clipped(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Gradients cut to the workload's largest norm, as `torch.nn.utils.clip_grad_norm_` does."""
+        if not self.workload.clip:
+            return gradient
+        return gradient * (self.workload.clip / (gradient.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
 
     def _slopes(self, gradient: torch.Tensor, drivers: list[arms.Driver]) -> list[float | None]:
         """As `greedylr_integrations.slope` measures it, of those runs that want it."""
@@ -145,14 +153,14 @@ class _Runs:
             slopes[i] = slope_of([*numbers, 1.0])
         return slopes
 
-    def _leave(self, leaving: list[bool]) -> None:
+    def leave(self, leaving: list[bool]) -> None:
         """Validate the runs that leave, and take them out."""
         final = self._validate()
         now = time.perf_counter() - self.begun
         for i, leaves, loss in zip(self.left, leaving, final, strict=True):
             if leaves:
                 good = math.isfinite(loss) and loss < DIVERGED * self.initial[self.jobs[i].seed]
-                result = self.drivers[i].result() if good else {}
+                result = self.drivers[i].result()
                 seconds = round(now / len(self.jobs), 3)
                 self.results[i] = {"loss": float(f"{loss:.6g}") if good else None, "seconds": seconds, **result}
         rows = torch.tensor([i for i, leaves in enumerate(leaving) if not leaves], dtype=torch.long)
