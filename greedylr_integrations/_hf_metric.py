@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from greedylr_integrations.core import logger
+from greedylr_integrations.log import logger
 
 
 def is_evaluation(logs: Mapping[str, Any]) -> bool:
@@ -69,9 +69,7 @@ class MonitoredMetric:
         evaluated = self._evaluated or self._args.eval_strategy == "no"
         if self._found or self._said or not evaluated:
             return
-        message = (
-            f"monitor={self.name!r} is neither logged nor evaluated: there are {', '.join(sorted(self._seen))}"
-        )
+        message = f"monitor={self.name!r} is neither logged nor evaluated: there are {', '.join(sorted(self._seen))}"
         if self.name.startswith("eval_"):
             raise ValueError(message)
         if self._logged:

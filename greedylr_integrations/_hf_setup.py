@@ -7,9 +7,11 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from greedylr_integrations import _hf_trainer
+from greedylr_integrations._hf_metric import MonitoredMetric
 from greedylr_integrations.callbacks import Settings, SharedCallback
-from greedylr_integrations.core import logger
-from greedylr_integrations.optimizers import check_lrs, unwrapped
+from greedylr_integrations.controller import ControllerConfig
+from greedylr_integrations.log import logger
+from greedylr_integrations.optimizers import check_optimizer, unwrapped
 
 # the default, and schedules without a shape to miss
 NOT_CHOSEN = ("linear", "constant", "constant_with_warmup")
@@ -23,7 +25,7 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
         ValueError: with what to drop.
     """
     if optimizer is not None:
-        check_lrs(optimizer)
+        check_optimizer(optimizer, shadow=True)
     kind, name, shadow = _kind(args), type(lr_scheduler).__name__, callback.settings.shadow
     if kind in ("greedy", "reduce_lr_on_plateau") and not shadow:
         raise ValueError(
@@ -57,6 +59,41 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
             " GreedyLRCallback(monitor='reward', mode='max')",
             type(trainer).__name__,
         )
+
+
+def warmup_steps(settings: Settings, config: ControllerConfig, args: Any, state: Any, replaces: bool) -> int:
+    """Optimizer steps of the warmup: as told, else the TrainingArguments', unless the rule's search replaces it.
+
+    Raises:
+        ValueError: if a warmup was asked for, and another schedule has its own.
+    """
+    told, theirs = settings.linear_warmup_steps, args.get_warmup_steps(state.max_steps)
+    if told and not replaces:
+        raise ValueError(
+            f"linear_warmup_steps={told} is not allowed with base_schedule='multiply': the schedule has its own warmup"
+        )
+    if told is not None or not replaces:
+        return told or 0
+    if theirs and config.searches:
+        logger.warning(
+            "the search for the LR takes the place of the %d warmup steps of the TrainingArguments: pass"
+            " linear_warmup_steps=%d to GreedyLRCallback to have both",
+            theirs,
+            theirs,
+        )
+        return 0
+    return theirs
+
+
+def fall_back(args: Any, state: Any) -> MonitoredMetric:
+    """What to follow if the loss of each step cannot be seen: the one that the Trainer logs."""
+    logger.warning(
+        "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead"
+        " (logging_strategy %r, logging_steps %s)",
+        str(getattr(args.logging_strategy, "value", args.logging_strategy)),
+        state.logging_steps,
+    )
+    return MonitoredMetric("loss", args)
 
 
 def _kind(args: Any) -> str:

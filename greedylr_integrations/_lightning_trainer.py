@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from math import ceil, inf, isinf
 from typing import TYPE_CHECKING, Any
 
-from greedylr_integrations.core import logger
+from greedylr_integrations.log import logger
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
 _namespaces = ["lightning.pytorch", "pytorch_lightning"]
@@ -30,6 +30,15 @@ else:
 def accumulates(trainer: Any) -> bool:
     """Whether the optimizer does not step on the batch under way."""
     return trainer.fit_loop._should_accumulate()
+
+
+ATTACHED = ("log", "log_dict")  # methods of the module that the Trainer gives to each callback
+
+
+def detach(callback: Any) -> None:
+    """Let go of the module, which a callback would keep alive."""
+    for name in ATTACHED:
+        vars(callback).pop(name, None)
 
 
 def schedules(trainer: Any, optimizer: Any) -> list[Any]:

@@ -27,7 +27,8 @@ except ImportError as error:
     ) from error
 
 from greedylr_integrations import schedulers
-from greedylr_integrations.core import Decision
+from greedylr_integrations.decision import Decision
+from greedylr_integrations.slope import for_all_ranks
 
 
 class GreedyLR(schedulers.GreedyLR, Joinable):
@@ -66,18 +67,17 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         if stepped:
             Join.notify_join_context(self)
             return super().step()
-        self.meter.discard_step()
+        self.skip_step()
         return None
 
     def step_without_data(self) -> Decision | None:
         """A step of the other ranks for which this one has no batch: the same decision, from their losses."""
-        self.meter.miss_step()
         return super().step()
 
     def state_dict(self) -> dict[str, Any]:
         """Accelerate asks on every rank and keeps what the first says."""
-        self.meter.synchronize()
-        return super().state_dict()
+        self.synchronize()
+        return for_all_ranks(super().state_dict())
 
     # ---- torch's Join ----
 

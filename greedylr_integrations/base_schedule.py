@@ -38,12 +38,16 @@ class BaseSchedule:
                 f"base_schedule={type(schedule).__name__} is not allowed: it must be a schedule of the same optimizer"
                 " that steps without a metric"
             )
-        self._schedule = schedule
+        self._schedule: LRScheduler | None = schedule
         self._optimizer = optimizer
         self._shadow = shadow
         self.lrs = self._read()
         self.ramping = True
         self.lent = False
+
+    def detach(self, optimizer: Any) -> None:
+        """Let go of the schedule and the optimizer; another has the LRs from now on."""
+        self._schedule, self._optimizer = None, optimizer
 
     def lend(self) -> None:
         """Give the optimizer the schedule's own LRs."""
@@ -64,6 +68,7 @@ class BaseSchedule:
         before = self.lrs
         if not self.lent:
             self.lend()
+            assert self._schedule is not None
             self._schedule.step()
         self.take_back()
         if self.lrs[0] <= before[0]:

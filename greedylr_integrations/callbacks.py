@@ -6,43 +6,21 @@ A framework's callback says when a run begins and ends, when there is a loss, an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
-from greedylr_integrations.checks import check, check_choice, check_number
-from greedylr_integrations.core import FILLING, ControllerConfig, logger
-from greedylr_integrations.greedy import config_from_dict
+from greedylr_integrations.checks import check_choice, check_integer
+from greedylr_integrations.controller import ControllerConfig
+from greedylr_integrations.decision import FILLING
 from greedylr_integrations.history import History
+from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
-from greedylr_integrations.optimizers import check_lrs, conflict, unwrapped
-from greedylr_integrations.schedulers import GreedyLR, make_config
-
-SILENT_STEPS = 5  # optimizer steps without a loss after which a WARNING says so
-TOLERANCE = 0.1  # share of total_steps by which a run may miss it without a WARNING
-
-
-class ConfigFields(TypedDict, total=False):
-    """Fields of the configurations, as keyword arguments."""
-
-    mode: str | None
-    every_n_steps: int
-    on_nonfinite: str
-    on_resume: str
-    window_size: int | float | str
-    factor: float | str
-    threshold: float | str
-    patience: int
-    warmup: int
-    cooldown: int
-    best_window: int | None
-    pace: float
-    min_scale: float
-    max_scale: float
-    min_lr: Any
-    max_lr: Any
+from greedylr_integrations.rules import ConfigFields, GreedyConfig, config_from_dict, make_config
+from greedylr_integrations.schedulers import GreedyLR
+from greedylr_integrations.steering import Command, Steerable
 
 
 class CallbackArguments(ConfigFields, total=False):
@@ -86,8 +64,7 @@ class Settings:
         if self.base_schedule is not None:
             check_choice("base_schedule", self.base_schedule, ("replace", "multiply"))
         if self.decay_on_resume is not None:
-            check_number("decay_on_resume", self.decay_on_resume, int)
-            check(self.decay_on_resume >= 1, "decay_on_resume", self.decay_on_resume, "at least 1 optimizer step")
+            check_integer("decay_on_resume", self.decay_on_resume, least=1)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor as plain JSON; a process group cannot be saved and is not among them."""
@@ -98,13 +75,10 @@ class Settings:
 class Run:
     """What a callback knows of the run under way. A new run has a new one, so nothing of another run is left."""
 
-    begun: bool = False  # whether the optimizer has stepped
-    heard: bool = False  # whether a loss, or a value of the metric, has come
-    silent_steps: int = 0  # optimizer steps before that
-    silence_said: bool = False
+    metric: Any = None  # the metric to wait for; None: the loss of each step
 
 
-class SharedCallback:
+class SharedCallback(Steerable):
     """The base of a framework's `GreedyLRCallback`.
 
     Attributes:
@@ -135,7 +109,9 @@ class SharedCallback:
         """Check and keep the arguments.
 
         Args:
-            config (ControllerConfig, or a dictionary of its fields): how losses move the LR. Default: `GreedyConfig()`.
+            config (ControllerConfig, or a dictionary of its fields): the rule and its settings. Default None:
+                `SlopeConfig()`; or `GreedyConfig()` if `monitor` is not the loss, or one of `fields` is only in that
+                one.
             monitor (str): "loss", the training loss of each optimizer step, or the name of a metric; then each of its
                 values is one decision. In Hugging Face's Trainer, any metric that is logged on every rank or evaluated,
                 with or without "eval_"; in Lightning, any logged metric, read after each validation or, if it is not
@@ -147,7 +123,8 @@ class SharedCallback:
             total_steps (int): length of the run in optimizer steps. Default None: taken from the Trainer, if it is
                 known there.
             linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Not with
-                "multiply". Default None: the TrainingArguments', or 0 in Lightning.
+                "multiply". Default None: the TrainingArguments', unless the rule's search takes the place of a warmup;
+                0 in Lightning.
             decay_ratio (float): share of the run that the final decay to 0 takes, from 0 to 1. Not with "multiply".
                 Default None: 0.3.
             shadow (bool): record decisions and change nothing. Default False.
@@ -166,8 +143,12 @@ class SharedCallback:
         Raises:
             TypeError, ValueError: for an argument that is not allowed, with its name and value.
         """
+        if isinstance(config, Mapping):
+            config = config_from_dict(config)
+        elif config is None and monitor != "loss":
+            config = GreedyConfig()
         self.settings = Settings(
-            config=make_config(config_from_dict(config) if isinstance(config, Mapping) else config, fields),
+            config=make_config(config, fields),
             monitor=monitor,
             base_schedule=base_schedule,
             total_steps=total_steps,
@@ -196,28 +177,28 @@ class SharedCallback:
 
     # ---- the life of a scheduler ----
 
-    def _make_scheduler(self, optimizer: Any, *, mode: str, pre_divided: bool = False, **schedule: Any) -> None:
-        """Make the scheduler of a run that begins."""
-        settings = self.settings
-        unfinished = None
-        if self.scheduler is not None:
+    def _make_scheduler(
+        self, optimizer: Any, *, greater_is_better: bool | None = None, pre_divided: bool = False, **schedule: Any
+    ) -> None:
+        """Make the scheduler of a run that begins.
+
+        Args:
+            optimizer (torch.optim.Optimizer): the one whose LR to set.
+            greater_is_better (bool): what the Trainer knows of the metric. Default None: nothing.
+            pre_divided (bool): see `LossMeter`. Default False.
+            **schedule: arguments of `GreedyLR`.
+        """
+        settings, config = self.settings, self._rule_config()
+        if self.scheduler is not None:  # of an earlier run, which may have failed
             self.scheduler.hand_over()  # its LRs must not count as the schedule's
-            unfinished = self.scheduler.history_file  # the run failed, and the Trainer tries again
-            if unfinished is not None:
-                unfinished.begun = False
-        if not settings.shadow:
-            check_lrs(optimizer)
-            reason = conflict(optimizer)
-            if reason is not None:
-                name = type(unwrapped(optimizer)).__name__
-                logger.warning("GreedyLR should not be used with %s, which %s", name, reason)
+            self.scheduler.detach()
         self.scheduler = GreedyLR(
             optimizer,
-            replace(settings.config, mode=mode),
+            replace(config, mode=mode_of(settings.monitor, config.mode, greater_is_better)),
             decay_ratio=settings.decay_ratio,
             shadow=settings.shadow,
             meter=LossMeter(pre_divided=pre_divided, lag=settings.loss_lag, process_group=settings.process_group),
-            history_file=unfinished or settings.history_file,
+            history_file=settings.history_file,
             control_file=settings.control_file,
             monitor=settings.monitor,
             **schedule,
@@ -230,64 +211,35 @@ class SharedCallback:
         elif step > 0:
             logger.warning("GreedyLR starts at scale 1: the checkpoint was written without it")
             self._scheduler.last_epoch = step
-        self._scheduler.begin_history()
         decay = self.settings.decay_on_resume
         if step > 0 and decay is not None and not self._scheduler.decaying:
             self._scheduler.start_decay(decay)
 
-    def _step(self, advice: str) -> None:
-        """Go on by one optimizer step; say once if no loss has come with the first of them."""
-        run = self._run
-        if self.monitor == "loss" and not run.heard:
-            run.heard = self._scheduler.meter.fed
-            run.silent_steps += not run.heard
-            if run.silent_steps == SILENT_STEPS:
-                run.silence_said = True
-                logger.warning("GreedyLR has seen no loss in the first %d optimizer steps: %s", SILENT_STEPS, advice)
-        run.begun = True
-        self._scheduler.step()
+    def _rule_config(self) -> ControllerConfig:
+        """The configuration of the run's rule: a metric has no slope."""
+        return self.config if self._run.metric is None else self.config.without_slope()
 
     def _observe(self, value: Any) -> None:
         """Decide on a value of the metric."""
-        self._run.heard = True
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"monitor={self.monitor!r} has the value {value!r}: it must be a single number") from None
         self._scheduler.observe(number)
 
-    def _end_run(self, *, complete: bool) -> None:
-        """Say what the run came to, and let go of the optimizer and of all that hangs on it.
-
-        Args:
-            complete (bool): whether the run went on until its end, and was not stopped before.
-        """
-        scheduler = self._scheduler
-        scheduler.finish()
-        if self._run.begun:
-            self._complain(scheduler, complete)
+    def _end_run(self) -> None:
+        """Say what the run came to, and let go of the optimizer and of all that hangs on it."""
         self._run = None
-        _let_go(scheduler)
-
-    def _complain(self, scheduler: GreedyLR, complete: bool) -> None:
-        step, total = scheduler.last_epoch, scheduler._total_steps
-        if not self._run.heard and not self._run.silence_said:
-            logger.warning("GreedyLR saw no value of %r in this run: the LR did not follow it", self.monitor)
-        elif len(scheduler.history) > 1 and all(entry.decision.reason is FILLING for entry in scheduler.history):
+        self._scheduler.finish()
+        history = self._scheduler.history
+        if len(history) > 1 and all(record.decision.reason is FILLING for record in history):
             logger.warning(
                 "GreedyLR's window never filled in the %d decisions of this run: the LR did not follow %r; choose a"
                 " smaller window_size",
-                len(scheduler.history),
+                len(history),
                 self.monitor,
             )
-        decays = scheduler.base_schedule is None and not scheduler.decaying and total is not None
-        if decays and complete and abs(step - total) > TOLERANCE * total:
-            logger.warning(
-                "the run ended at optimizer step %d, but GreedyLR was set to decay the LR to 0 at step %d: pass the"
-                " number of optimizer steps as total_steps",
-                step,
-                total,
-            )
+        self._scheduler.detach()
 
     @property
     def history(self) -> History:
@@ -305,41 +257,25 @@ class SharedCallback:
         under_way = {} if self._run is None else {"scheduler": None, "_run": None}
         return {**vars(self), **under_way}
 
-    # ---- steering: on every rank, at the same step; or by the control file ----
-
-    def hold(self) -> None:
-        """Keep the scale as it is until another command."""
-        self._scheduler.hold()
-
-    def cap(self, scale: float) -> None:
-        """Keep the scale at or below `scale` until another command."""
-        self._scheduler.cap(scale)
-
-    def pin(self, scale: float) -> None:
-        """Set the scale to `scale` and keep it there until another command."""
-        self._scheduler.pin(scale)
-
-    def release(self) -> None:
-        """End hold, cap or pin: the scale goes on from its present value."""
-        self._scheduler.release()
-
-    def start_decay(self, steps: int) -> None:
-        """Begin the final decay now: linear to 0 in `steps` optimizer steps."""
-        self._scheduler.start_decay(steps)
+    def follow(self, command: Command) -> None:
+        """Follow a command from now on; see `Steerable`."""
+        self._scheduler.follow(command)
 
     def suggested_lr(self) -> float | None:
         """LR with which to start the next such run, from the LRs of this one; None if it was too short."""
         return self._scheduler.suggested_lr()
 
 
-class _Groups:
-    """In place of the optimizer when a run is over: its parameter groups without their parameters."""
+def mode_of(monitor: str, mode: str | None, greater_is_better: bool | None = None) -> str:
+    """Whether a smaller ("min") or a larger ("max") value of a metric is better: as told, or by the metric's name.
 
-    def __init__(self, param_groups: Sequence[Mapping[str, Any]]) -> None:
-        keep = ("lr", "initial_lr")
-        self.param_groups = [{key: float(group[key]) for key in keep if key in group} for group in param_groups]
-
-
-def _let_go(scheduler: GreedyLR) -> None:
-    scheduler.optimizer = _Groups(scheduler.optimizer.param_groups)  # type: ignore[assignment]
-    scheduler.base_schedule = None
+    Raises:
+        ValueError: if nothing tells.
+    """
+    if mode is not None:
+        return mode
+    if greater_is_better is not None:
+        return "max" if greater_is_better else "min"
+    if monitor.endswith("loss"):
+        return "min"
+    raise ValueError(f"mode is not known for monitor={monitor!r}: pass mode='min' if smaller is better, or mode='max'")

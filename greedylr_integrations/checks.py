@@ -36,7 +36,7 @@ def check_integer(field: str, value: object, *, least: int | None = None) -> int
     return int(value)
 
 
-def _finite(value: Real) -> bool:
+def _finite(value: Any) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an int beyond the floats

@@ -170,30 +170,31 @@ def read(
         OSError: if the file cannot be read.
         ValueError: for anything else, with file and line.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {}  # the first one
+    latest: dict[str, Any] = {}  # that of the last resume
     columns, step, commanded = Columns(), 0, 0  # the last step of a decision, and of a command
     commands: list[tuple[int, Command]] = []
     for number, line in _lines(path):
         try:
             entry = _object(line)
             if not header:
-                header = _header(entry)
+                header = latest = _header(entry)
             elif "resumed" in entry:
-                again, step = _resumed(header, entry)
+                latest, step = _resumed(header, entry)
                 commanded = step
                 decisions = columns.until(step)
                 orders = sum(at <= step for at, _ in commands)
-                if "decisions" in again and "decisions" in header:
+                if "decisions" in latest and "decisions" in header:
                     # a checkpoint may be older than a decision of the same step
-                    decisions = min(decisions, again["decisions"] - header["decisions"])
-                    orders = min(orders, again["commands"] - header["commands"])
+                    decisions = min(decisions, latest["decisions"] - header["decisions"])
+                    orders = min(orders, latest["commands"] - header["commands"])
                 columns.cut(max(decisions, 0))
                 del commands[max(orders, 0) :]
             elif "order" in entry:
                 commands.append(_command(entry, commanded))
                 commanded = entry["step"]
             else:
-                columns.append(_decision(entry, header, step, reasons))
+                columns.append(_decision(entry, latest, step, reasons))
                 step = entry["step"]
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None

@@ -65,12 +65,13 @@ class ControllerConfig(ABC):
         check_choice("on_resume", self.on_resume, ("checkpoint", "config", "error"))
 
     @abstractmethod
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> Rule:
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> Rule:
         """A fresh rule for a run.
 
         Args:
             base_lrs (sequence of float): base LR of each parameter group.
             horizon (int): decisions that the run will have. None if unknown.
+            first_pass (int): decisions in the first pass over the data. Default None: all data is new.
         """
 
     @property
@@ -78,9 +79,8 @@ class ControllerConfig(ABC):
         """Share of the run that the final decay takes, unless the scheduler is given another."""
         return 0.3
 
-    @property
-    def searches(self) -> bool:
-        """Whether the rule begins far below the base LR, and so takes the place of a warmup."""
+    def searches(self, horizon: int | None, first_pass: int | None) -> bool:
+        """Whether the rule of such a run begins far below the base LR, and so takes the place of a warmup."""
         return False
 
     def without_slope(self) -> ControllerConfig:
@@ -121,6 +121,7 @@ class GreedyController:
             your own.
         base_lrs (sequence of float): base LR of each parameter group; needed by absolute bounds. Default: one, of 1.0.
         horizon (int): decisions that the run will have. Default None: unknown.
+        first_pass (int): decisions in the first pass over the data. Default None: all data is new.
 
     Attributes:
         nonfinite (int): non-finite losses in a row.
@@ -130,7 +131,11 @@ class GreedyController:
     """
 
     def __init__(
-        self, config: ControllerConfig, base_lrs: Sequence[float] = (1.0,), horizon: int | None = None
+        self,
+        config: ControllerConfig,
+        base_lrs: Sequence[float] = (1.0,),
+        horizon: int | None = None,
+        first_pass: int | None = None,
     ) -> None:
         if not isinstance(config, ControllerConfig):
             raise TypeError(f"config={config!r} is not allowed: it must be a ControllerConfig, such as SlopeConfig()")
@@ -139,9 +144,10 @@ class GreedyController:
             check(lr >= 0, "base_lrs", lr, "at least 0")
         check(len(base_lrs) > 0, "base_lrs", base_lrs, "one base LR for each parameter group")
         self.horizon = None if horizon is None else check_integer("horizon", horizon, least=1)
+        self._first_pass = first_pass
         self.config = config
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
-        self._rule = config.rule(self.base_lrs, self.horizon)
+        self._rule = config.rule(self.base_lrs, self.horizon, first_pass)
         self.nonfinite = 0
 
     @property
@@ -246,7 +252,7 @@ class GreedyController:
                 " make them equal, or start without the controller's state"
             )
         config, base_lrs = self._resumed(state_dict["config"], state_dict["base_lrs"])
-        rule = config.rule(base_lrs, self.horizon)
+        rule = config.rule(base_lrs, self.horizon, self._first_pass)
         rule.load_state_dict(state_dict["rule"])
         if state_dict["horizon"] != self.horizon:
             logger.info(

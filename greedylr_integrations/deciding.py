@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from math import ceil
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from greedylr_integrations.checks import is_integer
+from greedylr_integrations.checks import check_integer
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.log import logger
@@ -19,6 +19,38 @@ from greedylr_integrations.signals import Observation, Signals, watch_steps
 from greedylr_integrations.steering import Command, Steering, make_command
 
 LOSSLESS = 3  # steps without a loss, from the first on, after which a run is told about it
+CALL_STEP = (
+    "call scheduler.step(loss). In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging"
+    " Face's Trainer, lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate"
+)
+
+
+class RunLength:
+    """How long a run is, as far as it is known.
+
+    Args:
+        steps (int): optimizer steps in which decisions are made. None if unknown.
+        horizon (int): decisions, if they are not one every `every_n_steps`. None otherwise.
+        steps_per_epoch (int): optimizer steps of one pass over the data. None if all data is new.
+    """
+
+    def __init__(self, steps: int | None, horizon: int | None, steps_per_epoch: int | None) -> None:
+        self._steps, self._horizon = steps, horizon
+        self._epoch = None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1)
+
+    def decisions(self, config: ControllerConfig) -> int | None:
+        """How many decisions there are; None if unknown."""
+        if self._horizon is not None or self._steps is None:
+            return self._horizon
+        return math.ceil(self._steps / config.every_n_steps)
+
+    def first_pass(self, config: ControllerConfig) -> int | None:
+        """How many decisions there are in the first pass over the data; None if all data is new."""
+        return None if self._epoch is None else math.ceil(self._epoch / config.every_n_steps)
+
+    def is_new(self, step: int) -> bool:
+        """Whether the data of a step has not been trained on."""
+        return self._epoch is None or step < self._epoch
 
 
 class Decider:
@@ -27,9 +59,7 @@ class Decider:
     Args:
         config (ControllerConfig): the rule and its settings.
         signals (Signals): what measures loss and slope.
-        steps (int): optimizer steps in which decisions are made. Default None: unknown.
-        horizon (int): decisions of the run, if they are not one every `every_n_steps`. Default None.
-        new_steps (int): optimizer steps whose data has not been trained on; later ones have no slope. Default None: all.
+        length (RunLength): how long the run is. After the first pass over the data, no slope is measured.
         monitor (str): what the losses are.
         carry_out (callable): what to do with a command and the number of optimizer steps at which it came.
 
@@ -38,41 +68,50 @@ class Decider:
         controller (GreedyController): what decides.
         steering (Steering): the controller under the command in force.
         decisions (int): how many were made, also before a resume.
+        advice (str): what to do if no loss comes.
     """
 
     def __init__(
         self,
         config: ControllerConfig,
         signals: Signals,
-        *,
-        steps: int | None,
-        horizon: int | None,
-        new_steps: int | None,
+        length: RunLength,
         monitor: str,
         carry_out: Callable[[Command, int], None],
     ) -> None:
         self.config = config
         self.signals = signals
-        self._steps, self._horizon = steps, horizon
-        self._new_steps = new_steps
+        self._length = length
         self._monitor = monitor
         self._carry_out = carry_out
+        self.advice = CALL_STEP
         self.decisions = 0
         self._lossless = 0  # steps without a loss; negative once no warning about them is due
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
+        self._stepped = self._optimizer_stepped = False  # whether this object was, and the optimizer was seen to
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
         """Start with a fresh controller, and see the gradients before each step of the optimizer."""
         self._decide_by(self._controller(self.config, base_lrs), None)
-        self._optimizer_steps = self._own_steps = 0
+        self.watch(optimizer)
+
+    def watch(self, optimizer: Optimizer) -> None:
+        """See the gradients before each step of the optimizer."""
         self._watch = watch_steps(optimizer, self._before_step)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_watch": None}  # a copy watches an optimizer of its own
+
+    def detach(self) -> None:
+        """Let go of the optimizer and its weights."""
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+        self.signals.slopes.detach()
+
     def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
-        horizon = self._horizon
-        if horizon is None and self._steps is not None:
-            horizon = ceil(self._steps / config.every_n_steps)
-        return GreedyController(config, base_lrs, horizon)
+        return GreedyController(config, base_lrs, self._length.decisions(config), self._length.first_pass(config))
 
     def _decide_by(self, controller: GreedyController, command: Command | None) -> None:
         self.controller = controller
@@ -84,8 +123,7 @@ class Decider:
 
     def step(self, loss: float | torch.Tensor | None, step: int) -> Decision | None:
         """Take up the loss of an optimizer step, `step` being the number of those done with it."""
-        self._step = step
-        self._own_steps += 1
+        self._step, self._stepped = step, True
         if self._direct and type(loss) is float:
             self.decisions += 1
             return self.steering.observe(loss)
@@ -103,8 +141,7 @@ class Decider:
 
     def skip(self, step: int) -> None:
         """An optimizer step in which there is nothing to decide on."""
-        self._step = step
-        self._own_steps += 1
+        self._step, self._stepped = step, True
         self._lossless = -1
         self.signals.skip_step()
 
@@ -138,18 +175,14 @@ class Decider:
         if self._lossless == LOSSLESS:
             self._lossless = -1
             logger.warning(
-                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: call scheduler.step(loss)."
-                " With Hugging Face's or Lightning's Trainer, use GreedyLRCallback of greedylr_integrations.transformers"
-                " or .lightning in its place; with Accelerate, greedylr_integrations.accelerate.GreedyLR",
-                LOSSLESS,
+                "GreedyLR was stepped %d times without a loss, so the LR follows nothing: %s", LOSSLESS, self.advice
             )
 
     # ---- the slope ----
 
     @property
     def _wants_slope(self) -> bool:
-        new = self._new_steps is None or self._step < self._new_steps
-        return new and self.controller.wants_slope
+        return self.controller.wants_slope and self._length.is_new(self._step)
 
     def measure_slope(self) -> None:
         """Measure the slope of the step under way."""
@@ -157,12 +190,12 @@ class Decider:
             self.signals.slopes.measure()
 
     def _before_step(self, complete: bool) -> None:
-        self._optimizer_steps += 1
-        if self._optimizer_steps == 1 and self._own_steps:
+        if self._stepped and not self._optimizer_stepped:
             warnings.warn(
-                "scheduler.step(loss) was called before optimizer.step(): call it after, or each decision is a step late",
+                "scheduler.step(loss) was called before optimizer.step(): call it after, or decisions are a step late",
                 stacklevel=4,
             )
+        self._optimizer_stepped = True
         if complete:
             self.measure_slope()
 
@@ -185,9 +218,11 @@ class Decider:
             config = config.without_slope()  # the run had no slope
         fields = stored.get("config")
         every = fields.get("every_n_steps") if isinstance(fields, Mapping) else None
-        as_stored = config.on_resume == "checkpoint" and is_integer(every) and every >= 1
-        fitted = replace(config, every_n_steps=every) if as_stored else config
-        controller = GreedyController(config, base_lrs, self._controller(fitted, base_lrs).horizon)
+        fitted = config
+        if config.on_resume == "checkpoint" and isinstance(every, int) and every >= 1:
+            fitted = replace(config, every_n_steps=every)
+        length = self._length
+        controller = GreedyController(config, base_lrs, length.decisions(fitted), length.first_pass(fitted))
         controller.load_state_dict(stored)
         return controller
 
@@ -196,3 +231,5 @@ class Decider:
         self._decide_by(controller, None if state["order"] is None else make_command(*state["order"]))
         self.signals.load_state_dict(state)
         self._step, self.decisions = state["last_epoch"], state["decisions"]
+        if self.decisions and self._wants_slope:
+            self.signals.slopes.say_if_lost()

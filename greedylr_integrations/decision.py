@@ -39,6 +39,8 @@ class Reason(Enum):
     FOUND = "found: the slope no longer asks for a higher LR"
     SEARCHING_ON = "searching on: the slope asks again for a higher LR than the one that was found"
     HOLDING = "holding the LR that was found"
+    CLIMBING = "climbing to the base LR: the slope has not said anything yet"
+    TOO_SHORT = "holding the base LR: the run is too short to search"
 
 
 # Looking a member up on its Enum is slow on Python 3.11; a module's name is not, and every decision needs some.
@@ -63,6 +65,8 @@ SEARCHING = Reason.SEARCHING
 FOUND = Reason.FOUND
 SEARCHING_ON = Reason.SEARCHING_ON
 HOLDING = Reason.HOLDING
+CLIMBING = Reason.CLIMBING
+TOO_SHORT = Reason.TOO_SHORT
 
 
 class Decision(NamedTuple):

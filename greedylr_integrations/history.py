@@ -1,36 +1,25 @@
 """What the controller decided, in memory and on disk, and what that suggests for the next run.
 
-On disk it is JSON lines: a header, then one object for each decision and each command, written as they are made. A run
-that was killed leaves at most an unfinished last line. A file belongs to one run, by the run's id in its header.
+See `history_file` for what is on disk.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import math
 import os
-import stat
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from statistics import median
 from typing import Any, NamedTuple
 
 from greedylr_integrations import columns
 from greedylr_integrations.checks import as_json
 from greedylr_integrations.decision import LOWER, RAISE, Action, Decision, Reason
-from greedylr_integrations.log import logger
+from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.steering import Command
-
-try:
-    import fcntl
-except ImportError:  # Windows has no locks of this kind
-    fcntl = None  # type: ignore[assignment]
 
 VERSION = 2
 HISTORY_SIZE = 100_000  # decisions that are kept in memory
-LONGEST_HEADER = 1 << 20  # bytes
 
 
 class Record(NamedTuple):
@@ -62,7 +51,7 @@ class CommandRecord(NamedTuple):
         return str(Command(self.order, self.value))
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """What a step leaves behind; the record of it is made when somebody looks."""
 
     step: int
@@ -81,250 +70,77 @@ class History(Sequence[Record]):
     """The last decisions of a run, 100,000 by default: a sequence of `Record`."""
 
     def __init__(self, size: int = HISTORY_SIZE) -> None:
-        self._entries: deque[_Entry] = deque(maxlen=size)
-
-    def append(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Add a decision. The LRs before scale and envelope must not change afterwards."""
-        self._entries.append(_Entry(step, bases, envelope, decision, nonfinite))
+        self.entries: deque[Entry] = deque(maxlen=size)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def __iter__(self) -> Iterator[Record]:
-        return map(_Entry.record, self._entries)
+        return map(Entry.record, self.entries)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [entry.record() for entry in list(self._entries)[index]]
-        return self._entries[index].record()
+            return [entry.record() for entry in list(self.entries)[index]]
+        return self.entries[index].record()
 
     def pop(self) -> Record:
         """Remove the last decision and return it."""
-        return self._entries.pop().record()
+        return self.entries.pop().record()
 
 
 class Recorder:
     """Keeps the decisions and commands of a run, in memory and in a file if there is one.
 
     Args:
-        file (HistoryFile): where they are written too. Default None: nowhere.
+        file (path or HistoryFile): where they are written too. Default None: nowhere.
 
     Attributes:
+        file (HistoryFile): that file.
         history (History): the last decisions.
         commands (deque of CommandRecord): the last commands.
-        counts (tuple of int): decisions and commands since the start of the run, also those before a resume.
+        decision_count, command_count (int): how many there were since the start of the run, also before a resume.
     """
 
-    def __init__(self, file: HistoryFile | None = None) -> None:
-        self.file = file
+    def __init__(self, file: str | os.PathLike[str] | HistoryFile | None = None) -> None:
+        self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
         self.history = History()
+        self._entries = self.history.entries
         self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
-        self.counts = (0, 0)
+        self.decision_count = self.command_count = 0
 
     def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
         """Begin the file, or go on in it after `resumed` optimizer steps; see `HistoryFile.begin`."""
         if self.file is not None:
-            decisions, commands = self.counts
-            entry = {"greedylr_history": VERSION, **header, "decisions": decisions, "commands": commands}
+            # commands that wait to be written come after this line
+            counts = {"decisions": self.decision_count, "commands": self.command_count - self.file.waiting}
+            entry = {"greedylr_history": VERSION, **header, **counts}
             self.file.begin(entry, resumed=resumed, writes=writes)
 
     def decision(self, step: int, bases: Sequence[float], envelope: float, decision: Decision, nonfinite: int) -> None:
-        """Keep a decision, made after `step` optimizer steps."""
-        self.history.append(step, bases, envelope, decision, nonfinite)
-        self.counts = (self.counts[0] + 1, self.counts[1])
+        """Keep a decision, made after `step` optimizer steps. The LRs before scale and envelope must not change later."""
+        entry = Entry(step, bases, envelope, decision, nonfinite)
+        self._entries.append(entry)
+        self.decision_count += 1
         if self.file is not None:
-            self.file.write(_row(self.history[-1]))
+            self.file.write(_row(entry.record()))
 
     def command(self, step: int, command: Command) -> None:
         """Keep a command, followed after `step` optimizer steps."""
         record = CommandRecord(step, *command)
         self.commands.append(record)
-        self.counts = (self.counts[0], self.counts[1] + 1)
+        self.command_count += 1
         if self.file is not None:
             self.file.write(record._asdict())
 
-    def rewind(self, counts: tuple[int, int]) -> None:
+    def rewind(self, decisions: int, commands: int) -> None:
         """Go back to where the run had made so many decisions and commands: a checkpoint took back what came later."""
-        for kept, now, then in zip((self.history, self.commands), self.counts, counts, strict=True):
-            for _ in range(min(now - then, len(kept))):
-                kept.pop()
-        self.counts = counts
+        for _ in range(min(self.decision_count - decisions, len(self.history))):
+            self.history.pop()
+        for _ in range(min(self.command_count - commands, len(self.commands))):
+            self.commands.pop()
+        self.decision_count, self.command_count = decisions, commands
         if self.file is not None:
             self.file.end()
-
-
-# ---- on disk ----
-
-_encode = json.JSONEncoder(allow_nan=False).encode
-
-
-class HistoryFile:
-    """Appends to the history of one run. Each line is in the hands of the operating system when `write` returns.
-
-    A history of an earlier run at the same path is renamed, not touched otherwise. If the path is taken by anything
-    else (a file that is not a history, a link, a pipe, a history that another process is writing), the history goes
-    beside it. Either is said at WARNING.
-
-    Attributes:
-        path (str): where it is.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self._descriptor: int | None = None
-        self._begun = False
-        self._early: list[Mapping[str, Any]] = []  # lines from before the beginning
-
-    @property
-    def begun(self) -> bool:
-        """Whether the file is open for this run, or never will be."""
-        return self._begun
-
-    def begin(self, header: Mapping[str, Any], *, resumed: int, writes: bool) -> None:
-        """Open the file for a run, whose id is `header["run"]`, after `resumed` optimizer steps.
-
-        Only a rank that `writes` touches the file.
-        """
-        self._begun = True
-        early, self._early = self._early, []
-        if not writes:
-            return
-        try:
-            self._descriptor = self._open(header["run"])
-            begins = os.fstat(self._descriptor).st_size == 0
-            self._line(header if begins else {"resumed": resumed, **header})
-        except OSError as error:  # a full disk is no reason to end a run
-            self._give_up(error)
-        for entry in early:
-            self.write(entry)
-
-    def write(self, entry: Mapping[str, Any]) -> None:
-        """Append a line; before `begin`, keep it until then."""
-        if not self._begun:
-            self._early.append(entry)
-        elif self._descriptor is not None:
-            try:
-                self._line(entry)
-            except OSError as error:
-                self._give_up(error)
-
-    def end(self) -> None:
-        """Close the file; another `begin` goes on in it."""
-        self.close()
-        self._begun, self._early = False, []
-
-    def close(self) -> None:
-        """Close the file: nothing more is written."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def _give_up(self, error: OSError) -> None:
-        logger.warning("GreedyLR stops writing to history_file %s: %s", self.path, error)
-        self.close()
-
-    def _open(self, run: str) -> int:
-        os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-        names = _names(self.path)
-        asked = next(names)
-        descriptor, why_not = _claim(asked, run)
-        while descriptor is None:
-            self.path = next(names)
-            descriptor, _ = _claim(self.path, run)
-        if self.path != asked:
-            logger.warning("GreedyLR writes its history to %s: %s %s", self.path, asked, why_not)
-        return descriptor
-
-    def _line(self, entry: Mapping[str, Any]) -> None:
-        line = f"{_encode(entry)}\n".encode()
-        assert self._descriptor is not None
-        if os.write(self._descriptor, line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_descriptor": None}
-
-    def __del__(self) -> None:
-        self.close()
-
-
-def _names(path: str) -> Iterator[str]:
-    """The path, then path-2, path-3 and so on."""
-    yield path
-    stem, suffix = os.path.splitext(path)
-    for number in count(2):
-        yield f"{stem}-{number}{suffix}"
-
-
-def _claim(path: str, run: str) -> tuple[int | None, str]:
-    """Open a file for the history of a run, locked against other writers; or None, and why it cannot be."""
-    try:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return None, "is not a regular file"
-    except FileNotFoundError:
-        pass
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    why = "is being written by another process"
-    if _lock(descriptor):
-        end = os.fstat(descriptor).st_size
-        owner = _owner(descriptor)
-        if end == 0 or owner == run:
-            _cut_unfinished_line(descriptor, end)
-            return descriptor, ""
-        why = "is not a GreedyLR history"
-        if owner is not None:
-            aside = next(name for name in _names(path) if not os.path.lexists(name))
-            os.rename(path, aside)
-            logger.warning(
-                "GreedyLR renamed the history of an earlier run to %s, and writes its own to %s", aside, path
-            )
-            os.close(descriptor)
-            return _claim(path, run)
-    os.close(descriptor)
-    return None, why
-
-
-def _lock(descriptor: int) -> bool:
-    """Keep other writers out until the descriptor is closed; False if another one is there."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
-
-
-def _owner(descriptor: int) -> str | None:
-    """Id of the run whose history a file is, empty if it has none; None if the file is not a history."""
-    start = os.pread(descriptor, LONGEST_HEADER, 0)
-    line, newline, _ = start.partition(b"\n")
-    beginning = b'{"greedylr_history"'
-    if not newline:  # a kill may have left less than a header
-        return "" if line.startswith(beginning) or beginning.startswith(line) else None
-    try:
-        header = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(header, dict) or "greedylr_history" not in header:
-        return None
-    owner = header.get("run", "")
-    return owner if isinstance(owner, str) else ""
-
-
-def _cut_unfinished_line(descriptor: int, size: int) -> None:
-    end = size
-    while end > 0:
-        start = max(0, end - 4096)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            end = start + newline + 1
-            break
-        end = start
-    if end < size:
-        os.ftruncate(descriptor, end)
 
 
 def _finite_or_none(value: float | None) -> float | None:
@@ -351,9 +167,9 @@ def _row(record: Record) -> dict[str, Any]:
 # ---- what it suggests ----
 
 
-def steady_scales(records: Iterable[Record]) -> list[float]:
-    """Scales of the first group, of the decisions outside warmup and final decay."""
-    return [record.decision.scales[0] for record in records if record.envelope == 1.0]
+def steady_scales(records: Iterable[Record], group: int = 0) -> list[float]:
+    """Scales of a parameter group, of the decisions outside of ramp and final decay."""
+    return [record.decision.scales[group] for record in records if record.envelope == 1.0]
 
 
 def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:

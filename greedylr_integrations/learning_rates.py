@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from greedylr_integrations.base_schedule import BaseSchedule, write_lr
+from greedylr_integrations.checks import check
 from greedylr_integrations.envelope import Envelope
 
 
@@ -29,6 +30,9 @@ class LearningRates:
     Attributes:
         base_lrs (list of float): base LR of each group. A new list each time it changes.
         factor (float): the envelope's value as it was last written.
+        written (tuple of float): the scales as they were last written.
+        ramps (bool): whether there is a ramp.
+        steady_from, steady_until (float): between these steps, the LRs move with the scales alone.
     """
 
     def __init__(
@@ -39,14 +43,24 @@ class LearningRates:
         self.schedule = None if base_schedule is None else BaseSchedule(base_schedule, optimizer, shadow)
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
         self.factor = 1.0
+        self.written: Sequence[float] = ()
         self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint continued from
-        # with another schedule, ramp and decay are the schedule's own
+        if base_schedule is not None:
+            steps = envelope.linear_warmup_steps
+            check(steps == 0, "linear_warmup_steps", steps, "0 with a base_schedule, whose ramp and decay are its own")
         self.set_envelope(envelope if self.schedule is None else Envelope())
 
     def set_envelope(self, envelope: Envelope) -> None:
         """Follow another ramp and decay from now on."""
         self.envelope = envelope
-        self._constant = envelope.constant()
+        self.ramps = self.schedule is not None or envelope.linear_warmup_steps > 0
+        self.steady_from, self.steady_until = envelope.constant() if self.schedule is None else (0, 0)
+
+    def detach(self, optimizer: Any) -> None:
+        """Let go of the optimizer and the base schedule; another has the LRs from now on."""
+        self._optimizer = optimizer
+        if self.schedule is not None:
+            self.schedule.detach(optimizer)
 
     @property
     def bases(self) -> list[float]:
@@ -58,11 +72,6 @@ class LearningRates:
         """Whether the optimizer has the base schedule's own LRs at the moment."""
         return self.schedule is not None and self.schedule.lent
 
-    def moves(self, step: int) -> bool:
-        """Whether the LRs are others at this step than at the one before, at the same scale."""
-        start, end = self._constant
-        return self.schedule is not None or not start < step < end
-
     def of(self, scales: Sequence[float], step: int) -> list[float]:
         """LR of each group at an optimizer step."""
         factor = self.envelope(step)
@@ -71,6 +80,7 @@ class LearningRates:
     def write(self, scales: Sequence[float], step: int) -> None:
         """Give the optimizer its LRs at an optimizer step."""
         self.factor = factor = self.envelope(step)
+        self.written = scales
         if not self.shadow:
             for group, lr, scale in zip(self._optimizer.param_groups, self.bases, scales, strict=True):
                 write_lr(group, lr * (scale * factor))

@@ -22,9 +22,9 @@ from greedylr_integrations import _lightning_trainer
 from greedylr_integrations._lightning_metric import MonitoredMetric
 from greedylr_integrations._lightning_trainer import Callback
 from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallback
-from greedylr_integrations.checks import check, check_number
-from greedylr_integrations.core import ControllerConfig, logger
-from greedylr_integrations.schedulers import mode_of
+from greedylr_integrations.checks import check, check_integer
+from greedylr_integrations.controller import ControllerConfig
+from greedylr_integrations.slope import for_all_ranks
 
 NO_LOSS = (
     "training_step has to return it, as a tensor or as 'loss' in a dictionary, also with manual optimization; or give"
@@ -39,7 +39,6 @@ class _Run(Run):
     optimizer: Any = None
     hook: Any = None
     stepped: int = 0  # optimizer steps in the batch under way
-    metric: MonitoredMetric | None = None  # None: the loss of each step
 
 
 class GreedyLRCallback(SharedCallback, Callback):
@@ -66,10 +65,8 @@ class GreedyLRCallback(SharedCallback, Callback):
             optimizer_index (int): which of the module's optimizers, from 0. Default 0.
             **arguments: see `SharedCallback`.
         """
-        check_number("optimizer_index", optimizer_index, int)
-        check(optimizer_index >= 0, "optimizer_index", optimizer_index, "at least 0")
         super().__init__(config, **arguments)
-        self.optimizer_index = optimizer_index
+        self.optimizer_index = check_integer("optimizer_index", optimizer_index, least=0)
         self._fitted: tuple[Any, Any] | None = None  # Trainer and module of the last run, weakly
 
     @property
@@ -97,6 +94,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._build(trainer, pl_module)
         self._resume(run.saved, trainer.global_step // count)
         run.saved = None
+        self._scheduler.advise(NO_LOSS)
         self._scheduler.take_over()
         run.hook = run.optimizer.register_step_post_hook(self._on_step)
         self._fitted = (ref(trainer), ref(pl_module))
@@ -105,17 +103,20 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._run.stepped += 1
         self._scheduler.hand_over()
 
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if optimizer is self._run.optimizer:
+            self._scheduler.measure_slope()  # Lightning steps with a closure, so the optimizer's hook cannot
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         run, scheduler = self._run, self._scheduler
         if self.monitor == "loss":
             self._meter_loss(trainer, pl_module, outputs)
         if run.stepped:
-            self._step(NO_LOSS)
-            for _ in range(run.stepped - 1):  # manual optimization may step more than once in a batch
-                scheduler.step()
+            for again in range(run.stepped):  # manual optimization may step more than once in a batch
+                scheduler.step() if run.metric is None and not again else scheduler.advance()
             run.stepped = 0
         elif pl_module.automatic_optimization and not _lightning_trainer.accumulates(trainer):
-            scheduler.meter.discard_step()  # the scaler skipped it
+            scheduler.skip_step()  # the scaler skipped it
         scheduler.take_over()
         if self.settings.prog_bar or (trainer.loggers and scheduler.last_epoch % trainer.log_every_n_steps == 0):
             self._log(pl_module)
@@ -137,12 +138,15 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._run.hook.remove()
-        self._end_run(complete=not trainer.should_stop)
+        self._end_run()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._run is not None and self._run.hook is not None:
             self._run.hook.remove()
         self._run = None
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        _lightning_trainer.detach(self)
 
     # ---- state ----
 
@@ -151,15 +155,16 @@ class GreedyLRCallback(SharedCallback, Callback):
             return dict(self._run.saved)
         if self.scheduler is None:
             return {}
-        self.scheduler.meter.synchronize()  # Lightning asks on every rank, and keeps what rank 0 says
-        return self.scheduler.state_dict()
+        self.scheduler.synchronize()  # Lightning asks on every rank, and keeps what rank 0 says
+        return for_all_ranks(self.scheduler.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._run is not None:  # not with validate, test or predict
             self._run.saved = dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_fitted": None}
+        state = {**super().__getstate__(), "_fitted": None}
+        return {name: value for name, value in state.items() if name not in _lightning_trainer.ATTACHED}
 
     def _last_fit(self) -> tuple[Any, Any] | None:
         """The Trainer and the module of the last run, if they are still there."""
@@ -189,13 +194,13 @@ class GreedyLRCallback(SharedCallback, Callback):
                 group["initial_lr"] = lr  # this run's, for on_resume to choose; the optimizer has the checkpoint's
         total = settings.total_steps
         if total is None:
-            total = _lightning_trainer.optimizer_steps(trainer, pl_module, say=not (multiplies or run.begun))
+            total = _lightning_trainer.optimizer_steps(trainer, pl_module, say=run.hook is None and not multiplies)
         by_epoch = metric is not None and (metric.by_epoch or not trainer.enable_validation)
         count = _lightning_trainer.epochs if by_epoch else _lightning_trainer.validations
         self._make_scheduler(
             run.optimizer,
-            mode=mode_of(self.monitor, self.config.mode),
             total_steps=total,
+            steps_per_epoch=_lightning_trainer.steps_per_epoch(trainer, pl_module),
             linear_warmup_steps=settings.linear_warmup_steps or 0,
             base_schedule=schedules[0].scheduler if multiplies else None,
             horizon=None if metric is None else count(trainer, pl_module) or None,

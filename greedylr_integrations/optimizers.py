@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from greedylr_integrations.log import logger
+
 # What each kind has in its parameter groups or is named after, and what happens to a schedule's LR.
 _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
     (
@@ -12,7 +14,7 @@ _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
         "is schedule-free and averages the weights instead of decaying the LR, so a schedule works against it",
     ),
     (
-        lambda name, group: "d" in group and "growth_rate" in group or name in ("dog", "ldog"),
+        lambda name, group: ("d" in group and "growth_rate" in group) or name in ("dog", "ldog"),
         "finds its own LR, and a schedule on top of it works against that",
     ),
     (
@@ -29,25 +31,38 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-def conflict(optimizer: Any) -> str | None:
-    """Why GreedyLR should not set the LR of this optimizer, as the end of a sentence; None if there is no reason.
+def check_optimizer(optimizer: Any, *, shadow: bool) -> None:
+    """Say at WARNING that GreedyLR should not set the LR of this optimizer; refuse one that has none.
 
     Seen with schedulefree 1.4, prodigyopt 1.1, dadaptation 3.2, dog-optimizer 1.0 and the layer-wise dummies of
     transformers 5.23.
-    """
-    name, group = type(unwrapped(optimizer)).__name__.lower(), optimizer.param_groups[0]
-    return next((text for matches, text in _KINDS if matches(name, group)), None)
 
-
-def check_lrs(optimizer: Any) -> None:
-    """Refuse an optimizer that has no LR to multiply.
+    Args:
+        shadow (bool): whether the LR is left alone; then nothing is said.
 
     Raises:
-        ValueError: if a parameter group's LR is None, as with Adafactor's `relative_step`.
+        ValueError: if a parameter group's LR is None, or the optimizer makes it, as Adafactor with `relative_step`.
     """
-    for group in optimizer.param_groups:
-        if group.get("relative_step") or group["lr"] is None:
-            raise ValueError(
-                f"{type(unwrapped(optimizer)).__name__} makes its own LR (lr={group['lr']}), so there is none to multiply: give it"
-                " an lr and, for Adafactor, relative_step=False and warmup_init=False, or train without GreedyLR"
-            )
+    raw = unwrapped(optimizer)
+    name, group = type(raw).__name__, optimizer.param_groups[0]
+    if group["lr"] is None or group.get("relative_step"):
+        raise ValueError(
+            f"{name} makes its own LR (lr={group['lr']}), so there is none to multiply: give it an lr and, for"
+            " Adafactor, relative_step=False and warmup_init=False, or train without GreedyLR"
+        )
+    for matches, what_happens in _KINDS:
+        if not shadow and matches(name.lower(), group):
+            logger.warning("GreedyLR should not be used with %s, which %s", name, what_happens)
+
+
+class _Groups:
+    """Parameter groups without their parameters."""
+
+    def __init__(self, param_groups: list[dict[str, Any]]) -> None:
+        self.param_groups = param_groups
+
+
+def without_parameters(optimizer: Any) -> Any:
+    """What takes the optimizer's place when its run is over: its LRs."""
+    kept = ("lr", "initial_lr")
+    return _Groups([{key: float(group[key]) for key in kept if key in group} for group in optimizer.param_groups])

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 from collections import deque
 
+from torch.optim.lr_scheduler import LRScheduler
+
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
 from greedylr_integrations.decision import HOLD, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import CommandRecord, History, HistoryFile, Recorder, shadow_summary, suggested_lr
+from greedylr_integrations.history import CommandRecord, History, Recorder, shadow_summary, steady_scales, suggested_lr
+from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
+from greedylr_integrations.loss import LossMeter
 
 
-class Readings:
-    """The readings of `GreedyLR`.
+class Readings(LRScheduler):
+    """What `GreedyLR` shows.
 
     Attributes:
-        last_epoch (int): optimizer steps done.
-        base_lrs (list of float): base LR of each parameter group.
         shadow (bool): whether the optimizer is left alone.
-        history_file (HistoryFile): where the history goes. None if nowhere.
+        monitor (str): what the losses are.
+        meter (LossMeter): the losses of this rank.
     """
 
-    last_epoch: int
-    base_lrs: list[float]
     shadow: bool
-    history_file: HistoryFile | None
+    monitor: str
+    meter: LossMeter
     _total_steps: int | None
     _decider: Decider
     _rates: LearningRates
     _recorder: Recorder
+
+    def _take_up_groups(self) -> None:
+        """Take up parameter groups that were added to the optimizer."""
+        raise NotImplementedError
 
     @property
     def controller(self) -> GreedyController:
@@ -46,6 +52,29 @@ class Readings:
     def commands(self) -> deque[CommandRecord]:
         """The commands so far."""
         return self._recorder.commands
+
+    @property
+    def history_file(self) -> HistoryFile | None:
+        """Where the history goes; None if nowhere."""
+        return self._recorder.file
+
+    @property  # type: ignore[override]
+    def base_lrs(self) -> list[float]:  # type: ignore[override]
+        """Base LR of each parameter group."""
+        return self._rates.base_lrs
+
+    @base_lrs.setter
+    def base_lrs(self, base_lrs: list[float]) -> None:
+        """torch's LRScheduler sets them once; they are kept with the other learning rates."""
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """LR of each group now: a list of floats. With `shadow`, what it would be."""
+        self._take_up_groups()
+        return self._rates.of(self.controller.scales, self.last_epoch)
+
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
+        """The same as `get_lr`."""
+        return self.get_lr()
 
     @property
     def scale(self) -> float:
@@ -86,7 +115,7 @@ class Readings:
         action = self.history[-1].decision.action if self.history else HOLD
         values = {
             "greedylr/scale": self.scale,
-            "greedylr/lr": self._rates.of(self.controller.scales, self.last_epoch)[speaker],
+            "greedylr/lr": self.get_lr()[speaker],
             "greedylr/action": {RAISE: 1.0, LOWER: -1.0, HOLD: 0.0}[action],
         }
         slope = self.history[-1].decision.slope if self.history else None
@@ -95,8 +124,7 @@ class Readings:
     def suggested_lr(self) -> float | None:
         """Where the next such run should start, from the LRs that this one settled on; None if it was too short."""
         speaker = self._rates.speaker
-        steady = [record.decision.scales[speaker] for record in self.history if record.envelope == 1.0]
-        return suggested_lr(steady, self.base_lrs[speaker])
+        return suggested_lr(steady_scales(self.history, speaker), self.base_lrs[speaker])
 
     def finish(self) -> None:
         """At the end of a run: say what it found, or what `shadow` saw, and close the history.

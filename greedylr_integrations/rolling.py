@@ -6,11 +6,11 @@ Every call is amortized O(1) for a window of any size. Values must be finite. Ea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice, pairwise
-from math import sqrt
+from math import inf, sqrt
 
-from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_numbers
+from greedylr_integrations.checks import fits, is_count, is_finite, is_list_of, is_none_or, is_numbers
 
 
 class RollingMean:
@@ -93,7 +93,7 @@ class RollingMean:
         return {"losses": list(self._values), "older": len(self._older_sums)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Continue from what `state_dict` gave, in a window that is still empty; from the newest values if not all fit."""
+        """Continue from what `state_dict` gave: from its newest values, if the window takes fewer."""
         losses = state["losses"][-self.size :]
         older = max(state["older"] - len(state["losses"]) + len(losses), 0)
         self._values.extend(losses[:older])
@@ -137,10 +137,58 @@ class RecentBest:
         self._queue = deque((number, value) for number, value in state["queue"])
 
 
+class Average:
+    """Mean of all values so far, and its standard error by von Neumann's estimator.
+
+    Args:
+        count (int), total, squares, last (float): from `state_dict`. Default: no values.
+    """
+
+    def __init__(self, count: int = 0, total: float = 0.0, squares: float = 0.0, last: float = 0.0) -> None:
+        self.count = count
+        self._total = total
+        self._squares = squares  # sum over neighbours of their squared difference
+        self._last = last
+
+    def push(self, value: float) -> None:
+        """Add a value."""
+        if self.count:
+            difference = value - self._last
+            self._squares += difference * difference
+        self.count += 1
+        self._total += value
+        self._last = value
+
+    @property
+    def mean(self) -> float:
+        return self._total / self.count if self.count else 0.0
+
+    @property
+    def in_errors(self) -> float:
+        """The mean in its standard errors. Of a single value, only the sign counts."""
+        error = sqrt(self._squares / (2 * max(1, self.count - 1) * max(1, self.count)))
+        return self.mean / (error + 1e-12)
+
+    def state_dict(self) -> list[float]:
+        return [self.count, self._total, self._squares, self._last]
+
+
+def average(values: Sequence[float]) -> Average:
+    """Mean and standard error of a few values."""
+    of = Average()
+    for value in values:
+        of.push(value)
+    return of
+
+
 class Pace:
     """How fast a rolling mean falls: its fall over the last `size` values as a share of the largest such fall so far.
 
     The first sixth of the values is skipped: their means are of a few losses, and noise would pass for a fall.
+
+    A fall that one far outlier makes, when it leaves the mean, does not count as the largest, or no later fall would
+    compare with it. It is one of more than 3 times the distance that the values have covered so far, and of more than
+    240 times that distance for a single value.
     """
 
     def __init__(self, size: int) -> None:
@@ -148,32 +196,80 @@ class Pace:
         self._skip = size // 6
         self._largest = 0.0
         self._means: deque[float] = deque(maxlen=size + 1)
+        self._covered = _Covered() if self._skip else None  # a window of fewer values follows single losses anyway
+        self._judged_from = size - self._skip  # means after which the values have covered enough to compare with
+        self._too_far = max(3.0, 240 / size)
 
-    def push(self, mean: float) -> float:
-        """Add a mean; return the share, from 0 (does not fall) to 1 (falls as fast as it ever has)."""
+    def push(self, mean: float, value: float) -> float:
+        """Add a mean and the newest value in it.
+
+        Returns:
+            The share, from 0 (does not fall) to 1 (falls as fast as it ever has).
+        """
+        covered, limit = self._covered, inf
+        if covered is not None:
+            covered.push(value)
         if self._skip:
             self._skip -= 1
             return 0.0
         means = self._means
         means.append(mean)
+        if covered is not None and len(means) >= self._judged_from:
+            limit = self._too_far * covered.distance
+            if self._largest > limit:
+                self._largest = 0.0
         fall = means[0] - mean
         if fall <= 0.0:
             return 0.0
-        if fall >= self._largest:
+        if fall < self._largest:
+            return fall / self._largest
+        if fall <= limit:
             self._largest = fall
-            return 1.0
-        return fall / self._largest
+        return 1.0
 
     def clear(self) -> None:
         self._largest = 0.0
         self._means.clear()
 
     def state_dict(self) -> dict:
-        return {"skip": self._skip, "largest": self._largest, "means": list(self._means)}
+        covered = None if self._covered is None else self._covered.state_dict()
+        return {"skip": self._skip, "largest": self._largest, "means": list(self._means), "covered": covered}
 
     def load_state_dict(self, state: Mapping) -> None:
         self._skip, self._largest = state["skip"], state["largest"]
         self._means = deque(state["means"], maxlen=self.size + 1)
+        covered = state.get("covered")  # earlier versions did not have it
+        self._covered = None if covered is None else _Covered(*covered)
+
+
+class _Covered:
+    """How far apart values have been, single outliers left out: the range of the medians of three in a row."""
+
+    def __init__(self, low: float | None = None, high: float | None = None, last: Sequence[float] = ()) -> None:
+        self._low = inf if low is None else low
+        self._high = -inf if high is None else high
+        self._first, self._second = (None, None, *last)[-2:]
+
+    def push(self, value: float) -> None:
+        first, second = self._first, self._second
+        self._first, self._second = second, value
+        if first is None or second is None:
+            return
+        if first > second:
+            first, second = second, first
+        median = first if value < first else second if value > second else value
+        if median < self._low:
+            self._low = median
+        if median > self._high:
+            self._high = median
+
+    @property
+    def distance(self) -> float:
+        return max(self._high - self._low, 0.0)
+
+    def state_dict(self) -> list:
+        last = [value for value in (self._first, self._second) if value is not None]
+        return [None if self._low > self._high else self._low, None if self._low > self._high else self._high, last]
 
 
 def is_window(value: object) -> bool:
@@ -186,4 +282,18 @@ _ENTRIES = is_list_of(
     lambda entry: isinstance(entry, list) and len(entry) == 2 and is_count(entry[0]) and is_finite(entry[1])
 )
 is_recent = fits({"count": is_count, "queue": _ENTRIES})
-is_pace = fits({"skip": is_count, "largest": is_finite, "means": is_numbers})
+_PACE_1 = {"skip": is_count, "largest": is_finite, "means": is_numbers}
+_COVERED = is_none_or(
+    lambda value: (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(map(is_none_or(is_finite), value[:2]))
+        and is_numbers(value[2])
+        and len(value[2]) <= 2
+    )
+)
+_PACE = {**_PACE_1, "covered": _COVERED}
+
+
+def is_pace(value: object) -> bool:
+    return fits(_PACE)(value) or fits(_PACE_1)(value)

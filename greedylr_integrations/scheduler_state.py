@@ -74,7 +74,7 @@ def _is_decay(value: Any) -> bool:
 
 SCHEDULER_STATE = {
     "version": lambda value: value == STATE_VERSION and is_integer(value),
-    "run": lambda value: isinstance(value, str),
+    "run": lambda value: value is None or isinstance(value, str),
     "last_epoch": is_count,
     "base_lrs": is_list_of(is_base_lr),
     "scales": is_list_of(is_scale),

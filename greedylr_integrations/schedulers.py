@@ -15,22 +15,24 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from greedylr_integrations.checks import check, check_integer
+from greedylr_integrations.checks import check
 from greedylr_integrations.controller import ControllerConfig, GreedyController
-from greedylr_integrations.deciding import Decider
+from greedylr_integrations.deciding import Decider, RunLength
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.distributed import all_alike, rank, world_size
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import HistoryFile, Recorder
+from greedylr_integrations.history import Recorder
+from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
+from greedylr_integrations.optimizers import check_optimizer, without_parameters
 from greedylr_integrations.readings import Readings
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
-from greedylr_integrations.steering import Command, CommandFile, Steerable
+from greedylr_integrations.steering import Command, Steerable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from greedylr_integrations.rules import ConfigFields
 
 
-class GreedyLR(Steerable, Readings, LRScheduler):
+class GreedyLR(Readings, Steerable):
     """The learning rate finds itself: LR of a parameter group = its base LR x scale x envelope.
 
         scheduler = GreedyLR(optimizer, total_steps=1000)
@@ -80,11 +82,6 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         monitor (str): what the losses are, for the history. Default "loss".
         **fields: fields of the config, in place of its own.
 
-    Attributes:
-        controller (GreedyController): what decides.
-        meter (LossMeter): the losses of this rank.
-        history_file (HistoryFile): where the history goes. None if nowhere.
-
     Raises:
         TypeError, ValueError: for what does not fit, with the field, the value and what is allowed.
     """
@@ -111,6 +108,7 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         monitor: str = "loss",
         **fields: Unpack[ConfigFields],
     ) -> None:
+        check_optimizer(optimizer, shadow=shadow)
         if controller is not None:
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
@@ -118,25 +116,15 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=ratio)
-        super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
-        self._total_steps = envelope.total_steps
-        self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
-        self.base_lrs = self._rates.base_lrs
+        length = RunLength(envelope.decided_steps, horizon, steps_per_epoch)
         self.meter = LossMeter(lag=loss_lag, process_group=process_group) if meter is None else meter
-        commands = None if control_file is None else CommandFile(control_file)
-        self._decider = Decider(
-            config,
-            Signals(self.meter, SlopeMeter(optimizer, slope_sample), commands),
-            steps=envelope.decided_steps,
-            horizon=horizon,
-            new_steps=None if steps_per_epoch is None else check_integer("steps_per_epoch", steps_per_epoch, least=1),
-            monitor=monitor,
-            carry_out=self._carry_out,
-        )
-        self.history_file = history_file if isinstance(history_file, HistoryFile | None) else HistoryFile(history_file)
-        self._recorder = Recorder(self.history_file)
+        signals = Signals(self.meter, SlopeMeter(optimizer, slope_sample), control_file)
+        super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
+        self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
+        self._decider = Decider(config, signals, length, monitor, self._carry_out)
+        self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
         self._begun = False
-        self._run = ""  # the run's id, if it has a history file
+        self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._write()
 
@@ -161,20 +149,22 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         if not self._begun:
             self._begin()
         self._take_up_groups()
-        decision = None
-        if self.ramping:
-            self._decider.skip(self.last_epoch + 1)
+        step = self.last_epoch + 1
+        if self._rates.ramps and self.ramping:
+            decision = self._decider.skip(step)
         else:
-            decision = self._decider.step(loss, self.last_epoch + 1)
-        self._go_on()
-        return self._record(decision)
+            decision = self._decider.step(loss, step)
+        self._go_on(step)
+        if decision is not None:
+            self._record(decision)
+        return decision
 
     def advance(self) -> None:
         """Go on by one optimizer step of which no rank has a loss: ramp, decay and base schedule alone."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
-        self._go_on()
+        self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
         """Decide without a step, on a validation loss, say: averaged over all ranks, each of which must call this."""
@@ -184,7 +174,13 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         self._take_up_groups()
         decision = self._decider.observe(loss)
         self._write()
-        return self._record(decision)
+        if decision is not None:
+            self._record(decision)
+        return decision
+
+    def advise(self, advice: str) -> None:
+        """What to say if the first steps come without a loss. An adapter knows better than this class."""
+        self._decider.advice = advice
 
     def skip_step(self) -> None:
         """The optimizer skipped the step under way: forget what was measured for it."""
@@ -203,36 +199,33 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             return
         self._begun = True
         config = self.controller.config.to_dict()
-        header = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
+        header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):
             raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
         if self.history_file is not None:
-            self._run = self._run or uuid.uuid4().hex
+            self._run = uuid.uuid4().hex if self._run is None else self._run
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
-    def _go_on(self) -> None:
-        self.last_epoch += 1
-        if self._rates.schedule is not None:
-            self._rates.schedule.advance()
-        if self.controller.scales is not self._scales or self._rates.moves(self.last_epoch):
-            self._write()
+    def _go_on(self, step: int) -> None:
+        self.last_epoch = step
+        rates, scales = self._rates, self._decider.controller.scales
+        if rates.schedule is not None:
+            rates.schedule.advance()
+        if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
+            rates.write(scales, step)
 
     def _write(self) -> None:
-        self._scales = self.controller.scales
-        self._rates.write(self._scales, self.last_epoch)
+        self._rates.write(self.controller.scales, self.last_epoch)
 
-    def _record(self, decision: Decision | None) -> Decision | None:
-        if decision is not None:
-            rates, nonfinite = self._rates, self.controller.nonfinite
-            self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
-        return decision
+    def _record(self, decision: Decision) -> None:
+        rates, nonfinite = self._rates, self._decider.controller.nonfinite
+        self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
 
     def _take_up_groups(self) -> None:
-        if len(self.optimizer.param_groups) != len(self.base_lrs):
+        if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
             for base_lr in self._rates.new_groups(self.controller.scales):
                 self.controller.add_group(base_lr)
-            self.base_lrs = self._rates.base_lrs
             self._write()
 
     # ---- commands ----
@@ -269,16 +262,31 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             self._rates.schedule.take_back()
         self._write()
 
-    def get_lr(self) -> list[float]:  # type: ignore[override]
-        """LR of each group now: a list of floats. With `shadow`, what it would be."""
-        self._take_up_groups()
-        return self._rates.of(self.controller.scales, self.last_epoch)
+    def detach(self) -> None:
+        """When the run is over: let go of the optimizer, its weights and the base schedule. State and readings stay."""
+        self.optimizer = without_parameters(self.optimizer)
+        self.base_schedule = None
+        self._rates.detach(self.optimizer)
+        self._decider.detach()
+        if self.history_file is not None:
+            self.history_file.end()
 
-    def get_last_lr(self) -> list[float]:  # type: ignore[override]
-        """The same as `get_lr`."""
-        return self.get_lr()
+    @property
+    def _is_accelerate_prepared(self) -> bool:
+        # what `Accelerator.prepare` asks first; it would step this schedule once for each process
+        raise TypeError(
+            "Accelerate would step this GreedyLR once for each process: use GreedyLR of"
+            " greedylr_integrations.accelerate, with the same arguments"
+        )
 
     # ---- state ----
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_begun": False}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+        self._decider.watch(self.optimizer)
 
     def synchronize(self) -> None:
         """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
@@ -294,8 +302,8 @@ class GreedyLR(Steerable, Readings, LRScheduler):
             "base_lrs": list(self.base_lrs),
             "scales": list(self.controller.scales),
             "envelope": self.envelope_value,
-            "decisions": self._recorder.counts[0],
-            "commands": self._recorder.counts[1],
+            "decisions": self._recorder.decision_count,
+            "commands": self._recorder.command_count,
             **self._rates.state_dict(),
             **self._decider.state_dict(),
         }
@@ -312,7 +320,6 @@ class GreedyLR(Steerable, Readings, LRScheduler):
         controller = self._decider.loaded(state, self.base_lrs)
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
-        self.base_lrs = self._rates.base_lrs
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
-        self._recorder.rewind((state["decisions"], state["commands"]))
+        self._recorder.rewind(state["decisions"], state["commands"])
         self._write()

@@ -5,6 +5,7 @@ All of it takes one all-reduce and one host read per decision. What a rank sends
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from greedylr_integrations.checks import is_count
-from greedylr_integrations.distributed import world_size
+from greedylr_integrations.distributed import rank, world_size
 from greedylr_integrations.loss import LossMeter, is_pending
 from greedylr_integrations.slope import SlopeMeter, is_slope_state, slope_of
 from greedylr_integrations.steering import Command, CommandFile, received
@@ -40,16 +41,18 @@ class Signals:
     Args:
         meter (LossMeter): the losses of this rank.
         slopes (SlopeMeter): the gradients of this rank.
-        command_file (CommandFile): where commands come from. Default None: no file on this rank.
+        control_file (path): where commands come from, read by the rank that tells the loss to all (0). Default None.
 
     Attributes:
         last_command (int): mark of the last command that came by the file of any rank; part of the state.
     """
 
-    def __init__(self, meter: LossMeter, slopes: SlopeMeter, command_file: CommandFile | None = None) -> None:
+    def __init__(
+        self, meter: LossMeter, slopes: SlopeMeter, control_file: str | os.PathLike[str] | None = None
+    ) -> None:
         self.meter = meter
         self.slopes = slopes
-        self._file = command_file
+        self._file = None if control_file is None else CommandFile(control_file)
         self.last_command = 0
 
     @property
@@ -99,7 +102,9 @@ class Signals:
             self.slopes.synchronize()
 
     def _poll(self) -> tuple[float, float]:
-        return (0.0, 0.0) if self._file is None else self._file.poll()
+        # one rank alone: the ranks may share a disk, and what each found would add up
+        reads = world_size() is None or rank() == (0 if self.meter.process_group is None else self.meter.source)
+        return self._file.poll() if self._file is not None and reads else (0.0, 0.0)
 
     def _received(self, code: float, value: float) -> Command | None:
         found = received(code, value)

@@ -55,9 +55,11 @@ class SlopeMeter:
 
     def __init__(self, optimizer: Optimizer, sample: int = 1_000_000) -> None:
         self.sample = check_integer("slope_sample", sample, least=1)
-        self._optimizer = optimizer
+        self._optimizer: Optimizer | None = optimizer
         self._parts: list[_Part] | None = None
         self._loaded: list[torch.Tensor] | None = None  # references from a checkpoint, until the first measurement
+        self._sharded = False  # whether they are of shards
+        self._lost = ""  # why there is none
         self._step: torch.Tensor | None = None  # sums of the step under way
         self._total: torch.Tensor | None = None  # sums of the steps since the last reading
         self._count = 0  # number of those
@@ -73,6 +75,7 @@ class SlopeMeter:
             self._step = sum((other.to(first.device) for other in others), start=first)
 
     def _start(self) -> list[_Part]:
+        assert self._optimizer is not None
         parameters = [
             p
             for group in self._optimizer.param_groups
@@ -123,10 +126,11 @@ class SlopeMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """The reference as tensors on the CPU, and the sums that wait for their decision."""
-        references = None if self._parts is None else [part.reference.cpu() for part in self._parts]
+        if self._parts is not None:
+            self._sharded = any(is_sharded(p) for part in self._parts for p in part.parameters)
         return {
-            "reference": self._loaded if references is None else references,
-            "sharded": bool(self._parts) and any(is_sharded(p) for part in self._parts or () for p in part.parameters),
+            "reference": self._loaded if self._parts is None else [part.reference.cpu() for part in self._parts],
+            "sharded": self._sharded,
             "rank": rank(),
             "sums": [] if self._total is None else [as_json(float(number)) for number in self._total],
             "count": self._count,
@@ -135,14 +139,24 @@ class SlopeMeter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave on this rank, or on any rank if the weights are not sharded."""
         reference = state["reference"]
+        self._lost = "the checkpoint has no reference" if reference is None else ""
         if reference is not None and state["sharded"] and (state["rank"] != rank() or (world_size() or 1) == 1):
-            reference = None
-            _say_lost("the checkpoint's reference is of another rank's shard")
-        self._parts, self._loaded = None, reference
+            reference, self._lost = None, "the checkpoint's reference is of another rank's shard"
+        self._parts, self._loaded, self._sharded = None, reference, state["sharded"]
         self._total = (
             torch.tensor([float(number) for number in state["sums"]], dtype=torch.float64) if state["sums"] else None
         )
         self._count, self._step = state["count"], None
+
+    def say_if_lost(self) -> None:
+        """Say at WARNING that the state that was loaded had no reference for this rank."""
+        if self._lost:
+            _say_lost(self._lost)
+
+    def detach(self) -> None:
+        """Let go of the weights, at the end of a run; the state stays."""
+        self._loaded, self._parts = self.state_dict()["reference"], None
+        self._optimizer = None
 
     def forget(self) -> None:
         """Free the memory: the slope is no longer needed."""
@@ -185,6 +199,17 @@ class _Part:
         return local.reshape(-1)[-(first * (tensor.numel() // max(rows, 1))) % self._stride :: self._stride]
 
 
+def without_reference(scheduler_state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of `GreedyLR` without the tensors of the reference, as plain JSON."""
+    return {**scheduler_state, "slope": {**scheduler_state["slope"], "reference": None}}
+
+
+def for_all_ranks(scheduler_state: dict[str, Any]) -> dict[str, Any]:
+    """A state of `GreedyLR` on one rank for all of them, which a reference of its own shard is not."""
+    sharded = scheduler_state["slope"]["sharded"] and (world_size() or 1) > 1
+    return without_reference(scheduler_state) if sharded else scheduler_state
+
+
 def _say_lost(why: str) -> None:
     logger.warning("GreedyLR measures the slope from here on, not from the start of the run: %s", why)
 
@@ -202,4 +227,4 @@ is_slope_state = fits(
         "count": is_count,
     }
 )
-NOTHING_MEASURED = {"reference": None, "sharded": False, "rank": 0, "sums": [], "count": 0}
+NOTHING_MEASURED: dict[str, Any] = {"reference": None, "sharded": False, "rank": 0, "sums": [], "count": 0}

@@ -20,11 +20,11 @@ except ImportError as error:
         "greedylr_integrations.transformers needs transformers: pip install 'greedylr_integrations[transformers]'"
     ) from error
 
-from greedylr_integrations import _hf_setup, _hf_trainer
+from greedylr_integrations import _hf_reference, _hf_setup, _hf_trainer
 from greedylr_integrations._hf_metric import MonitoredMetric, is_evaluation
 from greedylr_integrations.callbacks import Run, SharedCallback
-from greedylr_integrations.core import logger
-from greedylr_integrations.schedulers import mode_of
+from greedylr_integrations.slope import without_reference
+
 
 @dataclass
 class _Run(Run):
@@ -33,7 +33,7 @@ class _Run(Run):
     start_step: int = 0
     replaces: bool = True  # whether GreedyLR is the schedule
     default_lr: float | None = None  # LR of the optimizer's groups that have none of their own
-    metric: MonitoredMetric | None = None  # None: the loss of each step
+    resumed_from: str | None = None  # folder of the checkpoint that the run goes on from
     skipped: bool = False  # whether the fp16 scaler skipped the step under way
 
 
@@ -41,8 +41,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     """The learning rate follows the training loss, averaged over micro-batches and ranks, in each optimizer step.
 
     The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr` and `greedylr/action` (1 raise, -1
-    lower, 0 hold) are added to the Trainer's training logs, and so reach `log_history` and every tracker in `report_to`.
-    The state is part of each checkpoint (`trainer_state.json`) and continues with `resume_from_checkpoint`.
+    lower, 0 hold) are added to the Trainer's training logs, and so reach `log_history` and every tracker in
+    `report_to`. The state is part of each checkpoint (`trainer_state.json`, and for the slope's reference
+    `greedylr_reference_0.pt`) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
@@ -58,17 +59,19 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     ) -> None:
         if self._run is not None:
             self._run.attached.detach()  # from a run that failed
-        trainer, _ = _hf_trainer.find(self)
+        trainer, resumed_from = _hf_trainer.find(self)
         _hf_setup.refuse(self, args, optimizer, lr_scheduler, trainer)
         created = _hf_trainer.made_its_schedule(trainer)
         replaces = (self.settings.base_schedule or ("replace" if created else "multiply")) == "replace"
-        self._run = run = _Run(trainer=trainer, start_step=state.global_step, replaces=replaces)
+        self._run = run = _Run(
+            trainer=trainer, start_step=state.global_step, replaces=replaces, resumed_from=resumed_from
+        )
         run.attached = _hf_trainer.Attached(trainer, lambda: self._scheduler.metrics())
         run.default_lr = _hf_setup.default_lr(optimizer)
         if self.monitor != "loss":
             run.metric = MonitoredMetric(self.monitor, args)
             run.metric.warn_at_start()
-        self._build(args, state, optimizer, lr_scheduler)
+        self._build(args, state, optimizer, lr_scheduler, kwargs.get("train_dataloader"))
         # the Trainer's save expects an entry, which a checkpoint from before this callback does not have
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         _hf_setup.warn(self.settings, args, trainer, replaces)
@@ -80,6 +83,14 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self._run.metric is not None:
             self._run.metric.look_for()
 
+    def on_pre_optimizer_step(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        run = self._run
+        if run.metric is None and state.global_step == run.start_step and not self._scheduler.meter.fed:
+            run.metric = _hf_setup.fall_back(args, state)
+            self._build(args, state, optimizer, lr_scheduler)
+
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._run.skipped = getattr(optimizer, "step_was_skipped", False)
         self._scheduler.hand_over()
@@ -88,12 +99,12 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
         run = self._run
-        if run.metric is None and state.global_step == run.start_step + 1 and not self._scheduler.meter.fed:
-            self._fall_back(args, state, optimizer, lr_scheduler)
         if run.skipped:
-            self._scheduler.meter.discard_step()
+            self._scheduler.skip_step()
+        elif run.metric is None:
+            self._scheduler.step()
         else:
-            self._step("the training_step of this Trainer returns none")
+            self._scheduler.advance()
         self._publish(lr_scheduler)
         if self.settings.prog_bar and state.is_world_process_zero:
             run.attached.show(f"{self._scheduler.scale:.3g}")
@@ -117,7 +128,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     ) -> None:
         if self._run is None or not _hf_trainer.trains(self._run.trainer):
             return
-        self._scheduler.meter.synchronize()  # with save_strategy="best", a save may follow
+        self._scheduler.synchronize()  # with save_strategy="best", a save may follow
         metric = self._run.metric
         if metric is None or metric.name == "loss" or state.global_step == self._run.start_step:
             return
@@ -128,44 +139,43 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._run.attached.detach()
         self._scheduler.hand_over()
-        self._end_run(complete=state.global_step >= state.max_steps)
+        self._end_run()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._run is not None:
+            folder = _hf_trainer.checkpoint_folder(self._run.trainer, args, state)
+            _hf_reference.save(folder, self._scheduler.state_dict())
 
     # ---- state ----
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in `trainer_state.json`: arguments of the constructor, and the scheduler's state."""
-        attributes = {} if self.scheduler is None else {"saved": self.scheduler.state_dict()}
+        attributes = {} if self.scheduler is None else {"saved": without_reference(self.scheduler.state_dict())}
         if self._run is not None:
             attributes["default_lr"] = self._run.default_lr
         return {"args": self.settings.arguments(), "attributes": attributes}
 
-    def _build(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
+    def _build(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any, loader: Any = None) -> None:
         """Make the scheduler and have it continue from the checkpoint, if there is one."""
-        run, warmup = self._run, self.settings.linear_warmup_steps
-        if warmup and not run.replaces:
-            raise ValueError(
-                f"linear_warmup_steps={warmup} is not allowed with base_schedule='multiply': the schedule has its own"
-                " warmup"
-            )
+        run, settings = self._run, self.settings
         # whether or not the Trainer was told to restore callbacks
         entry = state.stateful_callbacks.get(type(self).__name__) if run.start_step else None
         attributes = (entry or {}).get("attributes", {})
         if run.replaces and run.start_step:
             _hf_setup.configure_lrs(optimizer, attributes.get("default_lr"))
-        total = self.settings.total_steps
         best = run.metric is not None and run.metric.is_best_metric()
         self._make_scheduler(
             optimizer,
-            mode=mode_of(self.monitor, self.config.mode, args.greater_is_better if best else None),
+            greater_is_better=args.greater_is_better if best else None,
             pre_divided=True,
-            total_steps=state.max_steps if total is None else total,
-            linear_warmup_steps=(args.get_warmup_steps(state.max_steps) if warmup is None else warmup)
-            if run.replaces
-            else 0,
+            total_steps=state.max_steps if settings.total_steps is None else settings.total_steps,
+            steps_per_epoch=_hf_trainer.steps_per_epoch(args, loader),
+            linear_warmup_steps=_hf_setup.warmup_steps(settings, self._rule_config(), args, state, run.replaces),
             base_schedule=None if run.replaces else lr_scheduler,
             horizon=None if run.metric is None else run.metric.count(state),
         )
-        self._resume(attributes.get("saved"), run.start_step)
+        saved = attributes.get("saved")
+        self._resume(saved and _hf_reference.load(saved, run.resumed_from), run.start_step)
 
     # ---- pieces ----
 
@@ -194,14 +204,4 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self._run.metric is not None:
             self._run.metric.expect_evaluation(control.should_evaluate)
         if control.should_save:
-            self._scheduler.meter.synchronize()  # only rank 0 writes the state
-
-    def _fall_back(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any) -> None:
-        logger.warning(
-            "GreedyLR cannot see the loss of each step in this Trainer and follows the logged one instead"
-            " (logging_strategy %r, logging_steps %s)",
-            str(getattr(args.logging_strategy, "value", args.logging_strategy)),
-            state.logging_steps,
-        )
-        self._run.metric = MonitoredMetric("loss", args)
-        self._build(args, state, optimizer, lr_scheduler)
+            self._scheduler.synchronize()  # only rank 0 writes the state

@@ -116,14 +116,14 @@ def test_hold_and_raise():
 
 @pytest.mark.parametrize("loss", ["1.0", None, True, [1.0], object(), 1j])
 def test_a_loss_that_is_not_a_number(loss):
-    controller = GreedyController()
+    controller = GreedyController(GreedyConfig())
     with pytest.raises(TypeError, match="^loss=.* is not allowed: it must be a"):
         controller.observe(loss)
 
 
 @pytest.mark.parametrize("loss", [3, 10**400])
 def test_integers_are_numbers(loss):
-    assert isinstance(GreedyController().observe(loss), Decision)
+    assert isinstance(GreedyController(GreedyConfig()).observe(loss), Decision)
 
 
 # ---- state ----
@@ -182,7 +182,7 @@ def test_a_faulty_state_is_refused_and_changes_nothing(path, value, says):
 @pytest.mark.parametrize("state", [None, [], "x"])
 def test_a_state_that_is_no_dictionary(state):
     with pytest.raises(ValueError, match="not a dictionary"):
-        GreedyController().load_state_dict(state)
+        GreedyController(GreedyConfig()).load_state_dict(state)
 
 
 def test_all_faults_are_named_at_once():
@@ -221,7 +221,7 @@ def test_another_horizon_is_adopted_and_logged(caplog):
     new = GreedyController(GreedyConfig(on_resume="error"), (0.1, 0.2), horizon=1000)
     new.load_state_dict(old.state_dict())
     assert new.scales == old.scales
-    assert "horizon of 1000 decisions, was 100" in caplog.text
+    assert "run length of 1000 decisions, was 100" in caplog.text
     smaller = GreedyController(GreedyConfig(on_resume="error"), (0.1, 0.2), horizon=10)
     smaller.load_state_dict(old.state_dict())
     smaller.observe(5.0)

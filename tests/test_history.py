@@ -1,9 +1,12 @@
-"""Decisions in memory and on disk: complete, bounded, safe against a kill, and refused where they would mix runs."""
+"""Decisions in memory and on disk: complete, bounded, safe against a kill, and never mixed with another run's."""
 
 import copy
+import errno
 import json
 import logging
 import math
+import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,8 +16,8 @@ import pytest
 import torch
 from processes import TESTS, spawn
 
-from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history
-from greedylr_integrations.decision import Action, Decision, Reason
+from greedylr_integrations import ControllerConfig, GreedyConfig, GreedyLR, OneScaleRule, PaperConfig, history
+from greedylr_integrations.decision import Decision, Reason
 
 FAST = {"window_size": 2, "factor": 0.9}
 
@@ -58,10 +61,12 @@ def test_nonfinite_losses_in_a_row_are_counted():
     assert [record.nonfinite for record in scheduler.history] == [0, 1, 2, 0, 1]
 
 
-def test_memory_is_bounded(monkeypatch):
-    monkeypatch.setattr("greedylr_integrations.schedulers.HISTORY_SIZE", 10)
-    scheduler = train(scheduler_of(), losses())
-    assert [record.step for record in scheduler.history] == list(range(51, 61))
+def test_memory_is_bounded():
+    bounded = history.History(10)
+    for record in train(scheduler_of(), losses()).history:
+        bounded.entries.append(history.Entry(record.step, (0.1,), record.envelope, record.decision, 0))
+    assert [record.step for record in bounded] == list(range(51, 61))
+    assert history.History().entries.maxlen == history.HISTORY_SIZE
 
 
 def test_going_back_to_a_state_takes_the_later_records_back():
@@ -71,7 +76,7 @@ def test_going_back_to_a_state_takes_the_later_records_back():
     scheduler.pin(1.0)
     scheduler.load_state_dict(state)
     assert [record.step for record in scheduler.history] == list(range(1, 21))
-    assert list(scheduler.orders) == []
+    assert list(scheduler.commands) == []
 
 
 # ---- on disk ----
@@ -84,17 +89,20 @@ def test_what_is_read_is_what_was_decided(tmp_path, config):
     values[7], values[9], values[20] = math.inf, -math.inf, 1e308
     scheduler = GreedyLR(optimizer_of(0.1, 0.02), config, total_steps=60, history_file=path)
     train(scheduler, values)
-    header, records, orders = history.read(path)
+    header, records, commands = history.read(path)
     assert records == list(scheduler.history)
     assert len(records) == 60
-    assert orders == []
+    assert commands == []
+    assert len(header.pop("run")) == 32
     assert header == {
-        "greedylr_history": 1,
+        "greedylr_history": 2,
         "config": config.to_dict(),
         "base_lrs": [0.1, 0.02],
         "total_steps": 60,
         "monitor": "loss",
         "world_size": 1,
+        "decisions": 0,
+        "commands": 0,
     }
 
 
@@ -105,7 +113,7 @@ def test_the_format_line_by_line(tmp_path):
     scheduler.cap(3)
     scheduler.step(math.nan)
     _, *lines = map(json.loads, path.read_text().splitlines())
-    same = {"envelope": 1.0}
+    same = {"envelope": 1.0, "slope": None}
     assert lines == [
         {"step": 1, "loss": 2.0, "smoothed": 2.0, "best": None, "action": "hold", "reason": "FILLING"}
         | {"scales": [1.0], "lrs": [0.5], "nonfinite": 0, **same},
@@ -117,15 +125,19 @@ def test_the_format_line_by_line(tmp_path):
     ]
 
 
-def test_any_controller(tmp_path):
-    class Constant:
-        def observe(self, loss):
-            return Decision(Action.HOLD, Reason.INSIGNIFICANT, (2.0,), loss, math.nan)
+def test_a_rule_of_ones_own(tmp_path):
+    class Constant(OneScaleRule):
+        def update(self, loss, slope):
+            return Decision(self.move(2.0), Reason.INSIGNIFICANT, self.scales, loss, math.nan)
 
-    scheduler = GreedyLR(optimizer_of(0.1, 0.2), controller=Constant(), history_file=tmp_path / "h.jsonl")
+    class ConstantConfig(ControllerConfig):
+        def rule(self, base_lrs, horizon, first_pass=None):
+            return Constant(base_lrs)
+
+    scheduler = GreedyLR(optimizer_of(0.1, 0.2), ConstantConfig(), history_file=tmp_path / "h.jsonl")
     train(scheduler, [1.0, 2.0])
     header, records, _ = history.read(tmp_path / "h.jsonl")
-    assert header["config"] is None
+    assert header["config"]["behaviour"] == "ConstantConfig"
     assert [(r.decision.scales, r.lrs, r.decision.smoothed) for r in records] == [((2.0, 2.0), (0.2, 0.4), None)] * 2
 
 
@@ -143,40 +155,101 @@ def test_a_metric(tmp_path):
 # ---- one file, one run ----
 
 
-def test_a_fresh_run_refuses_the_history_of_another_before_it_writes(tmp_path):
+def test_a_fresh_run_renames_the_history_of_another(tmp_path, warnings_of):
     path = tmp_path / "history.jsonl"
-    train(scheduler_of(path), losses(5))
-    before = path.read_bytes()
-    for ramp in (0, 10):
-        with pytest.raises(ValueError, match="has the history of another run already: name another file, delete this"):
-            scheduler_of(path, linear_warmup_steps=ramp).step(1.0)
-    assert path.read_bytes() == before
+    written = []
+    for run in range(3):
+        train(scheduler_of(path), losses(5 + run)).finish()
+        written.append(path.read_bytes())
+    assert [history.read(path)[0]["run"] for path in sorted(tmp_path.iterdir())].count("") == 0
+    # nothing is lost: the first run was renamed by the second, which was renamed by the third
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "history-2.jsonl": written[0],
+        "history-3.jsonl": written[1],
+        "history.jsonl": written[2],
+    }
+    assert [text for text in warnings_of() if "renamed" in text] == [
+        f"GreedyLR renamed the history of an earlier run to {tmp_path}/history-{i}.jsonl, and writes its own to {path}"
+        for i in (2, 3)
+    ]
+
+
+def stats(folder):
+    of_files = [(file.name, file.lstat()) for file in folder.iterdir()]
+    return {name: (stat.st_mode, stat.st_size, stat.st_ino, stat.st_mtime_ns) for name, stat in of_files}
+
+
+def taken(path, how):
+    """Something else is at the path; returns what must not change, and what is still open."""
+    other = path.parent / "other"
+    if how == "bytes":
+        path.write_bytes(b"\0" * 5_000_000)
+    elif how == "text":
+        path.write_text("my notes, without a newline")
+    elif how == "json":
+        path.write_text('{"loss": 1.0}\n')
+    elif how == "link":
+        other.write_text("precious\n")
+        path.symlink_to(other)
+    elif how == "link to nothing":
+        path.symlink_to(other)
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how == "folder":
+        path.mkdir()
+    elif how == "being written":
+        return train(scheduler_of(path), losses(5))
+    return None
+
+
+@pytest.mark.parametrize("how", ["bytes", "text", "json", "link", "link to nothing", "pipe", "folder", "being written"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_is_not_an_earlier_history_is_left_alone(tmp_path, warnings_of, how, resumed):
+    path = tmp_path / "history.jsonl"
+    open_run = taken(path, how)
+    before = {
+        file.name: (file.lstat().st_mode, file.lstat().st_size, file.lstat().st_ino) for file in tmp_path.iterdir()
+    }
+    content = path.read_bytes() if path.is_file() else None
+    scheduler = scheduler_of(path)
+    if resumed:
+        scheduler.load_state_dict((open_run or train(scheduler_of(), losses(5))).state_dict())
+    train(scheduler, losses(9)[5:])
+    after = {
+        file.name: (file.lstat().st_mode, file.lstat().st_size, file.lstat().st_ino) for file in tmp_path.iterdir()
+    }
+    own = tmp_path / "history-2.jsonl"
+    assert {name: after[name] for name in before} == before
+    assert after.keys() - before.keys() == {own.name}
+    assert content is None or path.read_bytes() == content
+    assert scheduler.history_file.path == str(own)
+    assert history.read(own)[1] == list(scheduler.history)[-4:]
+    (message,) = [text for text in warnings_of() if "writes its history to" in text]
+    why = {"being written": "is being written by another process"}.get(
+        how, "is not a regular file" if how in ("link", "link to nothing", "pipe", "folder") else "is not a GreedyLR"
+    )
+    assert message.startswith(f"GreedyLR writes its history to {own}: {path} {why}")
 
 
 def _two_ranks(rank, world, out):
-    said = []
     for name in ("a", "b"):
         scheduler = scheduler_of(f"{out}/{name}{rank}")  # as on machines that share no disk
-        try:
-            scheduler.pin(2.0)
-            train(scheduler, losses(3))
-        except ValueError as error:
-            said.append(str(error))
-        if rank == 0 and name == "a":
-            assert history.read(f"{out}/a0")[0]["world_size"] == 2
-    torch.save(said, f"{out}/said-{rank}")
+        scheduler.pin(2.0)
+        train(scheduler, losses(3)).finish()
+        if rank == 0:
+            assert history.read(f"{out}/{name}0")[0]["world_size"] == 2
+    train(scheduler_of(f"{out}/c0" if rank == 0 else None), losses(3))
 
 
-def test_rank_0_alone_writes_and_all_refuse_what_it_refuses(tmp_path):
+def test_rank_0_alone_touches_the_files(tmp_path):
     for name in ("a1", "b0"):
-        train(scheduler_of(tmp_path / name), losses(3))
-    before = (tmp_path / "a1").read_bytes()
+        train(scheduler_of(tmp_path / name), losses(3)).finish()
+    before, renamed = (tmp_path / "a1").read_bytes(), (tmp_path / "b0").read_bytes()
     spawn(_two_ranks, 2, tmp_path)
-    first, second = (torch.load(tmp_path / f"said-{rank}") for rank in range(2))
-    assert len(first) == len(second) == 1
-    assert first[0].startswith(f"history_file='{tmp_path}/b0' has the history of another run already")
     assert (tmp_path / "a1").read_bytes() == before
-    assert not (tmp_path / "b1").exists()
+    assert (tmp_path / "b0-2").read_bytes() == renamed
+    assert len(history.read(tmp_path / "b0")[1]) == len(history.read(tmp_path / "c0")[1]) == 3
+    assert {path.name for path in tmp_path.iterdir()} - {"store"} == {"a0", "a1", "b0", "b0-2", "c0"}
 
 
 @pytest.mark.parametrize("cut", [1, 7, 30, 59])
@@ -193,13 +266,37 @@ def test_interrupted_and_resumed_it_reads_as_one_run(tmp_path, cut):
     steered(first, 0, cut)
     state = first.state_dict()
     steered(first, cut, min(cut + 9, 60))  # the run went on for a while after its last checkpoint
+    first.history_file.close()
     with path.open("ab") as file:
         file.write(b'{"step": 4')  # and was killed while it wrote
     second = scheduler_of(path)
     second.load_state_dict(json.loads(json.dumps(state)))
     steered(second, cut, 60)
-    assert history.read(path) == history.read(tmp_path / "whole")
-    assert f'{{"resumed": {cut}, "greedylr_history": 1, ' in path.read_text()
+    (header, *rest), (whole, *expected) = history.read(path), history.read(tmp_path / "whole")
+    assert rest == expected
+    assert header.pop("run") != whole.pop("run")
+    assert header == whole
+    assert f'{{"resumed": {cut}, "greedylr_history": 2, ' in path.read_text()
+
+
+@pytest.mark.parametrize("after", ["hold", "observe"])
+def test_what_comes_after_a_checkpoint_in_the_same_step_is_taken_back(tmp_path, after):
+    def go(path, stop, state=None):
+        scheduler, saved = scheduler_of(path), None
+        if state is not None:
+            scheduler.load_state_dict(state)
+        for i in range(scheduler.last_epoch, stop):
+            if i == 10:
+                saved = json.loads(json.dumps(scheduler.state_dict()))
+                scheduler.hold() if after == "hold" else scheduler.observe(2.0)
+            scheduler.step(losses()[i])
+        scheduler.finish()
+        return saved
+
+    go(tmp_path / "whole", 30)
+    state = go(tmp_path / "cut", 13)
+    go(tmp_path / "cut", 30, state)
+    assert history.read(tmp_path / "cut")[1:] == history.read(tmp_path / "whole")[1:]
 
 
 def test_a_resumed_run_without_a_file_begins_one(tmp_path):
@@ -218,6 +315,7 @@ def test_a_resumed_run_without_a_file_begins_one(tmp_path):
 def test_a_long_torn_line_is_cut(tmp_path):
     path = tmp_path / "history.jsonl"
     first = train(scheduler_of(path), losses(3))
+    first.history_file.close()
     with path.open("ab") as file:
         file.write(b"x" * 20_000)
     second = scheduler_of(path)
@@ -226,17 +324,32 @@ def test_a_long_torn_line_is_cut(tmp_path):
     assert [record.step for record in history.read(path)[1]] == [1, 2, 3, 4, 5]
 
 
-def test_a_copy_goes_on_in_the_same_file(tmp_path):
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda scheduler: pickle.loads(pickle.dumps(scheduler))])
+def test_a_copy_goes_on_in_the_same_file_unless_the_original_still_writes(tmp_path, copied, warnings_of):
     scheduler = train(scheduler_of(tmp_path / "h"), losses(3))
-    train(copy.deepcopy(scheduler), losses(5)[3:])
+    other = train(copied(scheduler), losses(5)[3:])
+    assert other.history_file.path == str(tmp_path / "h-2")
+    assert "is being written by another process" in warnings_of()[-1]
+    assert [record.step for record in history.read(tmp_path / "h-2")[1]] == [4, 5]
+    other.finish()
+    (tmp_path / "h-2").unlink()
+    scheduler.finish()
+    train(copied(scheduler), losses(5)[3:])
     assert [record.step for record in history.read(tmp_path / "h")[1]] == [1, 2, 3, 4, 5]
 
 
-def test_a_full_disk_ends_the_history_and_not_the_run(warnings_of):
-    scheduler = train(scheduler_of("/dev/full"), losses(5))
-    assert len(scheduler.history) == 5
+def test_a_full_disk_ends_the_history_and_not_the_run(tmp_path, monkeypatch, warnings_of):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    scheduler = train(scheduler_of(tmp_path / "h"), losses(2))
+    monkeypatch.setattr("greedylr_integrations.history_file.os.write", full)
+    train(scheduler, losses(5))
+    assert len(scheduler.history) == 7
     (message,) = warnings_of()
-    assert message.startswith("GreedyLR writes no more to history_file /dev/full: ")
+    assert message.startswith(f"GreedyLR stops writing to history_file {tmp_path}/h: ")
+    monkeypatch.undo()
+    assert len(history.read(tmp_path / "h")[1]) == 2
 
 
 SCRIPT = """
@@ -339,7 +452,7 @@ def test_the_end_of_a_run_says_where_to_start_the_next(caplog):
     lr = scheduler.suggested_lr()
     assert message.startswith(f"next time start at {lr:.2g}: the LR settled on {lr / 0.1:.2g} x the base LR")
     caplog.clear()
-    train(scheduler_of(), losses(9)).finish()  # too short to say
+    train(scheduler_of(total_steps=None), losses(9)).finish()  # too short to say
     assert caplog.messages == []
 
 
@@ -349,5 +462,5 @@ def test_a_shadow_run_says_how_it_would_have_gone(caplog):
     train(scheduler, [4.0, 3.0, 2.0, 5.0, 6.0, 7.0, 1.0]).finish()
     assert caplog.messages == [
         "GreedyLR in shadow: would have taken the LR from 0.1 to 0.1 (highest 0.4 at step 3, lowest 0.05 at step 6,"
-        " ramp and final decay aside); 3 raises, 3 lowerings"
+        " ramp and final decay aside); 3 increases, 3 decreases"
     ]

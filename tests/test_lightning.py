@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 pl = pytest.importorskip("lightning.pytorch")
 
-from greedylr_integrations import GreedyConfig, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, history, steering
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
 pytestmark = [
@@ -283,18 +283,18 @@ def test_steering(tmp_path, first, schedule):
     used = [lr / base for lr, base in zip(module.used, alone.used, strict=True)]
     assert used[4:9] == pytest.approx([0.5] * 5)
     assert max(used[9:11]) <= 0.25 + 1e-9
-    assert [order.order for order in callback.scheduler.orders] == ["pin", "hold", "cap", "release"]
+    assert [order.order for order in callback.scheduler.commands] == ["pin", "hold", "cap", "release"]
 
 
 @pytest.mark.parametrize("monitor", ["loss", "val_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, module = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), Module()
     fit(tmp_path, module, callback, order, val=True, val_check_interval=4)
     step = 6 if monitor == "loss" else 8  # the next decision
-    assert list(callback.scheduler.orders) == [(step, "pin", 0.5)]
+    assert list(callback.scheduler.commands) == [(step, "pin", 0.5)]
     assert module.used[step:] == pytest.approx([0.025] * (12 - step))
 
 
@@ -524,6 +524,6 @@ def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO, "greedylr_integrations")
     for kwargs, says in (({}, "next time start at "), ({"shadow": True}, "GreedyLR in shadow: would have taken")):
         caplog.clear()
-        fit(tmp_path, Module(), GreedyLRCallback(**kwargs), max_epochs=3)
+        fit(tmp_path, Module(), GreedyLRCallback(GreedyConfig(), **kwargs), max_epochs=3)
         (message,) = [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
         assert message.startswith(says)

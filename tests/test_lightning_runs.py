@@ -14,7 +14,7 @@ pl = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from test_lightning import FAST, SCHEDULES, Manual, Module, fit, loader, pytestmark  # noqa: F401
 
-from greedylr_integrations.core import Reason
+from greedylr_integrations.decision import Reason
 from greedylr_integrations.lightning import GreedyLRCallback
 
 
@@ -206,8 +206,10 @@ def test_manual_optimization_that_returns_nothing(tmp_path, warnings_of):
     callback = GreedyLRCallback(**FAST, total_steps=24)
     fit(tmp_path, Silent(), callback, max_epochs=2)
     assert len(callback.history) == 0
-    (message,) = warnings_of()
-    assert "training_step has to return it" in message
+    early, end = warnings_of()
+    assert early.startswith("GreedyLR was stepped 3 times without a loss")
+    assert "training_step has to return it" in early
+    assert end.startswith("GreedyLR made no decision in 24 optimizer steps")
 
 
 def test_validating_outside_of_a_fit_decides_nothing(tmp_path):

@@ -7,7 +7,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from greedylr_integrations import GreedyConfig, GreedyController, PaperConfig, TransformersConfig
+from greedylr_integrations import GreedyController, PaperConfig, TransformersConfig
 from greedylr_integrations.decision import Action, Reason
 
 SEQUENCES = 10_000

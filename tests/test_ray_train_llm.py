@@ -125,7 +125,7 @@ def test_stopped_then_killed_with_all_of_ray(undisturbed, parts, tmp_path):
         *recipe_parts.WRONG,
         ({"resume": True}, "has no checkpoint of a run to resume"),
         ({"workers": 0}, "--workers 0 is not allowed: it must be at least 1"),
-        ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
+        ({"full": True, "qlora": True}, "--full trains all weights and --qlora only LoRA's: choose one"),
         ({"packing": True, "rows": 5, "max_length": 64}, "do not fill one block of --max-length 64 tokens"),
         ({"dtype": "int8"}, "argument --dtype: invalid choice: 'int8' (choose from "),
     ],

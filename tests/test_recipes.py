@@ -14,7 +14,7 @@ import torch
 from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
-from greedylr_integrations.decision import Reason
+from greedylr_integrations import GreedyConfig, Reason
 from recipes import finetune_llm
 from recipes.common import chat, llm, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
@@ -234,7 +234,9 @@ def test_who_writes_the_results(monkeypatch, tmp_path, environment, first):
         common_flags.parse(made, ["--output-dir", str(file)])
 
 
-def test_a_run_that_is_all_warmup(parts, tmp_path, capsys):
+def test_a_run_that_is_all_warmup(parts, tmp_path, capsys, monkeypatch):
+    made = trainer.greedy_callback  # the default rule has no warmup
+    monkeypatch.setattr(trainer, "greedy_callback", lambda folder: made(folder, config=GreedyConfig()))
     finetune_llm.main(flags(parts, tmp_path, max_steps=3, warmup_steps=3, plot=True))
     (run,) = runs_of(tmp_path)
     assert run["decisions"] == []
@@ -333,10 +335,10 @@ def test_lora_on_4_bits(parts, tmp_path):
         *recipe_parts.WRONG,
         ({"validation_rows": 40}, "has 40 rows with a reply within --max-length 48, and 40 are kept for validation"),
         ({"dtype": "int8"}, "argument --dtype: invalid choice: 'int8' (choose from "),
-        ({"full": True, "qlora": True}, "--full trains every weight and --qlora LoRA's: choose one"),
+        ({"full": True, "qlora": True}, "--full trains all weights and --qlora only LoRA's: choose one"),
         ({"packing": True, "rows": 5, "max_length": 64}, "do not fill one block of --max-length 64 tokens"),
         ({"resume": True}, "has no checkpoint of a run to resume: leave out --resume to start one"),
-        ({"max_steps": 0}, "--max-steps 0 and --num-train-epochs 3.0 train nothing: make one of them more than 0"),
+        ({"max_steps": 0}, "--max-steps 0 and --num-train-epochs 3.0 train nothing: make one of them greater than 0"),
         ({"gradient_accumulation_steps": 0}, "--gradient-accumulation-steps 0 is not allowed: it must be at least 1"),
         ({"per_device_eval_batch_size": 0}, "--per-device-eval-batch-size 0 is not allowed: it must be at least 1"),
         ({"logging_steps": 0}, "non-zero --logging_steps"),
@@ -617,7 +619,7 @@ def test_two_processes_train_one_run(tmp_path, name):
         ("accelerate_text", {"output-dir": "/dev/null/x"}, "/dev/null is not a writable folder: choose another"),
         ("accelerate_text", {"save-steps": "0"}, "--save-steps 0 is not allowed: it must be at least 1"),
         ("lightning_vision", {"dataset": "imagenet"}, "is unknown: choose from auto, fashion-mnist, digits"),
-        ("lightning_vision", {"model": "resnet50"}, "--model 'resnet50' is unknown: this recipe has 'cnn' only"),
+        ("lightning_vision", {"model": "resnet50"}, "--model 'resnet50' is unknown: this recipe has only 'cnn'"),
         ("lightning_vision", {"batch-size": "2000"}, "train: 1400 rows of 'digits' do not fill one step of 2000"),
         ("lightning_vision", {"devices": "0"}, "--devices 0 is not allowed: it must be at least 1"),
     ],

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greedylr_integrations.rolling import RecentBest, RollingMean
+from greedylr_integrations.rolling import Pace, RecentBest, RollingMean, is_pace
 
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=150)
 sizes = st.integers(1, 40)
@@ -97,3 +97,48 @@ def test_recent_best_is_the_minimum_before(size, values):
     for i, value in enumerate(values):
         before = values[max(0, i - size) : i]
         assert recent.push(value) == (min(before) if before else None)
+
+
+# ---- the pace ----
+
+
+def shares(losses, size=12):
+    rolling, pace = RollingMean(size), Pace(size)
+    return [pace.push(rolling.push(loss), loss) for loss in losses]
+
+
+def test_pace_is_the_share_of_the_largest_fall():
+    falling = [100.0 - i for i in range(60)] + [40.0 - i / 4 for i in range(60)]
+    assert shares(falling)[40:60] == [1.0] * 20
+    assert shares(falling)[-10:] == pytest.approx([0.25] * 10)
+    assert shares([1.0] * 50) == [0.0] * 50
+    assert shares([100.0 + i for i in range(60)]) == [0.0] * 60
+
+
+@pytest.mark.parametrize("at", [0, 2, 11, 12, 30, 47])
+@pytest.mark.parametrize("outlier", [1e5, 1e8, 1e300])
+def test_one_far_outlier_does_not_hold_every_later_fall_back(outlier, at):
+    falling = [100.0 - i for i in range(200)]
+    hit = falling.copy()
+    hit[at] = outlier
+    assert shares(hit)[at + 30 :] == pytest.approx(shares(falling)[at + 30 :])
+
+
+@given(sizes, values, st.integers(0, 150))
+def test_the_state_of_the_pace_goes_through_json_and_continues_identically(size, values, cut):
+    pace = Pace(size)
+    for value in values[:cut]:
+        pace.push(value, value)
+    state = json.loads(json.dumps(pace.state_dict(), allow_nan=False))
+    assert is_pace(state)
+    other = Pace(size)
+    other.load_state_dict(state)
+    assert [other.push(v, v) for v in values] == [pace.push(v, v) for v in values]
+
+
+def test_a_state_of_the_pace_without_what_it_covered_loads():
+    state = {"skip": 0, "largest": 5.0, "means": [3.0, 2.0]}
+    assert is_pace(state)
+    pace = Pace(12)
+    pace.load_state_dict(state)
+    assert pace.push(1.0, 1.0) == 2 / 5

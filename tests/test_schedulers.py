@@ -10,8 +10,8 @@ from processes import run
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, ExponentialLR, LambdaLR, SequentialLR
 from transformers import get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig
-from greedylr_integrations.decision import Action, Decision, Reason
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, SlopeConfig
+from greedylr_integrations.decision import Action
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.loss import LossMeter
 
@@ -55,13 +55,27 @@ def test_lr_is_base_lr_x_scale_x_envelope():
 
 def test_constructing_neither_steps_nor_decides():
     optimizer = optimizer_of(0.1)
-    scheduler = GreedyLR(optimizer)
+    scheduler = GreedyLR(optimizer, GreedyConfig())
     assert scheduler.last_epoch == 0
     assert scheduler.get_last_lr() == lrs_of(optimizer) == [0.1]
+    assert len(scheduler.history) == 0
+
+
+def test_the_default_begins_its_search_at_start_scale():
+    optimizer = optimizer_of(0.1, 0.02)
+    assert GreedyLR(optimizer).get_last_lr() == lrs_of(optimizer) == pytest.approx([0.003, 0.0006])
+    GreedyLR(optimizer := optimizer_of(0.1), start_scale=0.5)
+    assert lrs_of(optimizer) == [0.05]
+
+
+def test_a_field_that_only_the_loss_window_has_chooses_it():
+    assert isinstance(GreedyLR(optimizer_of(0.1)).controller.config, SlopeConfig)
+    assert isinstance(GreedyLR(optimizer_of(0.1), patience=2).controller.config, GreedyConfig)
+    assert isinstance(GreedyLR(optimizer_of(0.1), max_scale=2).controller.config, SlopeConfig)
 
 
 def test_a_step_without_a_loss_moves_the_envelope_alone():
-    scheduler = GreedyLR(optimizer_of(1.0), total_steps=10, decay_ratio=1.0)
+    scheduler = GreedyLR(optimizer_of(1.0), GreedyConfig(), total_steps=10, decay_ratio=1.0)
     seen = []
     for _ in range(10):
         seen.append(scheduler.get_last_lr()[0])
@@ -163,7 +177,7 @@ def test_a_branch_from_the_middle_ends_as_a_run_that_was_planned_to_end_there():
         torch.manual_seed(seed)
         model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-        return model, optimizer, GreedyLR(optimizer, **kwargs)
+        return model, optimizer, GreedyLR(optimizer, GreedyConfig(), **kwargs)
 
     def train(run, seed, first, last):
         model, optimizer, scheduler = run
@@ -253,13 +267,43 @@ def test_a_group_added_later(config):
     scheduler = GreedyLR(optimizer, config)
     for loss in (3.0, 2.0):
         scheduler.step(loss)
+    before = lrs_of(optimizer)[0]
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.01})
-    scheduler.step(3.0)
-    ratio = lrs_of(optimizer)[1] / 0.01
-    assert ratio == (1.0 if isinstance(config, GreedyConfig) else 0.5)
-    scheduler.step(1.0)
-    assert len(scheduler.get_last_lr()) == 2
+    assert scheduler.get_last_lr() == [before, 0.01]  # the LR that it was given is what it has
+    for loss in (3.0, 1.0):
+        scheduler.step(loss)
+        first, second = lrs_of(optimizer)
+        assert second / 0.01 == pytest.approx(first / before)  # and from then on it moves with the others
+        assert first == pytest.approx(before / (2 if loss == 3.0 else 1))
+    assert scheduler.base_lrs == pytest.approx([0.1, 0.01 * 0.1 / before])
     assert GreedyLR(optimizer, config).state_dict().keys() == scheduler.state_dict().keys()
+
+
+def test_the_initial_lr_of_a_group_that_is_added_is_its_base_lr():
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, window_size=1, factor=0.5)
+    for loss in (3.0, 2.0):
+        scheduler.step(loss)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "lr": 0.3, "initial_lr": 0.01})
+    assert scheduler.get_last_lr() == [0.2, 0.02]
+
+
+@pytest.mark.parametrize("first", ["step", "observe", "hold", "take_over", "state_dict", "get_last_lr", "load"])
+def test_a_group_that_was_added_is_taken_up_wherever_it_is_met(first):
+    optimizer = optimizer_of(0.1, 0.01)
+    scheduler = GreedyLR(optimizer, window_size=2, factor=0.8)
+    for loss in (3.0, 2.0, 1.0):
+        scheduler.step(loss)
+    before = lrs_of(optimizer)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.01})
+    if first == "load":
+        other = GreedyLR(optimizer_of(*scheduler.base_lrs, 0.01), window_size=2, factor=0.8)
+        other.load_state_dict(through_json(scheduler.state_dict()))
+        assert other.get_last_lr() == scheduler.get_last_lr()
+    else:
+        getattr(scheduler, first)(*([3.0] if first in ("step", "observe") else []))
+    assert lrs_of(optimizer)[2] == pytest.approx(0.01 * lrs_of(optimizer)[0] / before[0])
+    assert len(scheduler.base_lrs) == len(scheduler.state_dict()["base_lrs"]) == 3
 
 
 def test_a_step_between_adding_a_group_and_a_hold():
@@ -313,12 +357,12 @@ def test_state_loads_with_weights_only():
 
 
 def test_a_decay_begun_by_hand_is_in_the_state():
-    scheduler = GreedyLR(optimizer_of(0.1))
+    scheduler = GreedyLR(optimizer_of(0.1), GreedyConfig())
     for _ in range(3):
         scheduler.step(1.0)
     scheduler.start_decay(10)
     scheduler.step(1.0)
-    other = GreedyLR(optimizer_of(0.1))
+    other = GreedyLR(optimizer_of(0.1), GreedyConfig())
     other.load_state_dict(through_json(scheduler.state_dict()))
     assert other.get_last_lr() == scheduler.get_last_lr() == [pytest.approx(0.09)]
 
@@ -385,7 +429,7 @@ def test_a_controller_for_one_group_keeps_the_optimizers_base_lrs():
 
 
 def test_loading_undoes_a_decay_begun_by_hand():
-    scheduler = GreedyLR(optimizer_of(0.1))
+    scheduler = GreedyLR(optimizer_of(0.1), GreedyConfig())
     state = through_json(scheduler.state_dict())
     scheduler.start_decay(10)
     for _ in range(5):
@@ -483,12 +527,12 @@ def test_multiplying_continues_where_it_was_saved():
 
 def test_it_stands_in_torchs_combinators():
     optimizer = optimizer_of(0.1)
-    chained = ChainedScheduler([GreedyLR(optimizer, total_steps=10, decay_ratio=1.0)], optimizer)
+    chained = ChainedScheduler([GreedyLR(optimizer, GreedyConfig(), total_steps=10, decay_ratio=1.0)], optimizer)
     optimizer.step()
     chained.step()
     assert lrs_of(optimizer) == pytest.approx([0.09])
     optimizer = optimizer_of(0.1)
-    sequence = SequentialLR(optimizer, [ExponentialLR(optimizer, 0.5), GreedyLR(optimizer)], [2])
+    sequence = SequentialLR(optimizer, [ExponentialLR(optimizer, 0.5), GreedyLR(optimizer, GreedyConfig())], [2])
     seen = []
     for _ in range(5):
         seen.append(lrs_of(optimizer)[0])
@@ -497,46 +541,19 @@ def test_it_stands_in_torchs_combinators():
     assert seen == pytest.approx([0.1, 0.05, 0.1, 0.1, 0.1])
 
 
-# ---- another controller ----
+# ---- what is passed as a controller ----
 
 
-class Halving:
-    """The smallest controller: one scale for all groups."""
-
-    def __init__(self):
-        self.scale = 1.0
-
-    def observe(self, loss):
-        self.scale /= 2
-        return Decision(Action.LOWER, Reason.WORSENED, (self.scale,), loss)
-
-    def state_dict(self):
-        return {"scale": self.scale}
-
-    def load_state_dict(self, state_dict):
-        self.scale = state_dict["scale"]
-
-
-def test_any_controller_can_drive_it():
-    optimizer = optimizer_of(0.1, 0.01)
-    scheduler = GreedyLR(optimizer, controller=Halving(), linear_warmup_steps=1)
-    for _ in range(3):
-        scheduler.step(1.0)
-    assert lrs_of(optimizer) == [0.025, 0.0025]
-    other = GreedyLR(optimizer_of(0.1, 0.01), controller=Halving())
-    other.load_state_dict(through_json(scheduler.state_dict()))
-    assert other.get_last_lr() == [0.025, 0.0025]
-
-
-def test_a_controller_with_the_wrong_number_of_scales():
-    scheduler = (
-        GreedyLR(optimizer_of(0.1), controller=GreedyController(base_lrs=[0.1, 0.2]), linear_warmup_steps=0)
-        if 0
-        else None
-    )
-    assert scheduler is None
-    with pytest.raises(ValueError, match=r"^scales=\(1.0, 1.0\) is not allowed: it must be one scale for all"):
-        GreedyLR(optimizer_of(0.1), controller=GreedyController(base_lrs=[0.1, 0.2]))
+def test_a_controller_brings_its_config_and_horizon_alone():
+    brought = GreedyController(GreedyConfig(window_size=1, factor=0.5), horizon=77)
+    for loss in (3.0, 2.0):
+        brought.observe(loss)
+    scheduler = GreedyLR(optimizer_of(0.1, 0.01), controller=brought)
+    assert scheduler.controller is not brought
+    assert scheduler.controller.config == brought.config
+    assert scheduler.controller.horizon == 77
+    assert scheduler.get_last_lr() == [0.1, 0.01]
+    assert GreedyLR(optimizer_of(0.1), controller=brought, horizon=5).controller.horizon == 5
 
 
 # ---- wrong arguments ----
@@ -550,18 +567,22 @@ def test_warmup_steps_names_both_meanings():
 def test_unknown_field():
     with pytest.raises(TypeError, match="^patients is not a field of GreedyConfig: it has mode, every_n_steps"):
         GreedyLR(optimizer_of(0.1), patients=3)
+    with pytest.raises(TypeError, match="^patience is not a field of SlopeConfig: it has mode, every_n_steps"):
+        GreedyLR(optimizer_of(0.1), SlopeConfig(), patience=3)
 
 
 def test_config_and_controller():
-    with pytest.raises(TypeError, match="controller and config are both given"):
-        GreedyLR(optimizer_of(0.1), GreedyConfig(), controller=Halving())
-    with pytest.raises(TypeError, match="^config=0.5 is not allowed: it must be a GreedyConfig"):
+    controller = GreedyController(GreedyConfig())
+    for config, fields in ((GreedyConfig(), {}), (None, {"patience": 3})):
+        with pytest.raises(ValueError, match="^controller=.* is not allowed: it must be None with a config: it brings"):
+            GreedyLR(optimizer_of(0.1), config, controller=controller, **fields)
+    with pytest.raises(TypeError, match="^config=0.5 is not allowed: it must be a ControllerConfig"):
         GreedyLR(optimizer_of(0.1), 0.5)
 
 
 def test_ramp_with_a_base_schedule():
     optimizer = optimizer_of(0.1)
-    with pytest.raises(ValueError, match="linear_warmup_steps=3 is not allowed with a base_schedule"):
+    with pytest.raises(ValueError, match="linear_warmup_steps=3 is not allowed: it must be 0 with a base_schedule"):
         GreedyLR(optimizer, base_schedule=ExponentialLR(optimizer, 0.9), linear_warmup_steps=3)
 
 

@@ -1,4 +1,4 @@
-"""Orders: what each does to the LR, that it survives a resume, and that the control file brings it to all ranks."""
+"""Commands: what each does to the LR, that it survives a resume, and that the control file brings it to all ranks."""
 
 import json
 import math
@@ -8,7 +8,14 @@ import pytest
 import torch
 from processes import spawn
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, TransformersConfig
+from greedylr_integrations import (
+    ControllerConfig,
+    GreedyConfig,
+    GreedyLR,
+    OneScaleRule,
+    PaperConfig,
+    TransformersConfig,
+)
 from greedylr_integrations import steering as module
 from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.loss import LossMeter
@@ -23,20 +30,34 @@ CONFIGS = {
 }
 
 
-class Custom:
-    """A controller of the user's, which knows nothing of orders."""
+class OwnRule(OneScaleRule):
+    """A rule of the user's: up a step if the loss is below the one before, else down a step."""
 
-    def __init__(self):
-        self.inner = GreedyController(GreedyConfig(window_size=1, factor=0.9, pace=0))
+    def __init__(self, base_lrs, horizon):
+        super().__init__(base_lrs)
+        self.before = None
 
-    def observe(self, loss):
-        return self.inner.observe(loss)
+    def update(self, loss, slope):
+        before, self.before = self.before, loss
+        if before is None:
+            return Decision(Action.HOLD, Reason.FILLING, self.scales, loss)
+        action = self.move(self.scale / 0.9 if loss < before else self.scale * 0.9)
+        return Decision(action, Reason.IMPROVED if loss < before else Reason.WORSENED, self.scales, loss)
 
     def state_dict(self):
-        return self.inner.state_dict()
+        return {"scale": self.scale, "before": self.before}
 
-    def load_state_dict(self, state_dict):
-        self.inner.load_state_dict(state_dict)
+    def load_state_dict(self, state):
+        self.set_scale(state["scale"])
+        self.before = state["before"]
+
+
+class OwnConfig(ControllerConfig):
+    def rule(self, base_lrs, horizon, first_pass=None):
+        return OwnRule(base_lrs, horizon)
+
+
+CONFIGS["own rule"] = OwnConfig()
 
 
 def optimizer_of(*lrs):
@@ -44,8 +65,7 @@ def optimizer_of(*lrs):
 
 
 def scheduler_of(name="own", **kwargs):
-    how = {"controller": Custom()} if name == "custom" else {"config": CONFIGS[name]}
-    return GreedyLR(optimizer_of(0.1, 0.02), **how, **kwargs)
+    return GreedyLR(optimizer_of(0.1, 0.02), CONFIGS[name], **kwargs)
 
 
 def train(scheduler, losses):
@@ -56,13 +76,13 @@ def lrs_of(scheduler):
     return [group["lr"] for group in scheduler.optimizer.param_groups]
 
 
-every_controller = pytest.mark.parametrize("name", [*CONFIGS, "custom"])
+every_rule = pytest.mark.parametrize("name", list(CONFIGS))
 
 
-# ---- what each order does ----
+# ---- what each command does ----
 
 
-@every_controller
+@every_rule
 def test_hold_keeps_the_lr_through_everything(name):
     scheduler = scheduler_of(name)
     train(scheduler, FALLING[:12])
@@ -74,7 +94,7 @@ def test_hold_keeps_the_lr_through_everything(name):
     assert {decision.reason for decision in decisions} >= {Reason.ORDERED, Reason.NONFINITE}
 
 
-@every_controller
+@every_rule
 def test_pin_acts_at_once_and_stays(name):
     scheduler = scheduler_of(name)
     train(scheduler, FALLING[:5])
@@ -85,7 +105,7 @@ def test_pin_acts_at_once_and_stays(name):
     assert {decision.action for decision in decisions} == {Action.HOLD}
 
 
-@every_controller
+@every_rule
 def test_cap_lets_it_fall_and_come_back_no_further(name):
     scheduler = scheduler_of(name)
     train(scheduler, FALLING[:12])
@@ -100,8 +120,8 @@ def test_cap_lets_it_fall_and_come_back_no_further(name):
     assert len(set(seen)) > 3
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
-def test_after_a_release_the_scale_goes_on_from_where_it_stands(name):
+@every_rule
+def test_after_a_release_the_scale_goes_on_from_where_it_is(name):
     scheduler = scheduler_of(name)
     scheduler.pin(2.0)
     train(scheduler, FALLING[:50])
@@ -112,17 +132,7 @@ def test_after_a_release_the_scale_goes_on_from_where_it_stands(name):
     assert decision.scales[0] == pytest.approx(2.0 / 0.9)
 
 
-def test_a_controller_without_orders_goes_its_own_way_after_a_release():
-    free, scheduler = scheduler_of("custom"), scheduler_of("custom")
-    scheduler.pin(2.0)
-    train(free, FALLING[:10])
-    train(scheduler, FALLING[:10])
-    scheduler.release()
-    assert train(scheduler, FALLING[10:12]) == train(free, FALLING[10:12])
-    assert lrs_of(scheduler) == lrs_of(free)
-
-
-def test_the_configured_bounds_hold_and_a_new_order_takes_the_place_of_the_old():
+def test_the_configured_bounds_hold_and_a_new_command_takes_the_place_of_the_old():
     scheduler = scheduler_of()
     scheduler.pin(1000.0)
     assert scheduler.scale == 10.0
@@ -133,14 +143,14 @@ def test_the_configured_bounds_hold_and_a_new_order_takes_the_place_of_the_old()
     assert scheduler.scale == 5.0
 
 
-def test_an_order_in_the_ramp_and_with_a_base_schedule_multiplies():
-    scheduler = GreedyLR(optimizer_of(0.1), linear_warmup_steps=4)
+def test_a_command_in_the_ramp_and_with_a_base_schedule_multiplies():
+    scheduler = GreedyLR(optimizer_of(0.1), GreedyConfig(), linear_warmup_steps=4)
     train(scheduler, FALLING[:2])
     scheduler.pin(3.0)
     assert lrs_of(scheduler) == pytest.approx([0.15])
     optimizer = optimizer_of(0.1)
     base = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    scheduler = GreedyLR(optimizer, base_schedule=base)
+    scheduler = GreedyLR(optimizer, GreedyConfig(), base_schedule=base)
     for loss in FALLING[:3]:
         optimizer.step()
         scheduler.step(loss)
@@ -152,7 +162,7 @@ def test_an_order_in_the_ramp_and_with_a_base_schedule_multiplies():
     assert lrs_of(scheduler) == pytest.approx([0.1 * 0.5**4 * 3])
 
 
-def test_shadow_follows_orders_in_its_records_only():
+def test_shadow_follows_commands_in_its_records_only():
     scheduler = scheduler_of(shadow=True)
     scheduler.pin(3.0)
     train(scheduler, FALLING[:5])
@@ -167,12 +177,12 @@ def test_a_scale_that_cannot_be(order, value):
     with pytest.raises(ValueError, match="^scale=.* is not allowed: it must be (above 0|finite)"):
         getattr(scheduler, order)(value)
     assert scheduler.scale == 1.0
-    assert list(scheduler.orders) == []
+    assert list(scheduler.commands) == []
 
 
-@every_controller
+@every_rule
 @pytest.mark.parametrize("order", [("hold",), ("cap", 1.2), ("pin", 0.7), ("release",)])
-def test_under_an_order_it_continues_where_it_was_saved(name, order):
+def test_under_a_command_it_continues_where_it_was_saved(name, order):
     def give(scheduler):
         getattr(scheduler, order[0])(*order[1:])
 
@@ -191,7 +201,7 @@ def test_under_an_order_it_continues_where_it_was_saved(name, order):
 
 
 @pytest.mark.parametrize("order", ["hold", ["stop", None], ["cap", None], ["cap", -1], ["decay", 3], 5])
-def test_a_faulty_order_in_a_state_is_refused(order):
+def test_a_faulty_command_in_a_state_is_refused(order):
     scheduler = scheduler_of()
     with pytest.raises(ValueError, match="order=.* is not allowed"):
         scheduler.load_state_dict({**scheduler.state_dict(), "order": order})
@@ -215,7 +225,7 @@ def clock(monkeypatch):
     return clock
 
 
-class Steering:
+class Sender:
     def __init__(self, path, clock):
         self.path, self.clock, self.count = path, clock, 0
 
@@ -231,10 +241,10 @@ class Steering:
 
 @pytest.fixture
 def steering(tmp_path, clock):
-    return Steering(tmp_path / "control.json", clock)
+    return Sender(tmp_path / "control.json", clock)
 
 
-def test_orders_by_file(steering):
+def test_commands_by_file(steering):
     scheduler = scheduler_of(control_file=steering.path)
     train(scheduler, FALLING[:3])
     assert scheduler.scale > 1
@@ -246,11 +256,11 @@ def test_orders_by_file(steering):
     assert scheduler.scale > 2.0
     steering.order("decay", 10)
     train(scheduler, FALLING[9:12])
-    assert scheduler.factor == pytest.approx(0.8)
-    assert list(scheduler.orders) == [(4, "pin", 2.0), (7, "release", None), (10, "decay", 10)]
+    assert scheduler.envelope_value == pytest.approx(0.8)
+    assert list(scheduler.commands) == [(4, "pin", 2.0), (7, "release", None), (10, "decay", 10)]
 
 
-def test_an_order_that_stood_there_before_counts_from_the_first_decision(steering):
+def test_a_command_that_was_there_before_counts_from_the_first_decision(steering):
     steering.order("pin", 2.0)
     scheduler = scheduler_of(control_file=steering.path)
     assert [decision.scales[0] for decision in train(scheduler, FALLING[:3])] == [2.0] * 3
@@ -263,11 +273,11 @@ def test_an_id_does_not_count_twice_not_even_after_a_resume(steering):
     scheduler.release()
     steering.order("pin", 3.0, identity="a")
     train(scheduler, FALLING[3:6])
-    assert len(scheduler.orders) == 2
+    assert len(scheduler.commands) == 2
     resumed = scheduler_of(control_file=steering.path)
     resumed.load_state_dict(json.loads(json.dumps(scheduler.state_dict())))
     train(resumed, FALLING[6:9])
-    assert list(resumed.orders) == []
+    assert list(resumed.commands) == []
     steering.order("pin", 3.0, identity="b")
     train(resumed, FALLING[9:10])
     assert resumed.scale == 3.0
@@ -364,18 +374,26 @@ def _ranks(rank, world, out):
             if rank == 0 and i == 9:
                 _write(path, "decay", 4, f"decay {lag}")
             scheduler.step(10.0 - i - rank)
-        result[f"lag {lag}"] = ([r.lrs for r in scheduler.history], list(scheduler.orders), sizes.copy())
+        result[f"lag {lag}"] = ([r.lrs for r in scheduler.history], list(scheduler.commands), sizes.copy())
         sizes.clear()
     scheduler = scheduler_of(control_file=path)
     for i in range(6):
         if rank == 0 and i == 2:
             _write(path, "cap", 0.5, "metric")
         scheduler.observe(10.0 - i - rank)
-    result["metric"] = ([r.decision.scales for r in scheduler.history], list(scheduler.orders), sizes.copy())
+    result["metric"] = ([r.decision.scales for r in scheduler.history], list(scheduler.commands), sizes.copy())
     result["state"] = scheduler.state_dict()
+    assert result["state"]["slope"].pop("rank") == rank
     sizes.clear()
     train(scheduler_of(), FALLING[:5])
     result["without"] = sizes.copy()
+    sizes.clear()
+    scheduler = scheduler_of(control_file=f"{out}/one.json" if rank == 0 else None)
+    for i in range(12):
+        if rank == 0 and i == 5:
+            _write(f"{out}/one.json", "pin", 3.0, "one")
+        scheduler.step(10.0 - i - rank)
+    result["on one rank"] = (list(scheduler.commands), sizes.copy())
     result["group"] = _in_a_group(rank, out)
     torch.save(result, f"{out}/{rank}")
 
@@ -392,9 +410,9 @@ def _in_a_group(rank, out):
         if rank > 0:
             scheduler.step(5.0 - i)
         else:
-            scheduler.step_without_data()
+            scheduler.step()
         lrs.append(scheduler.get_last_lr()[0])
-    return lrs, list(scheduler.orders)
+    return lrs, list(scheduler.commands)
 
 
 @pytest.fixture(scope="module")
@@ -407,31 +425,33 @@ def ranks(tmp_path_factory):
 def test_ranks_follow_in_the_same_step_by_the_collective_that_there_is(ranks):
     assert ranks == [ranks[0]] * 3
     first = ranks[0]
-    lrs, orders, sizes = first["lag 0"]
-    assert orders == [(6, "pin", 3.0), (10, "decay", 4)]
+    lrs, commands, sizes = first["lag 0"]
+    assert commands == [(6, "pin", 3.0), (10, "decay", 4)]
     assert [lr[0] for lr in lrs[5:]] == pytest.approx([0.3] * 5 + [0.225, 0.15])
-    assert sizes == [4] * 12  # one collective a decision, of four numbers
-    _, orders, sizes = first["lag 1"]
-    # the order that stood there already comes with the second reading, the others one step later than without a lag
-    assert orders == [(2, "decay", 4), (7, "pin", 3.0), (11, "decay", 4)]
-    assert sizes == [4] * 12
-    scales, orders, sizes = first["metric"]
-    assert orders[-1] == (0, "cap", 0.5)
+    # at the start the arguments are compared; then one collective a decision, of as many numbers whatever a rank has
+    assert sizes == [2] + [8] * 12
+    _, commands, sizes = first["lag 1"]
+    # the command that was there already comes with the second reading, the others one step later than without a lag
+    assert commands == [(2, "decay", 4), (7, "pin", 3.0), (11, "decay", 4)]
+    assert sizes == [2] + [8] * 12
+    scales, commands, sizes = first["metric"]
+    assert commands[-1] == (0, "cap", 0.5)
     assert scales[2:] == [(0.5, 0.5)] * 4
-    assert sizes == [4] * 6
-    assert first["without"] == [2] * 5
+    assert sizes == [2] + [4] * 6
+    assert first["without"] == [2] + [8] * 5
+    assert first["on one rank"] == ([(6, "pin", 3.0)], [2] + [8] * 12)
 
 
 def test_in_a_process_group_its_source_reads_the_file(ranks):
-    lrs, orders = ranks[0]["group"]
-    assert orders == [(4, "pin", 2.0)]
+    lrs, commands = ranks[0]["group"]
+    assert commands == [(4, "pin", 2.0)]
     assert lrs[3:] == pytest.approx([0.2] * 3)
 
 
 # ---- a decision that was changed says so ----
 
 
-def test_a_reason_of_its_own_only_where_an_order_made_a_difference():
+def test_a_reason_of_its_own_only_if_a_command_made_a_difference():
     capped, free = scheduler_of(), scheduler_of()
     capped.cap(9.0)
     assert train(capped, FALLING[:10]) == train(free, FALLING[:10])

@@ -15,8 +15,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyLR, control, history
-from greedylr_integrations.core import Action, Reason
+from greedylr_integrations import GreedyLR, PaperConfig, history, steering
+from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.transformers import GreedyLRCallback
 
 FAST = {"window_size": 2, "factor": 0.8}
@@ -198,7 +198,7 @@ def test_steering(tmp_path, first, passed):
     used = [lrs[0] / lr for lrs, lr in zip(spy.used, base, strict=True)]
     assert used[4:9] == pytest.approx([0.5] * 5)
     assert max(used[9:11]) <= 0.25 + 1e-9
-    ordered = [(order.order, order.value) for order in callback.scheduler.orders]
+    ordered = [(order.order, order.value) for order in callback.scheduler.commands]
     assert ordered == [("pin", 0.5), ("hold", None), ("cap", 0.25), ("release", None)]
 
 
@@ -209,7 +209,7 @@ def test_steering_before_training():
 
 @pytest.mark.parametrize("monitor", ["loss", "eval_loss"])
 def test_orders_by_file(tmp_path, monitor, monkeypatch):
-    monkeypatch.setattr(control, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(steering, "LOOK_EVERY", 0.0)
     path = tmp_path / "control.json"
     order = At(_5=lambda: path.write_text('{"order": "pin", "value": 0.5, "id": 1}'))
     callback, spy = GreedyLRCallback(**FAST, monitor=monitor, control_file=path, decay_ratio=0), tiny.LRSpy()
@@ -217,7 +217,7 @@ def test_orders_by_file(tmp_path, monitor, monkeypatch):
         tmp_path, [callback, order, spy], eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=4
     ).train()
     step = 6 if monitor == "loss" else 8  # the next decision
-    assert list(callback.scheduler.orders) == [(step, "pin", 0.5)]
+    assert list(callback.scheduler.commands) == [(step, "pin", 0.5)]
     assert [lrs[0] for lrs in spy.used[step:]] == pytest.approx([0.005] * (12 - step))
 
 
@@ -236,18 +236,16 @@ def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
     assert shadow.startswith("GreedyLR in shadow: would have taken the LR from 0.01 to ")
 
 
-def test_a_history_of_another_run_is_refused_before_training(tmp_path):
-    path = tmp_path / "history.jsonl"
-    for trained in (12, 0):
+def test_a_history_of_another_run_is_kept_under_another_name(tmp_path, warnings_of):
+    path, runs = tmp_path / "history.jsonl", []
+    for _ in range(2):
         callback = GreedyLRCallback(**FAST, history_file=path)
-        trainer = tiny.trainer(tmp_path, [callback])
-        if trained:
-            trainer.train()
-        else:
-            with pytest.raises(ValueError, match="has the history of another run already"):
-                trainer.train()
-        assert trainer.state.global_step == trained
-    assert len(history.read(path)[1]) == 12
+        tiny.trainer(tmp_path, [callback]).train()
+        assert history.read(path)[1] == list(callback.history)
+        runs.append(path.read_text())
+    (message,) = warnings_of()
+    assert message.startswith("GreedyLR renamed the history of an earlier run to ")
+    assert (tmp_path / "history-2.jsonl").read_text() == runs[0]
 
 
 def test_a_history_of_a_run_that_failed_and_was_started_again(tmp_path):
@@ -564,8 +562,15 @@ def test_auto_find_batch_size(tmp_path):
     assert [record.decision.loss for record in callback.history] == pytest.approx(tiny.logged(trainer), abs=TOLERANCE)
 
 
-def test_host_reads(tmp_path):
+def test_host_reads(tmp_path, monkeypatch):
     """With the Trainer's own reads off, the callback adds one read a decision and none between."""
+    tolist = torch.Tensor.tolist
+
+    def counted(tensor):
+        mode.count += 1
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
 
     class Reads(TorchDispatchMode):
         count = 0
@@ -573,6 +578,8 @@ def test_host_reads(tmp_path):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             self.count += "_local_scalar_dense" in str(func)
             return func(*args, **(kwargs or {}))
+
+    mode = Reads()
 
     def reads(callbacks):
         trainer = tiny.trainer(
@@ -584,7 +591,8 @@ def test_host_reads(tmp_path):
             max_steps=16,
             max_grad_norm=0,
         )
-        with Reads() as mode:
+        mode.count = 0
+        with mode:
             trainer.train()
         return mode.count
 

@@ -216,13 +216,13 @@ def test_an_evaluation_metric_without_evaluation_is_said_at_the_start(tmp_path, 
     train(tmp_path, GreedyLRCallback(monitor="eval_loss"), Early())
     assert early[0] == 1
     assert warnings_of()[0].startswith("monitor='eval_loss' does not come by itself, because eval_strategy is 'no'")
-    assert warnings_of()[1].startswith("GreedyLR saw no value of 'eval_loss' in this run")
+    assert warnings_of()[1].startswith("GreedyLR made no decision in 12 optimizer steps")
 
 
 def test_a_run_of_another_length_than_total_steps(tmp_path, warnings_of):
     train(tmp_path, GreedyLRCallback(**FAST, total_steps=100))
     (message,) = warnings_of()
-    assert message.startswith("the run ended at optimizer step 12, but GreedyLR was set to decay the LR to 0 at step")
+    assert message.startswith("the run ended after 12 of 100 optimizer steps, before its final decay")
 
 
 def test_a_window_that_never_fills_is_said(tmp_path, warnings_of):

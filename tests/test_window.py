@@ -178,7 +178,10 @@ def test_the_lr_rises_while_the_loss_keeps_its_pace_and_stays_where_it_flattens(
 
 def test_a_raise_too_small_to_show_is_no_bound(warnings_of):
     decisions = observe(simple(), [1e300, 1, 1 - 1e-9])
-    assert [d.action for d in decisions[1:]] == [Action.RAISE, Action.RAISE]
+    assert [(d.action, d.reason) for d in decisions[1:]] == [
+        (Action.RAISE, Reason.IMPROVED),
+        (Action.HOLD, Reason.IMPROVED),  # it moves nothing
+    ]
     assert warnings_of() == []
 
 
@@ -311,7 +314,7 @@ def test_bounds_that_cross():
         GreedyConfig(min_scale=0.5, max_scale=0.1)
     with pytest.raises(ValueError, match="min_lr=0.5 is not allowed: it must be at most max_lr=0.1"):
         GreedyConfig(min_lr=0.5, max_lr=0.1)
-    with pytest.raises(ValueError, match=r"min_scale=0.1 is not allowed: it must be None where min_lr is given"):
+    with pytest.raises(ValueError, match=r"min_scale=0.1 is not allowed: it must be None if min_lr is given"):
         GreedyConfig(min_scale=0.1, min_lr=1e-5)
     with pytest.raises(ValueError, match=r"lower bound 20 x base LR is above upper bound 10 x base LR"):
         GreedyController(GreedyConfig(min_lr=1e-3), [5e-5])

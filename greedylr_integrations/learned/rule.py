@@ -64,7 +64,7 @@ class PolicyConfig(ControllerConfig):
         """Share of the run that the final decay took when the policy was trained: the default of a scheduler."""
         return self.policy.decay_ratio
 
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> PolicyRule:
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> PolicyRule:
         if horizon is None:
             raise ValueError(
                 "PolicyConfig needs the length of the run: pass total_steps to the scheduler or adapter, or horizon to"

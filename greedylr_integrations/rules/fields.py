@@ -17,7 +17,8 @@ class ConfigFields(TypedDict, total=False):
     max_scale: float | None
     min_lr: float | Sequence[float] | None
     max_lr: float | Sequence[float] | None
-    start_scale: float
+    start_scale: float | None
+    doubling: float | None
     on_missing_slope: str
     factor: float | None
     patience: int

@@ -19,7 +19,7 @@ class PaperConfig(PublishedConfig):
     over, while LR and window stay.
     """
 
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> PaperRule:
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> PaperRule:
         return PaperRule(self, base_lrs)
 
 

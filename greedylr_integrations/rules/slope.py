@@ -1,55 +1,101 @@
-"""The default rule: search for the LR by the slope, then hold it.
+"""The default rule: search for the LR by the slope of the loss, then hold it.
 
 The slope is the cosine of the gradient and of the way that the weights have come since the start of training. If it is
 below 0, going farther the same way would lower the loss, so the LR is too low; if it is above 0, it has overshot.
+
+    search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative
+    hold     keep that LR; if the slope becomes clearly negative again, the stop was chance: search on, slowly
+    done     after 40% of the run, or the first pass over the data, nothing moves any more; the final decay follows
+
+How each part was chosen, and what did worse, is in benchmarks/LOG.md.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from greedylr_integrations.bounds import BoundedConfig
-from greedylr_integrations.checks import check, check_choice, check_number, check_state, is_count, is_finite, is_list_of
+from greedylr_integrations.checks import (
+    check,
+    check_choice,
+    check_number,
+    check_state,
+    is_count,
+    is_finite,
+    is_flag,
+    is_list_of,
+)
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import CEILING, FOUND, HOLD, HOLDING, SEARCHING, SEARCHING_ON, Decision
+from greedylr_integrations.decision import (
+    CEILING,
+    CLIMBING,
+    FOUND,
+    HOLD,
+    HOLDING,
+    SEARCHING,
+    SEARCHING_ON,
+    TOO_SHORT,
+    Decision,
+    Reason,
+)
+from greedylr_integrations.rolling import Average, average
 from greedylr_integrations.rule import OneScaleRule, is_scale
 from greedylr_integrations.rules.window import GreedyConfig
 
-SEARCH, HELD, SEARCH_ON, DONE = "search", "held", "search on", "done"
+ASSUMED_LENGTH = 1000  # decisions of a run whose length is unknown
+SHORTEST = 60  # decisions with a slope below which there is no search
+SHORT = 200  # decisions of a run below which the search hurries
+NEWEST = 6  # slopes that end the search: more would only lag behind the LR
+LONGEST_SHARE = 0.4  # of the run, for searching
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeConfig(BoundedConfig):
-    """Search, hold, decay: the default rule."""
+    """Search for the LR by the slope, hold it, decay: the default rule.
+
+    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error. If
+    the mean of a longer window (2% of the run, at least 12) is below -1 standard error later on, the search goes on at
+    a quarter of the speed. If the slope has never said anything, as on a plateau, the LR climbs to the base LR at that
+    speed.
+    """
 
     MIN_SCALE: ClassVar[float] = 0.001
     MAX_SCALE: ClassVar[float] = 100.0
 
-    start_scale: float = 0.03
-    """Scale at which the search begins. Default 0.03."""
+    min_scale: float | None = None
+    """Lower bound on LR / base LR. Default None: 0.001."""
+    max_scale: float | None = None
+    """Upper bound on LR / base LR. Default None: 100."""
+    start_scale: float | None = None
+    """LR / base LR at which the search begins. Default None: 0.01, or 0.03 in runs of less than 200 decisions."""
+    doubling: float | None = None
+    """Decisions in which the search doubles the LR, at least 1. Default None: 1% of the run, at least 5 (3 in runs of
+    less than 200 decisions), and at most a twentieth of the first pass over the data. If the length of the run is
+    unknown, 10."""
     on_missing_slope: str = "loss"
-    """What to do if the slope cannot be measured: "loss" (default) follows the loss window, "raise" is an error."""
+    """What to do if the slope cannot be measured: "loss" (default) follows the loss window with one WARNING, "raise" is
+    an error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(check_number("start_scale", self.start_scale) > 0, "start_scale", self.start_scale, "above 0")
+        if self.start_scale is not None:
+            check(check_number("start_scale", self.start_scale) > 0, "start_scale", self.start_scale, "above 0")
+        if self.doubling is not None:
+            check(check_number("doubling", self.doubling) >= 1, "doubling", self.doubling, "at least 1")
         check_choice("on_missing_slope", self.on_missing_slope, ("loss", "raise"))
-        check(self.mode != "max", "mode", self.mode, "'min': the slope is that of a loss")
 
-    @property
-    def searches(self) -> bool:
-        return True
+    def searches(self, horizon: int | None, first_pass: int | None) -> bool:
+        return min(horizon or ASSUMED_LENGTH, first_pass or ASSUMED_LENGTH) >= SHORTEST
 
     def without_slope(self) -> ControllerConfig:
         if self.on_missing_slope == "raise":
             raise RuntimeError(
-                "on_missing_slope='raise', and there are no gradients before the optimizer's steps (DeepSpeed's ZeRO,"
-                " an optimizer fused into backward, or a step with a closure): use GreedyConfig(), which follows the"
-                " loss alone"
+                "on_missing_slope='raise', and no gradients are seen before the optimizer's steps (as with DeepSpeed's"
+                " ZeRO, an optimizer fused into backward, a step with a closure, or another metric than the training"
+                " loss): use GreedyConfig(), which follows the loss alone"
             )
         return GreedyConfig(
             mode=self.mode,
@@ -62,74 +108,128 @@ class SlopeConfig(BoundedConfig):
             max_lr=self.max_lr,
         )
 
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> SlopeRule:
-        return SlopeRule(self, base_lrs, horizon)
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> SlopeRule:
+        return SlopeRule(self, base_lrs, horizon, first_pass)
 
 
 class SlopeRule(OneScaleRule):
-    """The rule of `SlopeConfig`."""
+    """The rule of `SlopeConfig`.
 
-    wants_slope = True
+    Args:
+        config (SlopeConfig): its settings.
+        base_lrs (sequence of float): base LR of each parameter group.
+        horizon (int): decisions of the run. Default None: unknown.
+        first_pass (int): decisions of the first pass over the data. Default None: all data is new.
+    """
 
-    def __init__(self, config: SlopeConfig, base_lrs: Sequence[float], horizon: int | None) -> None:
+    def __init__(
+        self,
+        config: SlopeConfig,
+        base_lrs: Sequence[float],
+        horizon: int | None = None,
+        first_pass: int | None = None,
+    ) -> None:
         super().__init__(base_lrs, config.scale_bounds)
-        self._horizon = horizon
-        self._doubling = 12.0 if horizon is None else 0.02 * horizon
-        self._look_until = math.inf if horizon is None else 0.4 * horizon
-        self._stage = SEARCH
-        self._seen = 0
-        self._slopes: deque[float] = deque(maxlen=6)
-        self._longer = 12 if horizon is None else max(12, int(0.02 * horizon))
-        self.set_scale(config.start_scale)
+        length = horizon or ASSUMED_LENGTH
+        measured = min(length, first_pass or length)
+        short = length < SHORT
+        doubling = min(3.0 if short else max(5.0, 0.01 * length), max(3.0, measured / 20))
+        self._fast = 2 ** (1 / (config.doubling or doubling))
+        self._slow = self._fast**0.25
+        self._longer = max(2 * NEWEST, int(0.02 * length))
+        self._until = min(LONGEST_SHARE * length, measured) if config.searches(horizon, first_pass) else 0
+        self._count = 0  # decisions so far
+        self._searching = self._first_search = True
+        self._slopes: deque[float] = deque(maxlen=self._longer)  # since the search began, or ended
+        self._all = Average()  # of all slopes
+        self._seen = False  # whether the slope has ever said anything
+        self.wants_slope = self._until > 0
+        if self.wants_slope:
+            self.set_scale(config.start_scale or (0.03 if short else 0.01))
 
     def update(self, loss: float, slope: float | None) -> Decision:
-        self._seen += 1
-        if self._seen > self._look_until:
+        if not self.wants_slope:
+            return Decision(HOLD, HOLDING if self._until else TOO_SHORT, self.scales, loss)
+        self._count += 1
+        if self._count >= self._until:
             self.wants_slope = False
-        if slope is None or slope != slope or not self.wants_slope:
-            return Decision(HOLD, HOLDING if self._stage == HELD else SEARCHING, self.scales, loss, slope=slope)
-        self._slopes.append(slope)
-        mean, error = _mean_and_error(self._slopes)
-        full = len(self._slopes) == self._slopes.maxlen
-        if self._stage == HELD:
-            if full and mean < -error:
-                self._stage = SEARCH_ON
-                self._slopes = deque(maxlen=6)
-            return Decision(HOLD, HOLDING, self.scales, loss, mean, slope=slope)
-        if full and mean > -0.5 * error:
-            self._stage = HELD
-            self._slopes = deque(maxlen=self._longer)
-            return Decision(HOLD, FOUND, self.scales, loss, mean, slope=slope)
-        doubling, reason = (self._doubling, SEARCHING) if self._stage == SEARCH else (2 * self._doubling, SEARCHING_ON)
-        action = self.move(self.scale * 2 ** (1 / max(doubling, 1.0)))
+        mean = None
+        if slope is not None and slope == slope:
+            self._slopes.append(slope)
+            self._look(slope)
+            mean = average(self._newest()).mean
+        if not self.wants_slope or mean is None:  # at the first step, the weights have not moved yet
+            return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
+        growth, reason = self._search() if self._searching else self._hold()
+        if growth == 1.0:
+            return Decision(HOLD, reason, self.scales, loss, mean, slope=slope)
+        action = self.move(self._scale * growth)
         return Decision(action, CEILING if action is HOLD else reason, self.scales, loss, mean, slope=slope)
 
+    def _newest(self) -> list[float]:
+        """The slopes that the stage under way looks at."""
+        return list(self._slopes)[-NEWEST:] if self._searching else list(self._slopes)
+
+    def _look(self, slope: float) -> None:
+        """Whether the slope has said anything yet: clearly negative on the whole, or clearly positive while held."""
+        self._all.push(slope)
+        if not self._seen:
+            held = list(self._slopes)[-2 * NEWEST :]
+            self._seen = (self._all.count >= NEWEST and self._all.in_errors < -3) or (
+                not self._searching and len(held) == 2 * NEWEST and average(held).in_errors > 2
+            )
+
+    def _search(self) -> tuple[float, Reason]:
+        """Factor on the scale, and why."""
+        newest = self._newest()
+        if len(newest) >= (NEWEST if self._first_search else 1) and average(newest).in_errors > -1:
+            self._searching = self._first_search = False
+            self._slopes.clear()
+            return 1.0, FOUND
+        return (self._fast, SEARCHING) if self._first_search else (self._slow, SEARCHING_ON)
+
+    def _hold(self) -> tuple[float, Reason]:
+        growth, reason = 1.0, HOLDING
+        if not self._seen and self._scale < 1.0:
+            growth, reason = self._slow, CLIMBING
+        if len(self._slopes) == self._longer and average(list(self._slopes)).in_errors < -1:
+            self._searching = True
+            self._slopes.clear()
+        return growth, reason
+
     def lower(self) -> None:
-        self._stage = HELD
-        self.set_scale(self.scale * 0.3)
+        """Go back to 0.3 of the scale, and hold it; the search may go on from there."""
+        self._searching = self._first_search = False
+        self._slopes.clear()
+        self.set_scale(self._scale * 0.3)
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "stage": self._stage, "seen": self._seen, "slopes": list(self._slopes)}
+        return {
+            **super().state_dict(),
+            "count": self._count,
+            "searching": self._searching,
+            "first_search": self._first_search,
+            "seen": self._seen,
+            "slopes": list(self._slopes),
+            "all": self._all.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, SLOPE_RULE_STATE, "slope rule")
-        self._stage, self._seen = state["stage"], state["seen"]
-        self._slopes = deque(state["slopes"], maxlen=self._longer if self._stage == HELD else 6)
-        self.wants_slope = self._seen <= self._look_until
+        self._count, self._seen = state["count"], state["seen"]
+        self._searching, self._first_search = state["searching"], state["first_search"]
+        self._slopes = deque(state["slopes"], maxlen=self._longer)
+        self._all = Average(*state["all"])
+        self.wants_slope = self._count < self._until
         self.set_scale(state["scale"])
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and its standard error from the differences of neighbours."""
-    values = list(values)
-    count = len(values)
-    squares = sum((a - b) ** 2 for a, b in zip(values, values[1:], strict=False))
-    return sum(values) / count, math.sqrt(squares / (2 * max(1, count - 1) * count)) + 1e-12
 
 
 SLOPE_RULE_STATE = {
     "scale": is_scale,
-    "stage": lambda value: value in (SEARCH, HELD, SEARCH_ON),
-    "seen": is_count,
+    "count": is_count,
+    "searching": is_flag,
+    "first_search": is_flag,
+    "seen": is_flag,
     "slopes": is_list_of(is_finite),
+    "all": lambda value: is_list_of(is_finite)(value) and len(value) == 4 and is_count(value[0]),
 }

@@ -34,7 +34,7 @@ class TransformersConfig(PublishedConfig):
     verbose: bool = False
     """Accepted because the source has it; without effect, since decisions are logged."""
 
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> TransformersRule:
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> TransformersRule:
         return TransformersRule(self, base_lrs)
 
 

@@ -115,7 +115,7 @@ class GreedyConfig(BoundedConfig):
         best_window = self.best_window or 2 * window_size
         return dataclasses.replace(self, factor=factor, window_size=window_size, best_window=best_window)
 
-    def rule(self, base_lrs: Sequence[float], horizon: int | None) -> WindowRule:
+    def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> WindowRule:
         return WindowRule(self.fitted(horizon), base_lrs)
 
 
@@ -148,12 +148,13 @@ class WindowRule(OneScaleRule):
         self._ceiling_reached = False
 
     def update(self, loss: float, slope: float | None = None) -> Decision:
-        smoothed = self._window.push(-loss if self._maximize else loss)
+        value = -loss if self._maximize else loss
+        smoothed = self._window.push(value)
         if smoothed - smoothed != 0.0:  # the sum overflowed
             return Decision(HOLD, NONFINITE, self.scales, loss)
         if self._config.reset_start:
             self._count_down(self._config.reset_start)
-        pace = self._pace.push(smoothed)
+        pace = self._pace.push(smoothed, value)
         # the mean of part of a window is not a fair reference: the smallest of a few would be low by chance
         best = self._recent.push(smoothed) if self._window.full else None
         if best is None:

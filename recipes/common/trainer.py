@@ -216,7 +216,7 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
     if stop.number and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.number, folder.parent)
     log = trainer.state.log_history
-    decisions = decisions_in(callback.history_file) if callback and args.process_index == 0 else []
+    decisions = decisions_in(callback.scheduler.history_file.path) if callback and args.process_index == 0 else []
     return Run(
         schedule=schedule,
         train_loss=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],

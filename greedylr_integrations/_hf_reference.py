@@ -1,0 +1,48 @@
+"""The slope's reference in a checkpoint of Hugging Face's Trainer: tensors, beside the numbers in `trainer_state.json`.
+
+Each rank that has a part of its own writes `greedylr_reference_<rank>.pt`, as the Trainer does with `rng_state_<rank>`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from greedylr_integrations.distributed import rank, world_size
+from greedylr_integrations.log import logger
+
+
+def save(folder: str, state: Mapping[str, Any]) -> None:
+    """Write the reference of a scheduler's state into a checkpoint's folder, whole or not at all."""
+    slope = state["slope"]
+    if slope["reference"] is None or not (slope["sharded"] or rank() == 0) or not os.path.isdir(folder):
+        return
+    path = _path(folder, rank())
+    part = {name: slope[name] for name in ("reference", "sharded", "rank")}
+    try:
+        torch.save({**part, "world_size": world_size() or 1}, f"{path}.new")
+        os.replace(f"{path}.new", path)
+    except OSError as error:  # no reason to end a run
+        logger.warning("GreedyLR could not save the reference of its slope to %s: %s", path, error)
+
+
+def load(state: Mapping[str, Any], folder: str | None) -> dict[str, Any]:
+    """A scheduler's state as it was, with the reference from a checkpoint's folder; without one if it is not there."""
+    path = next((path for path in (_path(folder or "", rank()), _path(folder or "", 0)) if os.path.exists(path)), None)
+    if folder is None or path is None or "slope" not in state:
+        return dict(state)
+    try:
+        part = torch.load(path, map_location="cpu", weights_only=True)
+        if part.pop("world_size") != (world_size() or 1) and part["sharded"]:
+            return dict(state)
+    except Exception as error:  # whatever a damaged file leads to
+        logger.warning("GreedyLR cannot read the reference of its slope in %s: %s", path, error)
+        return dict(state)
+    return {**state, "slope": {**state["slope"], **part}}
+
+
+def _path(folder: str, of: int) -> str:
+    return os.path.join(folder, f"greedylr_reference_{of}.pt")
