@@ -71,12 +71,13 @@ def ordinary(workload, config, lr, seed, steps=STEPS):
     """The final loss and the scales of a run by torch's optimizer and GreedyLR."""
     w = parameters(workload, seed)
     optimizer = of_torch(workload.optimizer, w.values(), lr)
+    per_epoch = workload.steps_per_epoch(steps)
     scheduler = GreedyLR(
         optimizer,
         config,
         total_steps=steps,
-        linear_warmup_steps=0 if config.searches else arms.warmup_steps(steps),
-        steps_per_epoch=workload.steps_per_epoch(steps),
+        linear_warmup_steps=0 if config.searches(steps, per_epoch) else arms.warmup_steps(steps),
+        steps_per_epoch=per_epoch,
     )
     scales = [scheduler.scale]
     for step in range(steps):

@@ -45,9 +45,9 @@ class Greedy:
     """The package's controller and envelope, called as `GreedyLR` calls them."""
 
     def __init__(self, config: ControllerConfig, steps: int, steps_per_epoch: int | None) -> None:
-        warmup = 0 if config.searches else warmup_steps(steps)
+        warmup = 0 if config.searches(steps, steps_per_epoch) else warmup_steps(steps)
         self._envelope = Envelope(linear_warmup_steps=warmup, total_steps=steps, decay_ratio=config.decay_ratio)
-        self._controller = GreedyController(config, (1.0,), self._envelope.decided_steps)
+        self._controller = GreedyController(config, (1.0,), self._envelope.decided_steps, steps_per_epoch)
         self._new_steps = steps if steps_per_epoch is None else steps_per_epoch
         self._step, self._scales, self._steps = 0, [self._controller.scales[0]], steps
         self.dead = False
