@@ -92,7 +92,9 @@ def ordinary(workload, config, lr, seed, steps=STEPS):
     return float(workload.loss(w, *workload.validation()).detach()), scales
 
 
-@pytest.mark.parametrize("workload", [Tiny(), TinySgd(), TinyAdagrad(), TinyRmsprop(), TinyEpochs()], ids=lambda w: w.name)
+@pytest.mark.parametrize(
+    "workload", [Tiny(), TinySgd(), TinyAdagrad(), TinyRmsprop(), TinyEpochs()], ids=lambda w: w.name
+)
 def test_many_runs_at_once_are_what_each_of_them_is_alone(workload):
     jobs = [
         Job("run", workload.name, arm, STEPS, lr * workload.lr, seed)

@@ -45,7 +45,7 @@ def run_half(
     if rules:
         for workload, steps in plan:
             others = [other for other, length in plan if length == steps]
-            stages.yoked(results, workload, others, steps, stages.MULTIPLES, tuned[workload, steps])
+            stages.yoked(results, workload, others, steps, tuned[workload, steps])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -24,8 +24,9 @@ class Fixed:
     wants_slope = False
     dead = False
 
-    def __init__(self, shape: Callable[[float], float], steps: int) -> None:
-        self._shape, self._steps, self._warmup, self._step = shape, steps, warmup_steps(steps), 0
+    def __init__(self, shape: Callable[[float], float], steps: int, *, warmup: int | None = None) -> None:
+        self._shape, self._steps, self._step = shape, steps, 0
+        self._warmup = warmup_steps(steps) if warmup is None else warmup
 
     @property
     def factor(self) -> float:
@@ -120,7 +121,7 @@ def make(arm: str, steps: int, decay: float | None, steps_per_epoch: int | None,
     if arm in CONFIGS:
         return Greedy(CONFIGS[arm](), steps, steps_per_epoch)
     if arm in YOKED:
-        driver = Fixed(replayed(scales, SlopeConfig().decay_ratio), steps)
-        driver._warmup = 1  # as the run that is replayed
-        return driver
-    return Fixed(decaying(decay) if arm == "wsd" and decay else SHAPES.get(arm, SHAPES["constant"]), steps)
+        return Fixed(replayed(scales, SlopeConfig().decay_ratio), steps, warmup=1)  # as the run that is replayed
+    if arm == "wsd":
+        return Fixed(decaying(decay or 0.3), steps)
+    return Fixed(SHAPES.get(arm, SHAPES["constant"]), steps)

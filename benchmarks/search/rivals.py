@@ -197,7 +197,7 @@ class RivalRuns(Runs):
 
 
 def run(results: Results, workloads: Sequence[Workload], steps: int) -> None:
-    """Each rival at its default and at the best value of its knob on another seed, where a base LR is needed at each."""
+    """Each rival at its default, and at the best value of its knob on another seed; at each base LR if it needs one."""
     logging.getLogger("dog").setLevel(logging.ERROR)
     for workload in workloads:
         tuned = stages.tune(results, workload, steps)

@@ -95,10 +95,8 @@ def greedy(results: Results, workload: Workload, steps: int, multiples: Sequence
     results.run(workload, jobs)
 
 
-def yoked(
-    results: Results, workload: Workload, others: Sequence[Workload], steps: int, multiples: Sequence[float], tuned: Tuned
-) -> None:
-    """Replays of the default's scales on the next workload: of any multiple of the tuned LR, and of the same one.
+def yoked(results: Results, workload: Workload, others: Sequence[Workload], steps: int, tuned: Tuned) -> None:
+    """Replays of the default's scales on the next workload: of another multiple of the tuned LR, and of the same one.
 
     The second control is told what a user does not know: how far the base LR is from the tuned one.
     """
@@ -110,10 +108,11 @@ def yoked(
         assert job.of is not None
         name, multiple, seed = job.of
         runs = results.of(stage="run", workload=name, arm="greedy", steps=steps, multiple=multiple, seed=seed)
-        return list(runs[0].get("scales", (1.0, 1.0)))
+        return list(runs[0]["scales"])
 
     jobs = []
     for (i, m), seed in itertools.product(enumerate(MULTIPLES), SEEDS):
         for arm, of in zip(arms.YOKED, (MULTIPLES[(i + seed + 1) % len(MULTIPLES)], m), strict=True):
-            jobs.append(Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m, of=(source.name, of, seed)))
+            run = (source.name, of, seed)
+            jobs.append(Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m, of=run))
     results.run(workload, jobs, replay)
