@@ -25,7 +25,8 @@ from benchmarks.search.workload import Workload
 
 LENGTHS = (100, 300, 1000)
 LONG = 3000
-CHEAP = ("flights-machine", "photos-autoencoder", "passages-bag")  # also at 3,000 steps, and from farther away
+RIVAL_LENGTHS = (300, 1000)
+CHEAP = ("flights-machine", "photos-autoencoder")  # also at 3,000 steps, and from farther away
 
 
 def run_half(
@@ -38,9 +39,7 @@ def run_half(
     for workload, steps in plan:
         begun = time.time()
         multiples = stages.MULTIPLES + stages.FAR * (workload.name in cheap)
-        tuned[workload, steps] = stages.fixed(results, workload, steps, multiples)
-        if rules:
-            stages.greedy(results, workload, steps, multiples, tuned[workload, steps])
+        tuned[workload, steps] = stages.judge(results, workload, steps, multiples, rules=rules)
         print(f"{workload.name}, {steps} steps: {tuned[workload, steps]}, {time.time() - begun:.0f} s", flush=True)
     if rules:
         for workload, steps in plan:
@@ -61,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     rules = not args.fixed_only
     if args.part == "quick":
         folder = args.results / "quick" if args.results == RESULTS else args.results
-        quick = [workload for workload in held_out.WORKLOADS if workload.name in CHEAP[:2]]
+        quick = [workload for workload in held_out.WORKLOADS if workload.name in CHEAP]
         results = Results(folder / "search-held-out.jsonl")
         run_half(results, quick, [100], rules=rules)
         report.write(results, quick, folder / "search.md", folder / "loss-over-base-lr.png")
@@ -72,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
         run_half(results, held_out.WORKLOADS, args.lengths, rules=rules, cheap=CHEAP)
     elif args.part == "rivals":
         fresh = [workload for workload in held_out.WORKLOADS if workload.epochs == 1]
-        rivals.run(Results(args.results / "search-held-out.jsonl"), fresh, 300)
+        for steps in RIVAL_LENGTHS:
+            rivals.run(Results(args.results / "search-held-out.jsonl"), fresh, steps)
     else:
         report.main(args.results)
 

@@ -20,6 +20,7 @@ BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 ARMS = ("greedy", "loss window", *arms.YOKED, "wsd", "linear", "cosine", "constant")
 FROM = (0.1, 1.0, 10.0)  # where the LRs that were found are compared
 PART = "3 epochs"
+JUDGED_FROM = 300  # steps; shorter runs are shown, but no target is about them
 Families = dict[str, list[float]]
 Row = tuple[str, str, str, bool]  # target, what was wanted, what was measured, whether it was reached
 
@@ -131,11 +132,11 @@ def targets(e: Evidence) -> list[str]:
     cells = [
         (e.cell(place, "greedy", m), f"{place.workload.name} {place.steps} steps {m:g}x")
         for place, m in itertools.product(e.places, stages.MULTIPLES)
-        if place.steps >= 300
+        if place.steps >= JUDGED_FROM
     ]
     known = [(value, name) for value, name in cells if value is not None]
     low = sorted(cell for cell in known if cell[0] < FLOOR)
-    rows.append((f"cells under {FLOOR} from 300 steps on", "none", f"{len(low)} of {len(known)}", not low))
+    rows.append((f"cells under {FLOOR} from {JUDGED_FROM} steps on", "none", f"{len(low)} of {len(known)}", not low))
     for n in e.lengths:
         known_agreements = [e.agreement(place) for place in e.places if place.steps == n]
         good = [value is not None and value <= AGREEMENT for value in known_agreements]
@@ -150,24 +151,24 @@ def targets(e: Evidence) -> list[str]:
 
 def _against(e: Evidence) -> list[Row]:
     """The default's worth over that of others in the same cells."""
+    others: dict[str, Callable[[Place, float], float | None]] = {}
+    for arm in (*arms.YOKED, "loss window"):
+        others[arm] = lambda place, multiple, arm=arm: e.cell(place, arm, multiple)  # type: ignore[misc]
+    for name, kind in itertools.product(RIVALS, ("default", "tuned")):
+        others[f"{name}, {kind}"] = (
+            lambda place, multiple, name=name, kind=kind: e.rival(place, name, kind, multiple)  # type: ignore[misc]
+        )
+    rows: list[Row] = []
+    for title, other in others.items():
 
-    def compare(name: str, other: Callable[[Place, float], float | None]) -> list[Row]:
-        def ratio(place: Place, multiple: float) -> float | None:
+        def ratio(place: Place, multiple: float, other: Callable[[Place, float], float | None] = other) -> float | None:
             mine, theirs = e.cell(place, "greedy", multiple), other(place, multiple)
             return None if mine is None or theirs is None else mine / theirs
 
-        found = e.collect(e.lengths, stages.MULTIPLES, ratio)
-        title = f"worth over that of {name}, mean over base LRs"
-        return [(title, "above 1", of_interval(found), interval(found)[1] > 1)] if found else []
-
-    rows = []
-    for arm in (*arms.YOKED, "loss window"):
-        rows += compare(arm, lambda place, multiple, arm=arm: e.cell(place, arm, multiple))  # type: ignore[misc]
-    for name, kind in itertools.product(RIVALS, ("default", "tuned")):
-        rows += compare(
-            f"{name}, {kind}",
-            lambda place, multiple, name=name, kind=kind: e.rival(place, name, kind, multiple),  # type: ignore[misc]
-        )
+        found = e.collect([n for n in e.lengths if n >= JUDGED_FROM], stages.MULTIPLES, ratio)
+        if found:
+            ahead = interval(found)[1] > 1
+            rows.append((f"worth over that of {title}, mean over base LRs", "above 1", of_interval(found), ahead))
     return rows
 
 
@@ -219,17 +220,19 @@ def by_workload(e: Evidence) -> list[str]:
 
 
 def by_rival(e: Evidence) -> list[str]:
+    lengths = [n for n in e.lengths if any(e.results.of(stage="run", arm=name, steps=n) for name in RIVALS)]
     rows = []
     for (name, rival), kind in itertools.product(RIVALS.items(), ("default", "tuned")):
         multiples = (1.0,) if rival.free else stages.MULTIPLES
-        values = e.collect(
-            e.lengths,
-            multiples,
-            lambda place, multiple, name=name, kind=kind: e.rival(place, name, kind, multiple),  # type: ignore[misc]
-        )
-        if values:
-            rows.append((f"{name}, {kind}", "none needed" if rival.free else "0.1x to 10x", of_interval(values)))
-    return table(("", "base LR", "worth"), rows)
+
+        def worth(place: Place, multiple: float, name: str = name, kind: str = kind) -> float | None:
+            return e.rival(place, name, kind, multiple)
+
+        values = [e.collect([n], multiples, worth) for n in lengths]
+        if any(values):
+            needs = "none needed" if rival.free else "0.1x to 10x"
+            rows.append((f"{name}, {kind}", needs, *(of_interval(found) for found in values)))
+    return table(("", "base LR", *(f"worth, {n:,} steps" for n in lengths)), rows)
 
 
 def text(e: Evidence) -> str:
@@ -254,7 +257,7 @@ def text(e: Evidence) -> str:
         "",
         *by_workload(e),
         "Rivals, each from its package but the last, at its default and at the best of four values of its main setting"
-        " on another seed:",
+        " for the workload on another seed:",
         "",
         *by_rival(e),
     ]

@@ -70,8 +70,8 @@ def _loss(results: Results, workload: Workload, steps: int, arm: str, lr: float,
     return mean(losses) if losses else math.inf
 
 
-def fixed(results: Results, workload: Workload, steps: int, multiples: Sequence[float]) -> Tuned:
-    """Everything that does not depend on a rule: tuning, what losses are worth in steps, fixed schedules."""
+def judge(results: Results, workload: Workload, steps: int, multiples: Sequence[float], *, rules: bool) -> Tuned:
+    """Tune the fixed schedules, then run what losses are worth in steps, the fixed schedules and the rules."""
     tuned = tune(results, workload, steps)
     lengths = sorted({max(2, round(length * steps)) for length in LENGTHS})
     jobs = [
@@ -80,19 +80,10 @@ def fixed(results: Results, workload: Workload, steps: int, multiples: Sequence[
     ]
     jobs += [
         Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m, tuned.share if arm == "wsd" else None)
-        for arm, m, seed in itertools.product(arms.FIXED, multiples, SEEDS)
+        for arm, m, seed in itertools.product((*arms.FIXED, *(arms.CONFIGS if rules else ())), multiples, SEEDS)
     ]
     results.run(workload, jobs)
     return tuned
-
-
-def greedy(results: Results, workload: Workload, steps: int, multiples: Sequence[float], tuned: Tuned) -> None:
-    """The rules."""
-    jobs = [
-        Job("run", workload.name, arm, steps, _short(m * tuned.lr), seed, m)
-        for arm, m, seed in itertools.product(arms.CONFIGS, multiples, SEEDS)
-    ]
-    results.run(workload, jobs)
 
 
 def yoked(results: Results, workload: Workload, others: Sequence[Workload], steps: int, tuned: Tuned) -> None:
