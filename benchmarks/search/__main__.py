@@ -30,9 +30,16 @@ CHEAP = ("flights-machine", "photos-autoencoder")  # also at 3,000 steps, and fr
 
 
 def run_half(
-    results: Results, half: Sequence[Workload], lengths: Sequence[int], *, rules: bool = True, cheap: Sequence[str] = ()
+    results: Results,
+    half: Sequence[Workload],
+    lengths: Sequence[int],
+    *,
+    rules: bool = True,
+    cheap: Sequence[str] = (),
+    only: Sequence[str] = (),
 ) -> None:
     """Run everything of one half that is missing."""
+    half = [workload for workload in half if not only or workload.name in only]
     plan = [(workload, steps) for steps in lengths for workload in half]
     plan += [(workload, LONG) for workload in half if workload.name in cheap]
     tuned = {}
@@ -41,7 +48,7 @@ def run_half(
         multiples = stages.MULTIPLES + stages.FAR * (workload.name in cheap)
         tuned[workload, steps] = stages.judge(results, workload, steps, multiples, rules=rules)
         print(f"{workload.name}, {steps} steps: {tuned[workload, steps]}, {time.time() - begun:.0f} s", flush=True)
-    if rules:
+    if rules and not only:
         for workload, steps in plan:
             others = [other for other, length in plan if length == steps]
             stages.yoked(results, workload, others, steps, tuned[workload, steps])
@@ -53,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON-lines files")
     parser.add_argument("--fixed-only", action="store_true", help="without the rules: what does not change with them")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="optimizer steps of the runs")
+    parser.add_argument("--only", nargs="+", default=(), help="names of workloads, and nothing that needs all of them")
     args = parser.parse_args(argv)
     logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)  # runs that meet a bound say so
     torch.set_num_threads(1)
@@ -65,10 +73,12 @@ def main(argv: list[str] | None = None) -> None:
         run_half(results, quick, [100], rules=rules)
         report.write(results, quick, folder / "search.md", folder / "loss-over-base-lr.png")
     elif args.part == "tune":
-        run_half(Results(args.results / "search-tune.jsonl"), tuning.WORKLOADS, args.lengths, rules=rules)
+        run_half(
+            Results(args.results / "search-tune.jsonl"), tuning.WORKLOADS, args.lengths, rules=rules, only=args.only
+        )
     elif args.part == "held-out":
         results = Results(args.results / "search-held-out.jsonl")
-        run_half(results, held_out.WORKLOADS, args.lengths, rules=rules, cheap=CHEAP)
+        run_half(results, held_out.WORKLOADS, args.lengths, rules=rules, cheap=CHEAP, only=args.only)
     elif args.part == "rivals":
         fresh = [workload for workload in held_out.WORKLOADS if workload.epochs == 1]
         for steps in RIVAL_LENGTHS:

@@ -57,10 +57,10 @@ def draw(e: Evidence, path: Path) -> None:
         for arm, values in lines.items():
             _, colour, width = LINES[arm]
             axes.plot(multiples, values, color=colour, lw=width, marker="o", ms=2.6 * width**0.7, zorder=2 + width)
-        axes.set(xscale="log", yscale="log", xlim=(0.085, 36))
+        top = max(max(values) for values in lines.values())
+        axes.set(xscale="log", yscale="log", xlim=(0.085, 42), ylim=(0.92, top * 1.22))
         _label(axes, {arm: values[-1] for arm, values in lines.items()}, multiples[-1])
         axes.set_xticks(multiples, [f"{m:g}x" if m != 1 else "tuned" for m in multiples])
-        top = max(max(values) for values in lines.values())
         ticks = [tick for tick in (1, 1.2, 1.5, 2, 3, 4) if tick < top * 1.1]
         axes.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
         axes.minorticks_off()
@@ -69,12 +69,13 @@ def draw(e: Evidence, path: Path) -> None:
             axes.spines[side].set_visible(False)
         axes.spines["bottom"].set_color(PALE)
         axes.tick_params(length=0, colors=INK)
-        axes.annotate("the best schedule, tuned for each workload", (0.092, 1), (0, -13), textcoords="offset points",
-                      color=PALE, fontsize=9.5)  # fmt: skip
+        pale = {"color": PALE, "fontsize": 9.5}
+        note = "the best fixed schedule, tuned for each workload"
+        axes.annotate(note, (0.092, 1), (0, -12), textcoords="offset points", **pale)
         axes.set_xlabel("base LR, as a multiple of the tuned one")
         axes.set_title("Final validation loss, over that of the tuned schedule", loc="left", fontsize=13, pad=22)
-        axes.text(0, 1.025, f"{workloads} held-out workloads, {steps:,} steps, three seeds, geometric mean",
-                  transform=axes.transAxes, color=PALE, fontsize=9.5)  # fmt: skip
+        what = f"{workloads} held-out workloads, {steps:,} steps, three seeds, geometric mean"
+        axes.text(0, 1.025, f"{what}; a diverged run counts as {WORST:g}x", transform=axes.transAxes, **pale)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
         plt.close(figure)
@@ -83,7 +84,7 @@ def draw(e: Evidence, path: Path) -> None:
 def _label(axes, ends: dict[str, float], x: float) -> None:  # type: ignore[no-untyped-def]
     """Name each line at its end, moved apart where they would overlap."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
-    gap, last = 0.062 * (high - low), -math.inf
+    gap, last = 0.066 * (high - low), -math.inf
     for arm in sorted(ends, key=ends.__getitem__):
         name, colour, width = LINES[arm]
         last = max(math.log(ends[arm]), last + gap)

@@ -77,10 +77,11 @@ def interval(values: Mapping[str, Sequence[float]], rounds: int = 2000) -> tuple
     Args:
         values: of each family of workloads.
     """
-    rng, names = random.Random(0), sorted(values)
-    drawn = sorted(
-        geometric_mean([value for name in rng.choices(names, k=len(names)) for value in values[name]])
-        for _ in range(rounds)
-    )
-    whole = geometric_mean([value for name in names for value in values[name]])
-    return whole, drawn[int(0.025 * (rounds - 1))], drawn[math.ceil(0.975 * (rounds - 1))]
+    rng = random.Random(0)
+    families = [(sum(map(math.log, values[name])), len(values[name])) for name in sorted(values)]
+
+    def geometric(chosen: Sequence[tuple[float, int]]) -> float:
+        return math.exp(sum(logs for logs, _ in chosen) / sum(count for _, count in chosen))
+
+    drawn = sorted(geometric(rng.choices(families, k=len(families))) for _ in range(rounds))
+    return geometric(families), drawn[int(0.025 * (rounds - 1))], drawn[math.ceil(0.975 * (rounds - 1))]
