@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test test-slow test-oldest lint docs bench bench-adapters bench-quick bench-full report clean
+.PHONY: setup demo test test-slow test-oldest lint docs bench bench-adapters bench-quick bench-full bench-search report clean
 
 setup: $(VENV)/.installed
 
@@ -52,6 +52,11 @@ bench-quick: setup  ## a small part of the evidence with its report, to benchmar
 
 bench-full: setup  ## all of it, from nothing if benchmarks/results is empty: about two core-hours; continues where it stopped
 	$(RUN) -m benchmarks.suite full
+
+bench-search: setup  ## the evidence for the default: about an hour on one core; continues where it stopped
+	$(RUN) -m benchmarks.search held-out
+	$(RUN) -m benchmarks.search rivals
+	$(RUN) -m benchmarks.search report
 
 report: setup  ## tables and pictures from the results that are there
 	$(RUN) -m benchmarks.report

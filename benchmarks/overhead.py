@@ -23,7 +23,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from transformers import get_cosine_schedule_with_warmup
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, SlopeConfig
 
 STEPS, ROUNDS = 2000, 31
 WINDOWS = (10, 100, 1000, 10_000, 100_000, 1_000_000)
@@ -46,7 +46,7 @@ def new_file() -> str:
 
 def without_history(scheduler: GreedyLR) -> GreedyLR:
     """What keeping the decisions costs is the difference to this."""
-    scheduler._entries = Nowhere()
+    scheduler._recorder._entries = Nowhere()
     return scheduler
 
 
@@ -71,14 +71,18 @@ def contenders(groups: int) -> dict:
 
         return start
 
+    window = GreedyConfig()
     made = {
         "no scheduler": lambda: lambda loss: None,
         "LambdaLR, constant lambda": without_metric(lambda o: LambdaLR(o, lambda step: 1.0)),
         "LambdaLR, transformers' cosine": without_metric(lambda o: get_cosine_schedule_with_warmup(o, 10, STEPS)),
         "ReduceLROnPlateau": with_metric(ReduceLROnPlateau),
-        "GreedyLR": with_metric(lambda o: GreedyLR(o, total_steps=STEPS)),
-        "GreedyLR with history_file": with_metric(lambda o: GreedyLR(o, total_steps=STEPS, history_file=new_file())),
-        "GreedyLR without history": with_metric(lambda o: without_history(GreedyLR(o, total_steps=STEPS))),
+        "GreedyLR, nothing left to search": with_metric(lambda o: GreedyLR(o, SlopeConfig(), horizon=1)),
+        "GreedyLR, loss window": with_metric(lambda o: GreedyLR(o, window, total_steps=STEPS)),
+        "the same with history_file": with_metric(
+            lambda o: GreedyLR(o, window, total_steps=STEPS, history_file=new_file())
+        ),
+        "the same without history": with_metric(lambda o: without_history(GreedyLR(o, window, total_steps=STEPS))),
     }
     try:
         from transformers.optimization import GreedyLR as Theirs
@@ -89,7 +93,7 @@ def contenders(groups: int) -> dict:
     except ImportError:
         pass
     if groups == 1:
-        made["GreedyController.observe alone"] = lambda: GreedyController(GreedyConfig(), horizon=STEPS).observe
+        made["GreedyController.observe alone, loss window"] = lambda: GreedyController(window, horizon=STEPS).observe
     return made
 
 

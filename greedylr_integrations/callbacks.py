@@ -28,6 +28,7 @@ class CallbackArguments(ConfigFields, total=False):
 
     monitor: str
     base_schedule: str | None
+    controller: GreedyController | None
     total_steps: int | None
     linear_warmup_steps: int | None
     decay_ratio: float | None

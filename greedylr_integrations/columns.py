@@ -204,7 +204,9 @@ def read(
             raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
     if not header:
         raise ValueError(f"{os.fspath(path)}, line 1: there is no complete header of a GreedyLR history")
-    return header, columns, commands
+    now = {key: latest[key] for key in HEADER if key != "greedylr_history"}
+    # the id and the counts are for the file itself, to tell runs and resumes apart
+    return {**{key: header[key] for key in HEADER}, **now}, columns, commands
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:

@@ -218,8 +218,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
         ValueError: for anything else, with file and line.
     """
     header, decisions, commands = columns.read(path, Reason.__members__)
-    # what the file itself needs to tell runs and resumes apart
-    header = {key: value for key, value in header.items() if key not in ("run", "decisions", "commands")}
     return header, list(_records(decisions)), [CommandRecord(step, *command) for step, command in commands]
 
 

@@ -212,6 +212,7 @@ class GreedyLR(Readings, Steerable):
         if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
             for base_lr in self._rates.new_groups(self.controller.scales):
                 self.controller.add_group(base_lr)
+            self._decider.steering.obey(self._decider.steering.command)  # the bounds may be wider now
             self._write()
 
     # ---- commands ----

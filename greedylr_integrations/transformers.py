@@ -170,7 +170,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             pre_divided=True,
             total_steps=state.max_steps if settings.total_steps is None else settings.total_steps,
             steps_per_epoch=_hf_setup.steps_per_epoch(args, loader),
-            linear_warmup_steps=_hf_setup.warmup_steps(settings, self._rule_config(), args, state, run.replaces),
+            linear_warmup_steps=_hf_setup.warmup_steps(
+                settings, self._rule_config(), args, state, loader, run.replaces
+            ),
             base_schedule=None if run.replaces else lr_scheduler,
             horizon=None if run.metric is None else run.metric.count(state),
         )

@@ -19,12 +19,12 @@ def test_the_arguments_that_lightning_passes_on_are_those_of_the_constructor():
     parameters = inspect.signature(SharedCallback.__init__).parameters
     named = {name for name, each in parameters.items() if each.kind is each.KEYWORD_ONLY}
     assert named == get_type_hints(CallbackArguments).keys() - get_type_hints(ConfigFields).keys()
-    assert named | {"config"} == {field.name for field in dataclasses.fields(Settings)}
+    assert named | {"config"} == {"controller"} | {field.name for field in dataclasses.fields(Settings)}
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Settings)])
 def test_each_argument_is_documented(name):
-    assert f"            {name} (" in SharedCallback.__init__.__doc__
+    assert f"        {name} (" in SharedCallback.__doc__
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_the_command_line(parts, tmp_path):
         assert len(run["validation_loss"]) == 4
         assert run["validation_loss"][-1][1] < run["validation_loss"][0][1]
     assert greedy["train_loss"][0] == cosine["train_loss"][0]  # the same start and data
-    assert {decision["action"] for decision in greedy["decisions"]} >= {"raise", "hold"}
+    assert {decision["reason"] for decision in greedy["decisions"]} == {"TOO_SHORT"}  # 24 steps: no search
     again = processes.run(command, cwd=ROOT)
     assert again.returncode == 2
     last = again.stderr.strip().splitlines()[-1]
@@ -457,7 +457,7 @@ def test_a_row_of_the_report_is_read_back():
     text = json.dumps(run.to_row())
     again = report.Run.from_row(json.loads(text))
     assert json.dumps(again.to_row()) == text
-    assert again.decisions == run.decisions
+    assert repr(again.decisions) == repr(run.decisions)  # NaN is not equal to itself
     row = json.loads(text)
     assert row["decisions"][3]["reason"] in Reason.__members__
     row["decisions"][3]["reason"] = "the loss is a new recent best"  # as it was written before

@@ -143,6 +143,17 @@ def test_the_configured_bounds_hold_and_a_new_command_takes_the_place_of_the_old
     assert scheduler.scale == 5.0
 
 
+def test_a_command_beyond_the_bounds_holds_for_a_group_that_is_added():
+    config = GreedyConfig(window_size=1, factor=0.9, min_lr=0.0, max_lr=0.5)
+    scheduler, other = GreedyLR(optimizer_of(0.1), config), GreedyLR(optimizer_of(0.1, 0.2), config)
+    scheduler.pin(1000.0)
+    scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.0001})
+    assert scheduler.get_last_lr() == lrs_of(scheduler) == pytest.approx([0.5, 0.02])
+    other.load_state_dict(json.loads(json.dumps(scheduler.state_dict())))
+    assert other.get_last_lr() == scheduler.get_last_lr()
+    assert train(other, FALLING[:3]) == train(scheduler, FALLING[:3])
+
+
 def test_a_command_in_the_ramp_and_with_a_base_schedule_multiplies():
     scheduler = GreedyLR(optimizer_of(0.1), GreedyConfig(), linear_warmup_steps=4)
     train(scheduler, FALLING[:2])

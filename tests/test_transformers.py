@@ -73,7 +73,8 @@ def test_sharded_training_on_gpus(path, tmp_path):
 
 def test_the_six_lines_of_the_readme(tmp_path):
     callback = GreedyLRCallback()
-    trainer = tiny.trainer(tmp_path, [callback], max_steps=60)
+    # the default rule searches in the first pass over the data, if it has at least 60 steps
+    trainer = tiny.trainer(tmp_path, [callback], max_steps=60, data=tiny.regression_data(120))
     trainer.train()
     assert len(callback.history) == 60
     assert len(set(scales(callback))) > 10

@@ -169,7 +169,7 @@ def test_another_learning_rate(tmp_path, warnings_of):
 
 def test_a_checkpoint_of_the_other_base_schedule(tmp_path):
     run(tmp_path / "a", save_steps=10)
-    with pytest.raises(ValueError, match="written without a base_schedule, this run goes on with one"):
+    with pytest.raises(ValueError, match="written without a base_schedule, this run continues with one"):
         run(tmp_path / "b", "multiply", resume=str(tmp_path / "a" / "checkpoint-10"))
 
 

@@ -275,7 +275,7 @@ def test_an_optimizer_that_sets_its_own_lr_is_warned_about(tmp_path, package, ma
 def test_an_optimizer_without_an_lr_is_refused(tmp_path):
     model = tiny.Regressor()
     pair = {"optimizers": (Adafactor(model.parameters(), relative_step=True, warmup_init=True, lr=None), None)}
-    with pytest.raises(ValueError, match=r"^Adafactor makes its own LR \(lr=None\)"):
+    with pytest.raises(ValueError, match=r"^Adafactor computes its own LR \(lr=None\)"):
         tiny.trainer(tmp_path, [GreedyLRCallback()], model=model, trainer_kwargs=pair)
 
 
@@ -286,3 +286,23 @@ def test_the_loss_of_a_reward_trainer_is_none_to_follow(tmp_path, warnings_of):
     train(tmp_path, GreedyLRCallback(**FAST), kind=GRPOTrainer)
     (message,) = warnings_of()
     assert "follow the reward instead, with GreedyLRCallback(monitor='reward', mode='max')" in message
+
+
+@pytest.mark.parametrize(
+    ("steps", "settings", "options", "warmup"),
+    [
+        (60, {}, {}, 0),  # the search takes its place
+        (60, {}, {"linear_warmup_steps": 5}, 5),
+        (60, {}, {"window_size": 5}, 5),  # another rule, which does not search
+        (40, {}, {}, 5),  # too short to search
+        (60, {"per_device_train_batch_size": 4}, {}, 5),  # too short a first pass over the data
+    ],
+)
+def test_the_warmup_of_the_arguments_and_the_search(tmp_path, steps, settings, options, warmup, warnings_of):
+    callback, data = GreedyLRCallback(**options, max_scale=2.0), tiny.regression_data(120)
+    train(tmp_path, callback, max_steps=steps, data=data, warmup_steps=5, learning_rate=1e-3, **settings)
+    assert callback.scheduler.envelope.linear_warmup_steps == warmup
+    said = [
+        message for message in warnings_of() if message.startswith("the search for the LR takes the place of the 5")
+    ]
+    assert len(said) == (warmup == 0)
