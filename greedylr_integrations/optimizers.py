@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 from greedylr_integrations.log import logger
 
 # What each kind has in its parameter groups or is named after, and what happens to a schedule's LR.
@@ -43,6 +45,8 @@ def check_optimizer(optimizer: Any, *, shadow: bool) -> None:
     Raises:
         ValueError: if a parameter group's LR is None, or the optimizer computes it, as Adafactor with `relative_step`.
     """
+    if not isinstance(unwrapped(optimizer), Optimizer):
+        return  # torch says what is wrong with it
     raw = unwrapped(optimizer)
     name, group = type(raw).__name__, optimizer.param_groups[0]
     if group["lr"] is None or group.get("relative_step"):
