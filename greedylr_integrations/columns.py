@@ -193,14 +193,7 @@ def read(
             elif "resumed" in entry:
                 latest, step = _resumed(header, entry)
                 commanded = step
-                decisions = columns.until(step)
-                orders = bisect_right(commands, step, key=itemgetter(0))
-                if "decisions" in latest and "decisions" in header:
-                    # a checkpoint may be older than a decision of the same step
-                    decisions = min(decisions, latest["decisions"] - header["decisions"])
-                    orders = min(orders, latest["commands"] - header["commands"])
-                columns.cut(max(decisions, 0))
-                del commands[max(orders, 0) :]
+                _take_back(header, latest, step, columns, commands)
             elif "order" in entry:
                 commands.append(_command(entry, commanded))
                 commanded = entry["step"]
@@ -249,6 +242,22 @@ def _resumed(header: Mapping[str, Any], entry: dict[str, Any]) -> tuple[dict[str
     if new.get("run", "") != header.get("run", new.get("run", "")):
         raise ValueError(f"the run {new.get('run')!r} resumes in the history of {header['run']!r}")
     return new, entry["resumed"]
+
+
+def _take_back(
+    header: Mapping[str, Any],
+    resumed: Mapping[str, Any],
+    step: int,
+    columns: Columns,
+    commands: list[tuple[int, Command]],
+) -> None:
+    """Remove what was decided and commanded after the checkpoint that a resume continued from."""
+    kept = [columns.until(step), bisect_right(commands, step, key=itemgetter(0))]
+    if "decisions" in resumed and "decisions" in header:  # it may be older than a decision of the same step
+        then = [max(resumed[key] - header[key], 0) for key in ("decisions", "commands")]
+        kept = list(map(min, kept, then))
+    columns.cut(kept[0])
+    del commands[kept[1] :]
 
 
 def _command(entry: Mapping[str, Any], earlier: int) -> tuple[int, Command]:

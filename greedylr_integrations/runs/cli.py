@@ -25,14 +25,14 @@ from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.runs import explain as explaining
 from greedylr_integrations.runs import figures, find
 from greedylr_integrations.runs import replay as replaying
+from greedylr_integrations.runs.control_files import check_place, value_of
 from greedylr_integrations.runs.page import page
 from greedylr_integrations.runs.run import Run, RunError, printable, sentence
 from greedylr_integrations.runs.summary import HEADINGS, REPLAY_HEADINGS, base_lr_of, replay_summary, summary
 from greedylr_integrations.runs.terminal import text as plot_text
-from greedylr_integrations.steering import COMMANDS, make_command
+from greedylr_integrations.steering import COMMANDS
 
 CONTROL_FILE = "control.json"
-LARGEST_CONTROL_FILE = 65536
 RUN_HELP = """
 A RUN is a history file or a folder with one, a Hugging Face trainer_state.json, checkpoint or output folder, a
 Lightning metrics.csv or its folder, a TensorBoard folder, a recipe's metrics.json, or any CSV or JSON-lines file with a
@@ -352,42 +352,17 @@ def control(run: str, command: str, value: str | None) -> None:
     greedylr control out/ cap 2.0
     greedylr control out/control.json decay 500
     """
-    number = _value_of(command, value)
     path = Path(run)
     if path.is_dir():
         path = path / CONTROL_FILE
     try:
-        _check_place(path)
-        write_whole(
-            path, (json.dumps({"order": command, "value": number, "id": str(time.time_ns())}) + "\n").encode()
-        )  # the run never reads half a command
+        number = value_of(command, value)
+        check_place(path)
+        content = json.dumps({"order": command, "value": number, "id": str(time.time_ns())}) + "\n"
+        write_whole(path, content.encode())  # the run never reads half a command
     except OSError as error:
         raise click.ClickException(f"{path}: {error.strerror or error}") from None
     _say(f"wrote {command if number is None else f'{command} {number:g}'} to {path}")
-
-
-def _value_of(command: str, value: str | None) -> float | int | None:
-    number: Any = value
-    with contextlib.suppress(TypeError, ValueError):  # the error below names what is not a number
-        number = int(value) if command == "decay" else float(value)  # type: ignore[arg-type]
-    try:
-        return make_command(command, number).value
-    except (TypeError, ValueError) as error:
-        raise click.ClickException(f"{command}: {error}") from None
-
-
-def _check_place(path: Path) -> None:
-    """ClickException unless the path is of a control file, or may become one."""
-    if not path.exists():
-        if path.suffix == ".json" and path.parent.is_dir():
-            return
-        raise click.ClickException(f"{path}: this is neither a run's folder nor the path of a control file (.json)")
-    content: Any = None
-    if path.is_file() and path.stat().st_size <= LARGEST_CONTROL_FILE:
-        with contextlib.suppress(ValueError, RecursionError):
-            content = json.loads(path.read_bytes() or b"{}")
-    if not isinstance(content, dict) or content.keys() - {"order", "value", "id"}:
-        raise click.ClickException(f"{path}: this is not a control file, and it would be overwritten: delete it first")
 
 
 if __name__ == "__main__":

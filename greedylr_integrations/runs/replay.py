@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,12 @@ def _value(text: str) -> Any:
     return None if text.lower() == "none" else text
 
 
+def _slopes(run: Run) -> Iterable[float | None]:
+    return (
+        (None if math.isnan(slope) else slope for slope in run.slopes.tolist()) if run.has("slopes") else repeat(None)
+    )
+
+
 def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | None, name: str) -> Run:
     """The run that `config` would have made of the recorded losses, without warmup and final decay.
 
@@ -73,12 +80,11 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
         controller = GreedyController(config, (base_lr,), horizon)
     except (TypeError, ValueError, OverflowError) as error:
         raise RunError(str(error)) from None
-    scales, smoothed, best = array("d"), array("d"), array("d")
-    actions, reasons = array("b"), array("b")
+    scales, smoothed, best, actions, reasons = array("d"), array("d"), array("d"), array("b"), array("b")
     code_of = {id(member): i for kind in (Action, Reason) for i, member in enumerate(kind)}  # hashing a member is slow
     try:
-        for loss, slope in zip(run.losses, run.slopes, strict=True):
-            decision = controller.observe(float(loss), None if math.isnan(slope) else float(slope))
+        for loss, slope in zip(run.losses.tolist(), _slopes(run), strict=False):
+            decision = controller.observe(loss, slope)
             scales.append(decision.scales[0])
             actions.append(code_of[id(decision.action)])
             reasons.append(code_of[id(decision.reason)])
@@ -102,6 +108,5 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
         total_steps=horizon,
         monitor=run.monitor,
     )
-    codes, places = np.unique(np.frombuffer(reasons, np.int8), return_inverse=True)
-    name_reasons(played, [list(Reason.__members__)[code] for code in codes], places)
+    name_reasons(played, list(Reason.__members__), np.frombuffer(reasons, np.int8))
     return played

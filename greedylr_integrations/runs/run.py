@@ -162,10 +162,9 @@ def make_run(
 def name_reasons(run: Run, names: Sequence[str], codes: Integers) -> None:
     """Give a run its reasons, sorted as in `Reason`; `codes` are indices into `names`, of which "" is none."""
     known = list(Reason.__members__)
-    run.reason_names = sorted(
-        set(names) - {""}, key=lambda name: (known.index(name) if name in known else len(known), name)
-    )
-    places = [run.reason_names.index(name) if name else NO_DECISION for name in names]
+    used = {names[code] for code in np.unique(codes)} - {""}
+    run.reason_names = sorted(used, key=lambda name: (known.index(name) if name in known else len(known), name))
+    places = [run.reason_names.index(name) if name in used else NO_DECISION for name in names]
     run.reasons = np.asarray(places, dtype=np.int16)[codes] if places else np.asarray(codes, dtype=np.int16)
 
 
