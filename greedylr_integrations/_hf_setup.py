@@ -80,7 +80,7 @@ def steps_per_epoch(args: Any, train_dataloader: Any) -> int | None:
 
 
 def warmup_steps(
-    settings: Settings, config: ControllerConfig, args: Any, state: Any, loader: Any, replaces: bool
+    settings: Settings, config: ControllerConfig, args: Any, state: Any, per_epoch: int | None, replaces: bool
 ) -> int:
     """Optimizer steps of the warmup: the callback's if given, else the TrainingArguments', unless a search replaces it.
 
@@ -94,7 +94,7 @@ def warmup_steps(
         )
     if ours is not None or not replaces:
         return ours or 0
-    if theirs and config.searches(state.max_steps, steps_per_epoch(args, loader)):
+    if theirs and config.searches(state.max_steps, per_epoch):
         logger.warning(
             "the search for the LR takes the place of the %d warmup steps of the TrainingArguments: pass"
             " linear_warmup_steps=%d to GreedyLRCallback to have both",

@@ -30,6 +30,7 @@ class CallbackArguments(ConfigFields, total=False):
     base_schedule: str | None
     controller: GreedyController | None
     total_steps: int | None
+    steps_per_epoch: int | None
     linear_warmup_steps: int | None
     decay_ratio: float | None
     shadow: bool
@@ -49,6 +50,7 @@ class Settings:
     monitor: str
     base_schedule: str | None
     total_steps: int | None
+    steps_per_epoch: int | None
     linear_warmup_steps: int | None
     decay_ratio: float | None
     shadow: bool
@@ -66,6 +68,8 @@ class Settings:
             check_choice("base_schedule", self.base_schedule, ("replace", "multiply"))
         if self.decay_on_resume is not None:
             check_integer("decay_on_resume", self.decay_on_resume, least=1)
+        if self.steps_per_epoch is not None:
+            check_integer("steps_per_epoch", self.steps_per_epoch, least=1)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of the constructor as plain JSON; a process group cannot be saved and is not among them."""
@@ -97,6 +101,8 @@ class SharedCallback(Steerable):
         controller (GreedyController): one whose config to use in place of a config. Default None.
         total_steps (int): length of the run in optimizer steps. Default None: taken from the Trainer, if it is
             known there.
+        steps_per_epoch (int): optimizer steps of one pass over the data; the slope is measured in the first one only.
+            Pass it if a loader repeats its data without end. Default None: taken from the length of the loader.
         linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Not with
             "multiply". Default None: the TrainingArguments', unless the rule's search takes the place of a warmup;
             0 in Lightning.
@@ -133,6 +139,7 @@ class SharedCallback(Steerable):
         base_schedule: str | None = None,
         controller: GreedyController | None = None,
         total_steps: int | None = None,
+        steps_per_epoch: int | None = None,
         linear_warmup_steps: int | None = None,
         decay_ratio: float | None = None,
         shadow: bool = False,
@@ -159,6 +166,7 @@ class SharedCallback(Steerable):
             monitor=monitor,
             base_schedule=base_schedule,
             total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
             linear_warmup_steps=linear_warmup_steps,
             decay_ratio=decay_ratio,
             shadow=shadow,

@@ -196,7 +196,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._make_scheduler(
             run.optimizer,
             total_steps=total,
-            steps_per_epoch=_lightning_trainer.steps_per_epoch(trainer, pl_module),
+            steps_per_epoch=settings.steps_per_epoch or _lightning_trainer.steps_per_epoch(trainer, pl_module),
             linear_warmup_steps=settings.linear_warmup_steps or 0,
             base_schedule=schedules[0].scheduler if multiplies else None,
             horizon=None if metric is None else count(trainer, pl_module) or None,

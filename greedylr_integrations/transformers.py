@@ -164,14 +164,15 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if run.replaces and run.start_step:
             _hf_setup.configure_lrs(optimizer, attributes.get("default_lr"))
         best = run.metric is not None and run.metric.is_best_metric()
+        per_epoch = settings.steps_per_epoch or _hf_setup.steps_per_epoch(args, loader)
         self._make_scheduler(
             optimizer,
             greater_is_better=args.greater_is_better if best else None,
             pre_divided=True,
             total_steps=state.max_steps if settings.total_steps is None else settings.total_steps,
-            steps_per_epoch=_hf_setup.steps_per_epoch(args, loader),
+            steps_per_epoch=per_epoch,
             linear_warmup_steps=_hf_setup.warmup_steps(
-                settings, self._rule_config(), args, state, loader, run.replaces
+                settings, self._rule_config(), args, state, per_epoch, run.replaces
             ),
             base_schedule=None if run.replaces else lr_scheduler,
             horizon=None if run.metric is None else run.metric.count(state),

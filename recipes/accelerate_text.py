@@ -109,7 +109,9 @@ def train(schedule: str, args, data) -> Run:
     model, tokenizer = load_model(args, len(data[0].unique("label")))
     rows, validation_rows = tokenize(args, data, tokenizer)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=args.learning_rate))
-    scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, folder, args.max_steps))
+    scheduler = accelerator.prepare(
+        make_scheduler(schedule, optimizer, folder, args.max_steps, max(1, len(rows) // batch))
+    )
     result = resumed(accelerator, schedule, folder)
     order = Order(len(rows), args.seed, len(result.train_loss) * batch, args.max_steps * batch)
     # With the default generator, a loader that is started again after a resume would change the dropout.

@@ -89,7 +89,7 @@ def validate(model, loss_of, rows, batch: int, accelerator) -> float:
     return float(accelerator.reduce(torch.stack(losses).sum())) / len(rows)
 
 
-def prepare(schedule: str, args, config, accelerator):
+def prepare(schedule: str, args, config, accelerator, steps_per_epoch: int | None):
     """Model, optimizer and scheduler."""
     model = make_model(args, config, accelerator.device)
     kind, count = type(next(model.parameters())).__name__, sum(parameter.numel() for parameter in model.parameters())
@@ -102,7 +102,7 @@ def prepare(schedule: str, args, config, accelerator):
         optimizer = AcceleratedOptimizer(optimizer)  # `prepare` would save the shards of one process
     else:
         model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = make_scheduler(schedule, optimizer, args.output_dir / schedule, args.max_steps)
+    scheduler = make_scheduler(schedule, optimizer, args.output_dir / schedule, args.max_steps, steps_per_epoch)
     return model, optimizer, accelerator.prepare(scheduler)
 
 
@@ -110,12 +110,13 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
     parts = args.gradient_accumulation_steps
     accelerator = make_accelerator(gradient_accumulation_steps=parts)
     folder, processes = args.output_dir / schedule, accelerator.num_processes
-    model, optimizer, scheduler = prepare(schedule, args, config, accelerator)
+    rows_a_step = args.batch_size * processes
+    per_epoch = None if args.streaming else max(1, len(data[0]) // rows_a_step)
+    model, optimizer, scheduler = prepare(schedule, args, config, accelerator, per_epoch)
     loss_of = torch.compile(next_token_loss, backend=args.compile) if args.compile else next_token_loss
     mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=args.bf16)
     result = resumed(accelerator, schedule, folder)
     step = len(result.train_loss)
-    rows_a_step = args.batch_size * processes
     loader = make_loader(args, data[0], rows_a_step // parts, step * rows_a_step, args.max_steps * rows_a_step)
     loader = accelerator.prepare(loader)
     flops = flops_per_token(model, config, args.max_length)

@@ -115,6 +115,16 @@ def test_it_is_the_schedule_where_there_is_none(tmp_path):
     assert len(set(before)) > 3
 
 
+@pytest.mark.parametrize(("given", "measured"), [(None, 0), (30, 0), (60, 60)])
+def test_the_slope_is_measured_in_the_first_pass_over_the_data(tmp_path, given, measured):
+    """The loader has 12 steps; a longer pass is for a loader that repeats parts of its data."""
+    callback = GreedyLRCallback(steps_per_epoch=given, max_scale=1.0)
+    fit(tmp_path, Module(lr=1e-3), callback, max_epochs=16)
+    slopes = [record.decision.slope for record in callback.history]
+    assert len(slopes) == 192
+    assert sum(slope is not None for slope in slopes[1:]) == max(0, measured - 1)  # none before the first step
+
+
 @pytest.mark.parametrize("accumulate", [2, 5])
 def test_accumulation_is_averaged_also_in_a_partial_window(tmp_path, accumulate):
     callback, module = GreedyLRCallback(**FAST), Module()

@@ -296,6 +296,7 @@ def test_the_loss_of_a_reward_trainer_is_none_to_follow(tmp_path, warnings_of):
         (60, {}, {"window_size": 5}, 5),  # another rule, which does not search
         (40, {}, {}, 5),  # too short to search
         (60, {"per_device_train_batch_size": 4}, {}, 5),  # too short a first pass over the data
+        (60, {}, {"steps_per_epoch": 30}, 5),  # the same, as only the user knows
     ],
 )
 def test_the_warmup_of_the_arguments_and_the_search(tmp_path, steps, settings, options, warmup, warnings_of):

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.utils.data import Sampler
 
 from recipes.common.report import Run, decisions_in, next_learning_rate
-from recipes.common.schedules import fixed
+from recipes.common.schedules import fixed, greedy_lengths
 
 ON_CPU = not torch.accelerator.is_available()  # Accelerate needs to know, or the processes of torchrun train separately
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -25,15 +25,15 @@ def make_accelerator(**more):
     return Accelerator(cpu=ON_CPU, dataloader_config=DataLoaderConfiguration(split_batches=True), **more)
 
 
-def make_scheduler(schedule: str, optimizer, folder: Path, total_steps: int):
+def make_scheduler(schedule: str, optimizer, folder: Path, total_steps: int, steps_per_epoch: int | None):
     """A schedule with a warmup over a twentieth of the run. The decisions of "greedy" are kept in `folder`."""
     from greedylr_integrations.accelerate import GreedyLR
 
     warmup = total_steps // 20
     if schedule != "greedy":
         return fixed(schedule, optimizer, total_steps, warmup)
-    file = folder / "history.jsonl"
-    return GreedyLR(optimizer, total_steps=total_steps, linear_warmup_steps=warmup, history_file=file)
+    lengths = greedy_lengths(total_steps, steps_per_epoch, warmup)
+    return GreedyLR(optimizer, **lengths, history_file=folder / "history.jsonl")
 
 
 class Order(Sampler):

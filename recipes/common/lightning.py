@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from greedylr_integrations.lightning import GreedyLRCallback
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run, decisions_in, next_learning_rate, peak_memory_gib
-from recipes.common.schedules import fixed
+from recipes.common.schedules import fixed, greedy_lengths
 from recipes.common.stop import StopOnSignal, Stopped
 
 
@@ -149,8 +149,9 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
     validated = max(1, args.max_steps // 4)
     callbacks = [Saving(folder, args.save_steps, validated)]
     if module.schedule == "greedy":
-        warmup = module.warmup_steps
-        callbacks.insert(0, GreedyLRCallback(linear_warmup_steps=warmup, history_file=str(log), prog_bar=True))
+        per_epoch = len(data[0]) // (args.batch_size * args.devices * more.get("num_nodes", 1))
+        lengths = greedy_lengths(args.max_steps, per_epoch, module.warmup_steps)
+        callbacks.insert(0, GreedyLRCallback(**lengths, history_file=str(log), prog_bar=True))
     trainer = pl.Trainer(
         max_steps=args.max_steps,
         max_epochs=-1,
