@@ -6,7 +6,7 @@ Every call is amortized O(1) for a window of any size. Values must be finite. Ea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate, islice, pairwise
 from math import inf, sqrt
 
@@ -138,7 +138,7 @@ class RecentBest:
 
 
 class Average:
-    """Mean of all values so far, and its standard error by von Neumann's estimator.
+    """Mean of all values so far, and their noise by von Neumann's estimator.
 
     Args:
         count (int), total, squares, last (float): from `state_dict`. Default: no values.
@@ -165,16 +165,22 @@ class Average:
 
     @property
     def in_errors(self) -> float:
-        """The mean in its standard errors. Of a single value, only the sign counts."""
-        error = sqrt(self._squares / (2 * max(1, self.count - 1) * max(1, self.count)))
-        return self.mean / (error + 1e-12)
+        """The mean in its standard errors."""
+        return self.mean * sqrt(self.count) / self._noise()
+
+    def in_errors_of(self, values: Collection[float]) -> float:
+        """The mean of some of the values, in the standard errors that follow from the noise of all of them."""
+        return sum(values) / sqrt(max(1, len(values))) / self._noise()
+
+    def _noise(self) -> float:
+        return sqrt(self._squares / (2 * max(1, self.count - 1))) + 1e-12
 
     def state_dict(self) -> list[float]:
         return [self.count, self._total, self._squares, self._last]
 
 
-def average(values: Sequence[float]) -> Average:
-    """Mean and standard error of a few values."""
+def average(values: Iterable[float]) -> Average:
+    """Mean and noise of a few values."""
     of = Average()
     for value in values:
         of.push(value)

@@ -4,8 +4,9 @@ The slope is the cosine of the gradient and of the way that the weights have com
 below 0, going farther the same way would lower the loss, so the LR is too low; if it is above 0, it has overshot.
 
     search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative
-    hold     keep that LR; if the slope becomes clearly negative again, the stop was chance: search on, slowly; if it is
-             positive and the loss far above its best, the search has overshot: go back to 0.3 of the LR
+    hold     keep an LR half a doubling lower, since an LR that is too high costs more than one that is too low; if the
+             slope becomes clearly negative again, the stop was chance: search on, slowly; if it is positive and the
+             loss far above its best, the search has overshot: go back to 0.3 of the LR
     done     after 40% of the run, or the first pass over the data, nothing moves any more; the final decay follows
 
 How each part was chosen, and what did worse, is in benchmarks/LOG.md.
@@ -55,6 +56,7 @@ SHORTEST = 60  # decisions with a slope below which there is no search
 SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
+STEP_BACK = 0.5  # doublings, where the search ends
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 
@@ -63,10 +65,11 @@ FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 class SlopeConfig(BoundedConfig):
     """Search for the LR by the slope, hold it, decay: the default rule.
 
-    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error. If
-    the mean of a longer window (2% of the run, at least 12) is below -1 standard error later on, the search goes on at
-    a quarter of the speed. If the slope has never said anything, as on a plateau, the LR climbs to the base LR at that
-    speed.
+    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error, and
+    the LR goes back by half a doubling. If the mean of a longer window (2% of the run, at least 12) is below -1
+    standard error later on, the search goes on: at half the speed below the base LR, at a quarter above it. If the
+    slope has never said anything, as on a plateau, the LR climbs to the base LR at half the speed. The standard errors
+    of these follow from the noise of all slopes so far.
     """
 
     MIN_SCALE: ClassVar[float] = 0.001
@@ -77,11 +80,11 @@ class SlopeConfig(BoundedConfig):
     max_scale: float | None = None
     """Upper bound on LR / base LR. Default None: 100."""
     start_scale: float | None = None
-    """LR / base LR at which the search begins. Default None: 0.01, or 0.03 in runs of less than 200 decisions."""
+    """LR / base LR at which the search begins. Default None: 0.02, or 0.03 in runs of less than 200 decisions."""
     doubling: float | None = None
-    """Decisions in which the search doubles the LR, at least 1. Default None: 1% of the run, at least 5 (3 in runs of
-    less than 200 decisions), and at most a twentieth of the first pass over the data. If the length of the run is
-    unknown, 10."""
+    """Decisions in which the search doubles the LR, at least 1. Default None: 0.6% of the run, at least 4 (3 in runs
+    of less than 200 decisions), and at most a twentieth of the first pass over the data. If the length of the run is
+    unknown, 6."""
     on_missing_slope: str = "loss"
     """What to do if the slope cannot be measured: "loss" (default) follows the loss window with one WARNING, "raise" is
     an error."""
@@ -140,9 +143,8 @@ class SlopeRule(OneScaleRule):
         length = horizon or ASSUMED_LENGTH
         measured = min(length, first_pass or length)
         short = length < SHORT
-        doubling = min(3.0 if short else max(5.0, 0.01 * length), max(3.0, measured / 20))
+        doubling = min(3.0 if short else max(4.0, 0.006 * length), max(3.0, measured / 20))
         self._fast = 2 ** (1 / (config.doubling or doubling))
-        self._slow = self._fast**0.25
         self._longer = max(2 * NEWEST, int(0.02 * length))
         self._until = min(LONGEST_SHARE * length, measured) if config.searches(horizon, first_pass) else 0
         self._count = 0  # decisions so far
@@ -154,7 +156,7 @@ class SlopeRule(OneScaleRule):
         self._seen = False  # whether the slope has ever said anything
         self.wants_slope = self._until > 0
         if self.wants_slope:
-            self.set_scale(config.start_scale or (0.03 if short else 0.01))
+            self.set_scale(config.start_scale or (0.03 if short else 0.02))
 
     def update(self, loss: float, slope: float | None) -> Decision:
         if not self.wants_slope:
@@ -166,7 +168,8 @@ class SlopeRule(OneScaleRule):
         if slope is not None and slope == slope:
             self._slopes.append(slope)
             self._look(slope)
-            mean = average(self._newest()).mean
+            newest = self._newest()
+            mean = sum(newest) / len(newest)
         if not self.wants_slope or mean is None:  # at the first step, the weights have not moved yet
             return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
         growth, reason = self._search() if self._searching else self._hold()
@@ -176,7 +179,9 @@ class SlopeRule(OneScaleRule):
         if growth == 1.0:
             return Decision(HOLD, reason, self.scales, loss, mean, slope=slope)
         action = self.move(self._scale * growth)
-        return Decision(action, CEILING if action is HOLD else reason, self.scales, loss, mean, slope=slope)
+        return Decision(
+            action, CEILING if action is HOLD and growth > 1 else reason, self.scales, loss, mean, slope=slope
+        )
 
     def _newest(self) -> list[float]:
         """The slopes that the stage under way looks at."""
@@ -194,17 +199,23 @@ class SlopeRule(OneScaleRule):
     def _search(self) -> tuple[float, Reason]:
         """Factor on the scale, and why."""
         newest = self._newest()
-        if len(newest) >= (NEWEST if self._first_search else 1) and average(newest).in_errors > -1:
+        first = self._first_search
+        if len(newest) >= (NEWEST if first else 1) and self._all.in_errors_of(newest) > -1:
             self._searching = self._first_search = False
             self._slopes.clear()
-            return 1.0, FOUND
-        return (self._fast, SEARCHING) if self._first_search else (self._slow, SEARCHING_ON)
+            return (2**-STEP_BACK if first else 1.0), FOUND
+        return (self._fast, SEARCHING) if first else (self._slow, SEARCHING_ON)
+
+    @property
+    def _slow(self) -> float:
+        """Factor on the scale for each decision after the first search: the base LR is likely to be about right."""
+        return self._fast ** (0.5 if self._scale < 1.0 else 0.25)
 
     def _hold(self) -> tuple[float, Reason]:
         growth, reason = 1.0, HOLDING
         if not self._seen and self._scale < 1.0:
             growth, reason = self._slow, CLIMBING
-        if len(self._slopes) == self._longer and average(list(self._slopes)).in_errors < -1:
+        if len(self._slopes) == self._longer and self._all.in_errors_of(self._slopes) < -1:
             self._searching = True
             self._slopes.clear()
         return growth, reason
@@ -218,7 +229,7 @@ class SlopeRule(OneScaleRule):
         if mean < best and error < math.inf:  # squares may overflow
             self._best = (mean, error)
         far = mean - best > FAR * math.hypot(error, error_of_best)
-        return far and held and average(list(self._slopes)).in_errors > 1
+        return far and held and average(self._slopes).in_errors > 1
 
     def lower(self) -> None:
         """Go back to 0.3 of the scale, and hold it; the search may go on from there."""
