@@ -63,7 +63,7 @@ def test_constructing_neither_steps_nor_decides():
 
 def test_the_default_begins_its_search_at_start_scale():
     optimizer = optimizer_of(0.1, 0.02)
-    assert GreedyLR(optimizer).get_last_lr() == lrs_of(optimizer) == pytest.approx([0.001, 0.0002])
+    assert GreedyLR(optimizer).get_last_lr() == lrs_of(optimizer) == pytest.approx([0.002, 0.0004])
     GreedyLR(optimizer := optimizer_of(0.1), start_scale=0.5)
     assert lrs_of(optimizer) == [0.05]
 
