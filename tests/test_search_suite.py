@@ -229,7 +229,9 @@ def test_a_report_of_all_parts(small, tmp_path):
     workloads = [TinySgd(), TinyEpochs(), TinyRmsprop()]
     output, picture = tmp_path / "RESULTS.md", tmp_path / "img" / "picture.png"
     output.write_text(f"before\n{report.BEGIN}\nold figures\n{report.END}\nafter\n")
-    report.write(small, workloads, output, picture)
+    short = tmp_path / "README.md"
+    short.write_text(f"{report.BEGIN}\n{report.END}\n")
+    report.write(small, workloads, output, picture, short=short)
     written = output.read_text()
     assert written.startswith("before\n")
     assert written.endswith("after\n")
@@ -239,6 +241,9 @@ def test_a_report_of_all_parts(small, tmp_path):
     assert "three epochs: worth over that with new data, 20 steps" in written
     assert "nan" not in written
     assert picture.stat().st_size > 10_000
+    for name in ("GreedyLR", "warmup-stable-decay", "cosine", "linear"):
+        (row,) = [line for line in short.read_text().splitlines() if line.startswith(f"| {name} |")]
+        assert all(1 / 3 < float(ratio) <= 4 for ratio in row.split(" | ")[1:] if (ratio := ratio.strip(" |")))
 
 
 def test_the_tuned_schedule_is_worth_one_in_the_results(small):

@@ -39,18 +39,23 @@ def ratios(e: Evidence, steps: int, arm: str, multiples: Sequence[float]) -> lis
     return found
 
 
+def lines_of(e: Evidence) -> tuple[int, dict[str, list[float]]]:
+    """The ratios of each schedule at 1,000 steps, or at the longest run length that there is."""
+    steps = 1000 if 1000 in e.lengths else max(e.lengths)
+    found = {arm: ratios(e, steps, arm, stages.MULTIPLES) for arm in LINES}
+    return steps, {arm: values for arm, values in found.items() if not all(map(math.isnan, values))}
+
+
 def draw(e: Evidence, path: Path) -> None:
-    """Draw it at 1,000 steps, or at the longest run length that there is."""
+    """Draw it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    steps = 1000 if 1000 in e.lengths else max(e.lengths)
     multiples = list(stages.MULTIPLES)
+    steps, lines = lines_of(e)
     workloads = sum(place.steps == steps for place in e.places)
-    lines = {arm: ratios(e, steps, arm, multiples) for arm in LINES}
-    lines = {arm: values for arm, values in lines.items() if not all(map(math.isnan, values))}
     with plt.rc_context({"font.size": 11.5, "text.color": INK, "axes.labelcolor": INK}):
         figure, axes = plt.subplots(figsize=(8.4, 4.6), dpi=160, layout="constrained")
         axes.axhline(1, color=PALE, lw=1, ls=(0, (4, 3)), zorder=1)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.search import arms, stages
+from benchmarks.search import arms, picture, stages
 from benchmarks.search.rivals import RIVALS, best_value
 from benchmarks.search.scoring import AGREEMENT, FLOOR, Worth, geometric_mean, interval, worth_of
 from benchmarks.search.store import RESULTS, Results
@@ -264,23 +264,44 @@ def text(e: Evidence) -> str:
     return "\n".join(lines)
 
 
-def write(results: Results, workloads: Sequence[Workload], output: Path, picture: Path) -> None:
-    """Put the tables between the markers of a Markdown file, or into a new one, and draw the picture."""
-    from benchmarks.search.picture import draw
+def summary(e: Evidence) -> str:
+    """The numbers of the picture, as a table."""
+    steps, lines = picture.lines_of(e)
+    head = ("final loss over that of the tuned schedule", *(f"{multiple:g}x" for multiple in stages.MULTIPLES))
+    rows = [(picture.LINES[arm][0], *(f"{ratio:.2f}" for ratio in ratios)) for arm, ratios in lines.items()]
+    workloads = sum(place.steps == steps for place in e.places)
+    return "\n".join([f"{workloads} workloads, {steps:,} steps; columns are base LRs:", "", *table(head, rows)])
 
+
+def write(
+    results: Results, workloads: Sequence[Workload], output: Path, image: Path, short: Path | None = None
+) -> None:
+    """Put the tables between the markers of a Markdown file, or into a new one, and draw the picture.
+
+    Args:
+        short: another Markdown file with the markers, for the numbers of the picture.
+    """
     e = Evidence(results, workloads)
-    old = output.read_text() if output.exists() else f"{BEGIN}\n{END}\n"
+    insert(output, text(e))
+    if short is not None:
+        insert(short, summary(e))
+    picture.draw(e, image)
+
+
+def insert(path: Path, lines: str) -> None:
+    """Replace what is between the markers."""
+    old = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
     if BEGIN not in old or END not in old:
-        raise SystemExit(f"{output} has no markers for these tables: add lines with {BEGIN} and {END}")
+        raise SystemExit(f"{path} has no markers for these tables: add lines with {BEGIN} and {END}")
     before, after = old.split(BEGIN)[0], old.split(END)[1]
-    output.write_text(f"{before}{BEGIN}\n{text(e)}\n{END}{after}")
-    draw(e, picture)
+    path.write_text(f"{before}{BEGIN}\n{lines.rstrip()}\n{END}{after}")
 
 
 def main(folder: Path) -> None:
     from benchmarks.search import held_out
 
     output = RESULTS.parent / "RESULTS.md" if folder == RESULTS else folder / "search.md"
-    picture = RESULTS.parent.parent / "docs" / "img" if folder == RESULTS else folder
+    root = RESULTS.parent.parent
+    images, short = (root / "docs" / "img", root / "README.md") if folder == RESULTS else (folder, None)
     results = Results(folder / "search-held-out.jsonl")
-    write(results, held_out.WORKLOADS, output, picture / "loss-over-base-lr.png")
+    write(results, held_out.WORKLOADS, output, images / "loss-over-base-lr.png", short=short)
