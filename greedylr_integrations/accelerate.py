@@ -45,11 +45,13 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
     # `prepare` would wrap any other scheduler in one that steps num_processes times with the same loss.
     _is_accelerate_prepared = True
 
-    def __init__(self, optimizer: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
-        self._stepped = False
+    _stepped = False  # whether the optimizer has stepped since the last call of `step`
+
+    def _initial_step(self) -> None:
+        # torch calls this when it constructs a scheduler; a constructor here would have to repeat the arguments
+        super()._initial_step()
         Joinable.__init__(self)
-        super().__init__(optimizer, *args, **kwargs)
-        raw = getattr(optimizer, "optimizer", optimizer)
+        raw = getattr(self.optimizer, "optimizer", self.optimizer)
         raw.register_step_post_hook(self._on_step)
 
     def _on_step(self, *args: Any) -> None:
