@@ -13,15 +13,17 @@ import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 
-from greedylr_integrations import GreedyConfig, GreedyLR
+from greedylr_integrations import ControllerConfig, GreedyConfig, GreedyLR, SlopeConfig
 from greedylr_integrations.runs.cli import cli
 
 HERE = Path(__file__).parent / "img"
 COLOURS = {"raise": "#009e73", "lower": "#d55e00", "hold": "#bbbbbb"}
 
 
-def train(steps: int, lr: float, jump_at: int | None = None, **kwargs) -> tuple[list, list[float]]:
-    """Follow the loss window on digits in batches of 16, with a tenth of the labels wrong.
+def train(
+    steps: int, lr: float, jump_at: int | None = None, config: ControllerConfig | None = None, **kwargs
+) -> tuple[list, list[float]]:
+    """Train on digits in batches of 16, with a tenth of the labels wrong, by default with the loss window.
 
     From step `jump_at` on, every label is another one.
     """
@@ -30,7 +32,7 @@ def train(steps: int, lr: float, jump_at: int | None = None, **kwargs) -> tuple[
     x, y = torch.tensor(x / 16, dtype=torch.float32), torch.tensor(y)
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
-    scheduler, decisions, lrs = GreedyLR(optimizer, GreedyConfig(), total_steps=steps, **kwargs), [], []
+    scheduler, decisions, lrs = GreedyLR(optimizer, config or GreedyConfig(), total_steps=steps, **kwargs), [], []
     for step in range(steps):
         rows = torch.randint(len(x), (16,))
         labels = torch.where(torch.rand(16) < 0.1, torch.randint(10, (16,)), y[rows])
@@ -115,7 +117,7 @@ if __name__ == "__main__":
     draw("jump.png", *train(1500, 0.005, jump_at=300))
     with tempfile.TemporaryDirectory() as folder:
         history, page = Path(folder) / "digits.jsonl", Path(folder) / "report.html"
-        train(800, 0.003, history_file=history)
+        train(800, 0.003, config=SlopeConfig(), history_file=history)
         cli(["plot", str(history), "-o", str(HERE / "plot.png")], standalone_mode=False)
         cli(["report", str(history), "-o", str(page)], standalone_mode=False)
         if shutil.which("chromium"):
