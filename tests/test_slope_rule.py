@@ -222,6 +222,17 @@ def test_neither_alone_is_an_overshoot(slope, loss):
     assert Reason.WORSENED not in {decision.reason for decision in decisions}
 
 
+@pytest.mark.parametrize(("held", "goes_back"), [(60, True), (140, False)])
+def test_an_overshoot_shows_soon(held, goes_back):
+    """The best of many windows is low by chance, so a loss that is a little above it says nothing."""
+    rule = rule_of()
+    rng = random.Random(0)
+    until_found(rule, below(1.0, rule))
+    feed(rule, next_of(slopes(0.0), held), lambda i: rng.gauss(1.0, 0.1))
+    decisions = feed(rule, next_of(slopes(0.2), 20), lambda i: rng.gauss(1.17, 0.1))
+    assert (Reason.WORSENED in {decision.reason for decision in decisions}) == goes_back
+
+
 def test_no_overshoot_while_it_searches():
     rule = rule_of()
     decisions = feed(rule, next_of(slopes(-0.3), 60), lambda i: 1.0 + (i > 30) * 5)
@@ -300,6 +311,7 @@ def test_the_state_goes_on_exactly(at):
         ("searching", 1),
         ("first_search", None),
         ("seen", "yes"),
+        ("risen", -1),
         ("slopes", [math.nan]),
         ("all", [1, 2.0]),
         ("losses", {}),

@@ -59,6 +59,8 @@ LONGEST_SHARE = 0.4  # of the run, for searching
 STEP_BACK = 0.5  # doublings, where the search ends
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
+LATE_FAR = 8.0  # the same, when the LR has not risen for a while: by then, the best is that of many windows
+WHILE = 5  # windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +155,7 @@ class SlopeRule(OneScaleRule):
         self._all = Average()  # of all slopes
         self._losses = RollingMean(self._longer)  # since the LR went back, if it did
         self._best = (math.inf, 0.0)  # lowest mean of a full window of losses, and its standard error
+        self._risen = 0  # decision in which the LR rose last
         self._seen = False  # whether the slope has ever said anything
         self.wants_slope = self._until > 0
         if self.wants_slope:
@@ -179,6 +182,8 @@ class SlopeRule(OneScaleRule):
         if growth == 1.0:
             return Decision(HOLD, reason, self.scales, loss, mean, slope=slope)
         action = self.move(self._scale * growth)
+        if growth > 1:
+            self._risen = self._count
         return Decision(
             action, CEILING if action is HOLD and growth > 1 else reason, self.scales, loss, mean, slope=slope
         )
@@ -228,7 +233,8 @@ class SlopeRule(OneScaleRule):
         error, (best, error_of_best) = self._losses.standard_error(), self._best
         if mean < best and error < math.inf:  # squares may overflow
             self._best = (mean, error)
-        far = mean - best > FAR * math.hypot(error, error_of_best)
+        late = self._count - self._risen > WHILE * self._longer
+        far = mean - best > (LATE_FAR if late else FAR) * math.hypot(error, error_of_best)
         return far and held and average(self._slopes).in_errors > 1
 
     def lower(self) -> None:
@@ -244,6 +250,7 @@ class SlopeRule(OneScaleRule):
             "count": self._count,
             "searching": self._searching,
             "first_search": self._first_search,
+            "risen": self._risen,
             "seen": self._seen,
             "slopes": list(self._slopes),
             "all": self._all.state_dict(),
@@ -253,7 +260,7 @@ class SlopeRule(OneScaleRule):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, SLOPE_RULE_STATE, "slope rule")
-        self._count, self._seen = state["count"], state["seen"]
+        self._count, self._risen, self._seen = state["count"], state["risen"], state["seen"]
         self._searching, self._first_search = state["searching"], state["first_search"]
         self._slopes = deque(state["slopes"], maxlen=self._longer)
         self._all = Average(*state["all"])
@@ -269,6 +276,7 @@ SLOPE_RULE_STATE = {
     "count": is_count,
     "searching": is_flag,
     "first_search": is_flag,
+    "risen": is_count,
     "seen": is_flag,
     "slopes": is_list_of(is_finite),
     "all": lambda value: is_list_of(is_finite)(value) and len(value) == 4 and is_count(value[0]),
