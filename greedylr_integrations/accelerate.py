@@ -28,6 +28,7 @@ except ImportError as error:
 
 from greedylr_integrations import schedulers
 from greedylr_integrations.decision import Decision
+from greedylr_integrations.optimizers import unwrapped
 from greedylr_integrations.slope import for_all_ranks
 
 
@@ -51,8 +52,7 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         # torch calls this when it constructs a scheduler; a constructor here would have to repeat the arguments
         super()._initial_step()
         Joinable.__init__(self)
-        raw = getattr(self.optimizer, "optimizer", self.optimizer)
-        raw.register_step_post_hook(self._on_step)
+        unwrapped(self.optimizer).register_step_post_hook(self._on_step)
 
     def _on_step(self, *args: Any) -> None:
         self._stepped = True

@@ -45,9 +45,9 @@ def check_optimizer(optimizer: Any, *, shadow: bool) -> None:
     Raises:
         ValueError: if a parameter group's LR is None, or the optimizer computes it, as Adafactor with `relative_step`.
     """
-    if not isinstance(unwrapped(optimizer), Optimizer):
-        return  # torch says what is wrong with it
     raw = unwrapped(optimizer)
+    if not isinstance(raw, Optimizer):
+        return  # torch says what is wrong with it
     name, group = type(raw).__name__, optimizer.param_groups[0]
     if group["lr"] is None or group.get("relative_step"):
         raise ValueError(

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from greedylr_integrations.checks import is_count
 from greedylr_integrations.distributed import rank, world_size
 from greedylr_integrations.loss import LossMeter, is_pending
+from greedylr_integrations.optimizers import unwrapped
 from greedylr_integrations.slope import SlopeMeter, is_slope_state, slope_of
 from greedylr_integrations.steering import Command, CommandFile, received
 
@@ -142,7 +143,7 @@ def watch_steps(optimizer: Any, before_step: Callable[[bool], None]) -> Any:
     Returns:
         A handle whose `remove` ends it; None if the optimizer cannot be watched.
     """
-    raw = getattr(optimizer, "optimizer", optimizer)  # Accelerate's wrapper steps the optimizer inside of it
+    raw = unwrapped(optimizer)  # Accelerate's wrapper steps the optimizer inside of it
     if not isinstance(raw, Optimizer):
         return None
     method = weakref.WeakMethod(before_step)

@@ -56,11 +56,11 @@ SHORTEST = 60  # decisions with a slope below which there is no search
 SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
-STEP_BACK = 0.5  # doublings, where the search ends
+BELOW = 0.5  # doublings by which the LR that is held lies below the one at which the search ended
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
-LATE_FAR = 8.0  # the same, when the LR has not risen for a while: by then, the best is that of many windows
-WHILE = 5  # windows
+LATE_FAR = 8.0  # the same, later on: by then, the best is that of many windows
+LATE = 5  # windows since the LR last rose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,15 +167,15 @@ class SlopeRule(OneScaleRule):
         self._count += 1
         if self._count >= self._until:
             self.wants_slope = False
-        mean = None
+        newest: list[float] = []
         if slope is not None and slope == slope:
             self._slopes.append(slope)
             self._look(slope)
             newest = self._newest()
-            mean = sum(newest) / len(newest)
+        mean = sum(newest) / len(newest) if newest else None
         if not self.wants_slope or mean is None:  # at the first step, the weights have not moved yet
             return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
-        growth, reason = self._search() if self._searching else self._hold()
+        growth, reason = self._search(newest) if self._searching else self._hold()
         if self._overshot(loss, held=not self._searching):
             self.lower()
             return Decision(LOWER, WORSENED, self.scales, loss, mean, slope=slope)
@@ -201,14 +201,13 @@ class SlopeRule(OneScaleRule):
                 not self._searching and len(held) == 2 * NEWEST and average(held).in_errors > 2
             )
 
-    def _search(self) -> tuple[float, Reason]:
+    def _search(self, newest: Sequence[float]) -> tuple[float, Reason]:
         """Factor on the scale, and why."""
-        newest = self._newest()
         first = self._first_search
         if len(newest) >= (NEWEST if first else 1) and self._all.in_errors_of(newest) > -1:
             self._searching = self._first_search = False
             self._slopes.clear()
-            return (2**-STEP_BACK if first else 1.0), FOUND
+            return (2**-BELOW if first else 1.0), FOUND
         return (self._fast, SEARCHING) if first else (self._slow, SEARCHING_ON)
 
     @property
@@ -233,7 +232,7 @@ class SlopeRule(OneScaleRule):
         error, (best, error_of_best) = self._losses.standard_error(), self._best
         if mean < best and error < math.inf:  # squares may overflow
             self._best = (mean, error)
-        late = self._count - self._risen > WHILE * self._longer
+        late = self._count - self._risen > LATE * self._longer
         far = mean - best > (LATE_FAR if late else FAR) * math.hypot(error, error_of_best)
         return far and held and average(self._slopes).in_errors > 1
 
