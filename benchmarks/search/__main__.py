@@ -2,6 +2,7 @@
 
     python -m benchmarks.search quick       two workloads, 100 steps, with a report: a minute or two
     python -m benchmarks.search tune        the half that rules are tuned on
+    python -m benchmarks.search noisy       its workloads with noisy slopes, with a report: --lengths 300 is minutes
     python -m benchmarks.search held-out    the half that they are judged on
     python -m benchmarks.search rivals      optimizers that need no LR, and others, on that half
     python -m benchmarks.search report      tables and picture
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.search import held_out, report, rivals, stages, tuning
+from benchmarks.search import held_out, noisy, report, rivals, stages, tuning
 from benchmarks.search.store import RESULTS, Results
 from benchmarks.search.workload import Workload
 
@@ -56,7 +57,7 @@ def run_half(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=["quick", "tune", "held-out", "rivals", "report"])
+    parser.add_argument("part", choices=["quick", "tune", "noisy", "held-out", "rivals", "report"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON-lines files")
     parser.add_argument("--fixed-only", action="store_true", help="without the rules: what does not change with them")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="optimizer steps of the runs")
@@ -76,6 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         run_half(
             Results(args.results / "search-tune.jsonl"), tuning.WORKLOADS, args.lengths, rules=rules, only=args.only
         )
+    elif args.part == "noisy":
+        results = Results(args.results / "search-noisy.jsonl")
+        run_half(results, noisy.WORKLOADS, args.lengths, rules=rules, only=args.only)
+        report.write(results, noisy.WORKLOADS, args.results / "search-noisy.md", args.results / "search-noisy.png")
     elif args.part == "held-out":
         results = Results(args.results / "search-held-out.jsonl")
         run_half(results, held_out.WORKLOADS, args.lengths, rules=rules, cheap=CHEAP, only=args.only)
