@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test test-slow test-oldest lint docs bench bench-adapters bench-quick bench-full bench-search report clean
+.PHONY: setup demo test test-slow test-oldest fuzz lint docs bench bench-adapters bench-quick bench-full bench-search report clean
 
 setup: $(VENV)/.installed
 
@@ -35,6 +35,10 @@ $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
 		-e '.[transformers,lightning,accelerate]' hypothesis psutil pytest pytest-timeout pytest-xdist
 	touch $@
+
+fuzz: setup  ## ten minutes of random losses, slopes, commands, resumes, states, policies, files and words
+	$(RUN) tests/fuzz/sequences.py 60000
+	GREEDYLR_FUZZ=12 $(RUN) -m pytest -n 2 --timeout 3600 tests/fuzz
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 LARGEST_LR = 1e30  # times any scale that is allowed, still a float
+LARGEST_INTEGER = 2**53  # of a state; beyond it not every one is a float
 
 
 def check(ok: bool, field: str, value: object, allowed: str) -> None:
@@ -69,11 +70,11 @@ def as_json(number: float) -> float | str:
 
 
 def is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST_INTEGER
 
 
 def is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_integer(value) and value >= 0  # type: ignore[operator]
 
 
 def is_flag(value: object) -> bool:
@@ -81,7 +82,7 @@ def is_flag(value: object) -> bool:
 
 
 def is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and _finite(value)
+    return (isinstance(value, float) and math.isfinite(value)) or is_integer(value)
 
 
 def is_positive(value: object) -> bool:

@@ -280,4 +280,8 @@ class GreedyController:
             logger.warning("GreedyLR resumes with the %s's hyperparameters (%s)", policy, "; ".join(differences))
         if policy == "config" or not differences:
             return self.config, self.base_lrs
-        return self.config.resumed(config), tuple(float(lr) for lr in base_lrs)
+        try:
+            resumed = self.config.resumed(config)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"GreedyController config does not load, nothing was changed: {error}") from error
+        return resumed, tuple(float(lr) for lr in base_lrs)

@@ -23,7 +23,7 @@ class Reason(Enum):
 
     FILLING = "the window is not full yet, or there is no earlier mean to compare with"
     IMPROVED = "the loss is a new recent best"
-    WORSENED = "the loss is above the recent best by more than the threshold"
+    WORSENED = "the loss is clearly above its best"
     INSIGNIFICANT = "the change in the loss is within the threshold"
     PATIENCE = "there were fewer good or bad losses in a row than patience asks for"
     WARMUP = "warmup after an increase"

@@ -117,10 +117,9 @@ class RecentBest:
         if not queue:
             queue.append((count, value))
             return None
-        number, best = queue[0]
-        if number + self.size < count:
+        while queue[0][0] + self.size < count:  # several, if a resumed run has a smaller window
             queue.popleft()
-            best = queue[0][1]
+        best = queue[0][1]
         while queue and queue[-1][1] >= value:
             queue.pop()
         queue.append((count, value))
@@ -177,6 +176,10 @@ class Average:
 
     def state_dict(self) -> list[float]:
         return [self.count, self._total, self._squares, self._last]
+
+
+def is_average(value: object) -> bool:
+    return is_numbers(value) and len(value) == 4 and is_count(value[0]) and value[2] >= 0  # type: ignore
 
 
 def average(values: Iterable[float]) -> Average:
@@ -287,7 +290,17 @@ _WINDOW = fits({"losses": is_numbers, "older": is_count})
 _ENTRIES = is_list_of(
     lambda entry: isinstance(entry, list) and len(entry) == 2 and is_count(entry[0]) and is_finite(entry[1])
 )
-is_recent = fits({"count": is_count, "queue": _ENTRIES})
+_RECENT = fits({"count": is_count, "queue": _ENTRIES})
+
+
+def is_recent(value: object) -> bool:
+    if not _RECENT(value):
+        return False
+    numbers = [number for number, _ in value["queue"]]  # type: ignore[index]
+    # the newest value is always in the queue
+    return numbers == sorted(set(numbers)) and (not numbers or numbers[-1] == value["count"])  # type: ignore[index]
+
+
 _PACE_1 = {"skip": is_count, "largest": is_finite, "means": is_numbers}
 _COVERED = is_none_or(
     lambda value: (

@@ -1,4 +1,4 @@
-"""Trains on two processes, saves at every step, writes a trace: kill_worker.py FRAMEWORK OUT STEPS [resume]."""
+"""Trains on two processes, saves at every step, writes a trace: kill_worker.py FRAMEWORK RULE OUT STEPS [resume]."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 RANK = int(os.environ.get("RANK", "0"))
-FAST = {"window_size": 2, "factor": 0.9}
+SETTINGS = {"window": {"window_size": 2, "factor": 0.9}, "slope": {}}[sys.argv[2]]
 
 
 class Model(tiny.Regressor):
@@ -58,7 +58,7 @@ def with_accelerate(out, steps, resume):
     model = own = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     loader = torch.utils.data.DataLoader(tiny.regression_data(steps * 4), batch_size=2)
-    scheduler = GreedyLR(optimizer, total_steps=steps, **FAST, history_file=out / "history.jsonl")
+    scheduler = GreedyLR(optimizer, total_steps=steps, **SETTINGS, history_file=out / "history.jsonl")
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     trace, done = Trace(out), 0
     if resume:
@@ -97,7 +97,7 @@ def with_transformers(out, steps, resume):
             if RANK == 0:
                 (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "whole").touch()
 
-    callback = GreedyLRCallback(**FAST, history_file=str(out / "history.jsonl"))
+    callback = GreedyLRCallback(**SETTINGS, history_file=str(out / "history.jsonl"))
     trainer = tiny.trainer(
         out,
         [callback, spy, Write()],
@@ -142,7 +142,7 @@ def with_lightning(out, steps, resume):
                 (out / f"state-{step}" / "whole").touch()
                 shutil.rmtree(out / f"state-{step - 3}", ignore_errors=True)
 
-    callback = GreedyLRCallback(**FAST, history_file=str(out / "history.jsonl"))
+    callback = GreedyLRCallback(**SETTINGS, history_file=str(out / "history.jsonl"))
     trainer = pl.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -164,7 +164,7 @@ def with_lightning(out, steps, resume):
 
 
 if __name__ == "__main__":
-    framework, out, steps, *more = sys.argv[1:]
+    framework, _, out, steps, *more = sys.argv[1:]
     out = Path(out)
     {"accelerate": with_accelerate, "transformers": with_transformers, "lightning": with_lightning}[framework](
         out, int(steps), "resume" in more

@@ -101,3 +101,62 @@ def test_a_nonfinite_loss_on_one_rank_is_the_same_decision_on_all(tmp_path):
     first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert first == second
     assert [i for i, (reason, *_) in enumerate(first) if reason == "NONFINITE"] == [4, 8]
+
+
+def _lightning(rank, world, out):
+    """The same training twice: whole weights on each rank, then a shard on each."""
+    pl = pytest.importorskip("lightning.pytorch")
+    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    class Module(pl.LightningModule):
+        def __init__(self, sharded):
+            super().__init__()
+            self.model, self.sharded = tiny.Regressor(), sharded
+
+        def configure_model(self):
+            if self.sharded and not any(isinstance(weight, DTensor) for weight in self.parameters()):
+                fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
+
+        def training_step(self, batch, batch_idx):
+            return self.model(**batch)["loss"]
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+    found = []
+    for sharded in (False, True):
+        strategy = ModelParallelStrategy(world, 1) if sharded else DDPStrategy()
+        callback, module = GreedyLRCallback(), Module(sharded)
+        trainer = pl.Trainer(
+            max_steps=100,
+            accelerator="cpu",
+            devices=world,
+            strategy=strategy,
+            callbacks=[callback],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        data = tiny.regression_data(100 * 2 * world)
+        trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
+        assert sharded == any(isinstance(weight, DTensor) for weight in module.parameters())
+        found.append([(record.decision.slope, record.lrs, record.decision.reason.name) for record in callback.history])
+    torch.save(found, f"{out}/{rank}")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_lightning_measures_the_slope_of_sharded_weights_as_of_whole_ones(world, tmp_path):
+    spawn(_lightning, world, tmp_path)
+    (whole, sharded), *others = (torch.load(tmp_path / str(rank)) for rank in range(world))
+    assert all(str(other) == str([whole, sharded]) for other in others)
+    slopes = [[slope for slope, *_ in run if slope is not None] for run in (whole, sharded)]
+    assert len(slopes[0]) > 20
+    assert slopes[1][1:] == pytest.approx(slopes[0][1:], abs=1e-5)
+    assert [row[1][0] for row in sharded] == pytest.approx([row[1][0] for row in whole])
+    assert [row[2] for row in sharded] == [row[2] for row in whole]

@@ -14,14 +14,14 @@ from greedylr_integrations import history
 
 WORKER = str(TESTS / "kill_worker.py")
 FRAMEWORKS = ("transformers", "lightning", "accelerate")
-STEPS = 24
+STEPS = {"window": 24, "slope": 64}  # the default does not search in fewer
 
 
-def launch(framework, out, *more, fail=False):
+def launch(framework, rule, out, *more, fail=False):
     env = {**os.environ, **ON_CPU, "FAIL": "1" if fail else ""}
     with (out / "errors").open("a") as errors:
         return subprocess.Popen(
-            [*torchrun(2), WORKER, framework, str(out), str(STEPS), *more],
+            [*torchrun(2), WORKER, framework, rule, str(out), str(STEPS[rule]), *more],
             env=env,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -33,8 +33,8 @@ def finish(process, out):
     assert wait(process, 180, (out / "errors").read_text) == 0, (out / "errors").read_text()[-4000:]
 
 
-def trace(out):
-    """Step -> what each rank did in it; later lines win, as after a resume."""
+def trace(out, rule):
+    """What each rank did in each step; later lines win, as after a resume."""
     ranks = []
     for rank in range(2):
         steps = {}
@@ -44,7 +44,7 @@ def trace(out):
             except ValueError:  # torn by the kill
                 continue
             steps[entry["step"]] = entry
-        ranks.append([steps[step] for step in range(STEPS)])
+        ranks.append([steps[step] for step in range(STEPS[rule])])
     return ranks
 
 
@@ -53,23 +53,31 @@ def skip_before_transformers_5():
         pytest.skip("transformers 4 cannot load a checkpoint on several CPU processes: torch refuses its 'cpu:0'")
 
 
-@pytest.fixture(scope="module", params=FRAMEWORKS)
+CASES = [
+    pytest.param((framework, rule), id=f"{framework}-{rule}", marks=pytest.mark.slow if rule == "window" else ())
+    for framework in FRAMEWORKS
+    for rule in STEPS
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def whole(request, tmp_path_factory):
-    if request.param == "transformers":
+    framework, rule = request.param
+    if framework == "transformers":
         skip_before_transformers_5()
-    if request.param == "lightning":
+    if framework == "lightning":
         pytest.importorskip("torchdata", reason="a stateful dataloader is needed to resume within an epoch")
-    out = tmp_path_factory.mktemp(request.param)
-    finish(launch(request.param, out), out)
-    first, second = trace(out)
+    out = tmp_path_factory.mktemp(framework)
+    finish(launch(framework, rule, out), out)
+    first, second = trace(out, rule)
     assert [entry["lr"] for entry in first] == [entry["lr"] for entry in second]
     assert len({entry["lr"] for entry in first}) > 5
-    return request.param, first, second, history.read(out / "history.jsonl")
+    return framework, rule, [first, second], history.read(out / "history.jsonl")
 
 
 def kill_and_resume(whole, out, step):
-    framework, first, second, uninterrupted = whole
-    process = launch(framework, out)
+    framework, rule, expected, uninterrupted = whole
+    process = launch(framework, rule, out)
     file, deadline = out / "trace-0.jsonl", time.time() + 120
     while not file.exists() or file.read_text().count("\n") <= step:
         assert process.poll() is None, (out / "errors").read_text()[-4000:]
@@ -77,10 +85,10 @@ def kill_and_resume(whole, out, step):
         time.sleep(0.002)
     kill_tree(process.pid)
     process.wait()
-    assert len(file.read_text().splitlines()) < STEPS
-    assert 0 < len(history.read(out / "history.jsonl")[1]) < STEPS
-    finish(launch(framework, out, "resume"), out)
-    assert trace(out) == [first, second]  # LRs, losses seen and own losses, bit for bit
+    assert len(file.read_text().splitlines()) < STEPS[rule]
+    assert 0 < len(history.read(out / "history.jsonl")[1]) < STEPS[rule]
+    finish(launch(framework, rule, out, "resume"), out)
+    assert trace(out, rule) == expected  # LRs, losses seen and own losses, bit for bit
     assert '"resumed"' in (out / "history.jsonl").read_text()
     assert history.read(out / "history.jsonl") == uninterrupted
 
@@ -90,16 +98,16 @@ def test_kill_9_and_resume(whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", random.Random(0).sample(range(1, STEPS - 3), k=7))
-def test_kill_9_at_a_random_step(whole, tmp_path, step):
-    kill_and_resume(whole, tmp_path, step)
+@pytest.mark.parametrize("share", [random.Random(i).random() for i in range(15)])
+def test_kill_9_at_a_random_step(whole, tmp_path, share):
+    kill_and_resume(whole, tmp_path, 1 + int(share * (STEPS[whole[1]] - 6)))
 
 
 def test_an_exception_on_one_rank_ends_both_and_the_last_checkpoint_resumes(whole, tmp_path):
-    framework, first, second, uninterrupted = whole
-    process = launch(framework, tmp_path, fail=True)
+    framework, rule, expected, uninterrupted = whole
+    process = launch(framework, rule, tmp_path, fail=True)
     assert wait(process, 120, (tmp_path / "errors").read_text) != 0
     assert "rank 1 has had enough" in (tmp_path / "errors").read_text()
-    finish(launch(framework, tmp_path, "resume"), tmp_path)
-    assert trace(tmp_path) == [first, second]
+    finish(launch(framework, rule, tmp_path, "resume"), tmp_path)
+    assert trace(tmp_path, rule) == expected
     assert history.read(tmp_path / "history.jsonl") == uninterrupted

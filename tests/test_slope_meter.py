@@ -455,16 +455,20 @@ def _sharded(rank, world, out):
             reference.end_step()
             sums = torch.tensor([float(number) for number in meter.take()], dtype=torch.float64)
             torch.distributed.all_reduce(sums)
-            own = [float(number) for number in reference.take()]  # each rank has all of it, so that it counts half
+            own = [float(number) for number in reference.take()]  # each rank has all of it, not a part
             seen.append((slope_of(sums.tolist()), expected, slope_of(own)))
         found[sample] = seen
     torch.save(found, f"{out}/{rank}")
 
 
-def test_shards_give_the_slope_of_the_whole_weights(tmp_path):
-    spawn(_sharded, 2, tmp_path)
-    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    assert str(first) == str(second)
+WORLDS = pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+
+
+@WORLDS
+def test_shards_give_the_slope_of_the_whole_weights(world, tmp_path):
+    spawn(_sharded, world, tmp_path)
+    first, *others = (torch.load(tmp_path / str(rank)) for rank in range(world))
+    assert all(str(other) == str(first) for other in others)
     for slope, exact, _ in first[1_000_000][1:]:
         assert slope == pytest.approx(exact, abs=1e-5)
     for slope, _, sampled in first[40][1:]:  # the same coordinates, wherever they are
@@ -478,7 +482,7 @@ def _data_parallel(rank, world, out):
     lrs = []
     for step in range(40):
         optimizer.zero_grad()
-        loss = loss_of(model, 2 * step + rank)
+        loss = loss_of(model, world * step + rank)
         loss.backward()
         optimizer.step()
         scheduler.step(loss)
@@ -486,9 +490,10 @@ def _data_parallel(rank, world, out):
     torch.save((lrs, seen(scheduler)), f"{out}/{rank}")
 
 
-def test_data_parallel_ranks_have_the_same_lrs_and_slopes(tmp_path):
-    spawn(_data_parallel, 2, tmp_path)
-    first, second = (torch.load(tmp_path / str(rank)) for rank in range(2))
-    assert str(first) == str(second)
+@WORLDS
+def test_data_parallel_ranks_have_the_same_lrs_and_slopes(world, tmp_path):
+    spawn(_data_parallel, world, tmp_path)
+    first, *others = (torch.load(tmp_path / str(rank)) for rank in range(world))
+    assert all(str(other) == str(first) for other in others)
     assert len({lr[0] for lr in first[0]}) > 5
     assert all(-1 <= slope <= 1 for slope in first[1][1:])

@@ -213,6 +213,15 @@ def test_it_goes_back_if_the_slope_is_positive_and_the_loss_far_above_its_best()
     assert rule.scales[0] == pytest.approx(0.3 * found)
 
 
+def test_at_the_lower_bound_nothing_moves():
+    rule = rule_of(min_scale=0.019)
+    feed(rule, next_of(slopes(0.2), 40), steady)
+    decisions = feed(rule, next_of(slopes(0.2), 30), lambda i: 2.0 + steady(i))
+    moves = [(decision.action, decision.reason) for decision in decisions if decision.reason is not Reason.HOLDING]
+    assert moves == [(Action.LOWER, Reason.WORSENED), (Action.HOLD, Reason.FLOOR)]
+    assert rule.scales == (0.019,)
+
+
 @pytest.mark.parametrize(("slope", "loss"), [(0.2, 0.0), (-0.02, 2.0)])
 def test_neither_alone_is_an_overshoot(slope, loss):
     rule = rule_of()

@@ -88,6 +88,22 @@ def test_the_three_write_the_same_history(results):
         assert [r.decision.smoothed for r in other] == pytest.approx([r.decision.smoothed for r in records], rel=1e-9)
 
 
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_three_measure_one_slope(world, tmp_path):
+    ranks = train_all(tmp_path, world, 2, 120, SLOPE="1")
+    first = ranks["accelerate"][0]
+    slopes = first["slopes"][1:30]  # there is none before the first step, and none after the search
+    assert all(-1 <= slope <= 1 for slope in slopes)
+    assert len(set(slopes)) == len(slopes)
+    assert len(set(first["used"])) > 30
+    for name in FRAMEWORKS:
+        for each in ranks[name]:
+            assert each["used"] == first["used"]  # bit for bit, over ranks and frameworks
+            assert each["reasons"] == first["reasons"]
+            assert str(each["slopes"]) == str(ranks[name][0]["slopes"])
+            assert each["slopes"][1:30] == pytest.approx(slopes, rel=1e-6)
+
+
 def test_orders_by_control_file_reach_both_ranks_in_the_same_step(tmp_path):
     ranks = train_all(tmp_path, 2, 1, 40, COMMANDS="1")
     for name, (first, second) in ranks.items():

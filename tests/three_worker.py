@@ -2,7 +2,8 @@
 
 Each rank has batches of one row, so that all three give row i to rank i % world. The last rank's losses are 100 times
 the others'. With FAULTS set, rank 1 has a NaN in its 11th micro-batch and rank 0 an infinity in its 21st. With COMMANDS
-set, rank 0 writes orders into the control file while it trains. With POLICY set, the policy in that file decides.
+set, rank 0 writes orders into the control file while it trains. With POLICY set, the policy in that file decides; with
+SLOPE set, the default rule.
 Writes what each rank saw and did, and the history.
 """
 
@@ -29,6 +30,8 @@ steering = {}  # files of the framework under way
 
 
 def settings():
+    if "SLOPE" in os.environ:
+        return {}
     if "POLICY" not in os.environ:
         return {"window_size": 4, "factor": 0.9}
     from greedylr_integrations.learned import PolicyConfig
@@ -178,6 +181,7 @@ def main(out, accumulate, steps):
         result = {
             "own": model.seen,
             "seen": [decision.loss for decision in decisions],
+            "slopes": [decision.slope for decision in decisions],
             "actions": [decision.action.value for decision in decisions],
             "reasons": [decision.reason.name for decision in decisions],
             "used": used,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from greedylr_integrations.checks import check, check_state, is_count, is_finite, is_numbers, is_positive
+from greedylr_integrations.checks import check, check_state, is_count, is_finite, is_list_of, is_positive
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import (
     CEILING,
@@ -222,15 +222,19 @@ class PolicyRule(OneScaleRule):
         self.set_scale(state["scale"])
 
 
+def _is_mean(value: object) -> bool:
+    return is_finite(value) and abs(value) < LARGEST_MEAN  # type: ignore[arg-type]
+
+
 RULE_STATE = {
     "scale": is_positive,
     "seen": is_count,
     "count": is_count,
     "sum": is_finite,
-    "means": lambda value: is_numbers(value) and len(value) <= RECENT,
-    "first": is_finite,
-    "best": is_finite,
-    "action": is_finite,
+    "means": lambda value: is_list_of(_is_mean)(value) and len(value) <= RECENT,
+    "first": _is_mean,
+    "best": _is_mean,
+    "action": lambda value: is_finite(value) and abs(value) <= 1,
 }
 
 

@@ -36,10 +36,10 @@ from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.decision import (
     CEILING,
     CLIMBING,
+    FLOOR,
     FOUND,
     HOLD,
     HOLDING,
-    LOWER,
     SEARCHING,
     SEARCHING_ON,
     TOO_SHORT,
@@ -47,8 +47,8 @@ from greedylr_integrations.decision import (
     Decision,
     Reason,
 )
-from greedylr_integrations.rolling import Average, RollingMean, average, is_window
-from greedylr_integrations.rule import OneScaleRule, is_scale
+from greedylr_integrations.rolling import Average, RollingMean, average, is_average, is_window
+from greedylr_integrations.rule import OneScaleRule, is_scale, moved
 from greedylr_integrations.rules.window import GreedyConfig
 
 ASSUMED_LENGTH = 1000  # decisions of a run whose length is unknown
@@ -177,8 +177,11 @@ class SlopeRule(OneScaleRule):
             return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
         growth, reason = self._search(newest) if self._searching else self._hold()
         if self._overshot(loss, held=not self._searching):
+            before = self.scales
             self.lower()
-            return Decision(LOWER, WORSENED, self.scales, loss, mean, slope=slope)
+            action = moved(before, self.scales)
+            reason = FLOOR if action is HOLD else WORSENED
+            return Decision(action, reason, self.scales, loss, mean, slope=slope)
         if growth == 1.0:
             return Decision(HOLD, reason, self.scales, loss, mean, slope=slope)
         action = self.move(self._scale * growth)
@@ -278,7 +281,7 @@ SLOPE_RULE_STATE = {
     "risen": is_count,
     "seen": is_flag,
     "slopes": is_list_of(is_finite),
-    "all": lambda value: is_list_of(is_finite)(value) and len(value) == 4 and is_count(value[0]),
+    "all": is_average,
     "losses": is_window,
     "best": lambda value: value is None or (is_numbers(value) and len(value) == 2),
 }

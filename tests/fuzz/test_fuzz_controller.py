@@ -5,21 +5,18 @@ GREEDYLR_FUZZ=50 tries 50 times as many.
 
 import json
 import math
-import os
 
 import pytest
 
 pytest.importorskip("hypothesis")
 import torch
-from hypothesis import HealthCheck, given, settings
+from damage import fuzzed
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, SlopeConfig, TransformersConfig
 from greedylr_integrations.decision import Action, Reason
-
-TIMES = int(os.environ.get("GREEDYLR_FUZZ", "1"))
-QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 ordinary = st.floats(0.1, 10)
 outliers = st.builds(lambda value, power: value * 10.0**power, ordinary, st.integers(2, 8))
@@ -73,7 +70,7 @@ def check(decision, before, config, bases=BASES):
         assert decision.reason is Reason.NONFINITE
 
 
-@settings(max_examples=60 * TIMES, suppress_health_check=QUIET, derandomize=TIMES == 1)
+@fuzzed(60)
 @given(
     configs(), st.none() | st.integers(1, 400), st.lists(st.tuples(losses, slopes), max_size=120), st.integers(0, 120)
 )
@@ -233,6 +230,4 @@ class Run(RuleBasedStateMachine):
 
 
 TestRun = Run.TestCase
-TestRun.settings = settings(
-    max_examples=30 * TIMES, stateful_step_count=40, suppress_health_check=QUIET, derandomize=TIMES == 1
-)
+TestRun.settings = settings(fuzzed(30), stateful_step_count=40)

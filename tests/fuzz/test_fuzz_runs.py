@@ -6,8 +6,6 @@ GREEDYLR_FUZZ=50 tries 50 times as many.
 import contextlib
 import io
 import json
-import math
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -17,14 +15,14 @@ import pytest
 for needed in ("hypothesis", "click", "rich", "pyarrow", "matplotlib", "plotext", "bokeh"):
     pytest.importorskip(needed)
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from damage import ODD, TIMES, changed, fuzzed, of_one_line, places
+from hypothesis import given
 from hypothesis import strategies as st
 
 from greedylr_integrations import history
 from greedylr_integrations.runs import RunError, cli, read
 from greedylr_integrations.runs.histories import run_of
 
-TIMES = int(os.environ.get("GREEDYLR_FUZZ", "1"))
 HEADER = {"greedylr_history": 2, "config": None, "base_lrs": [0.1], "total_steps": 100, "monitor": "loss"}
 HEADER |= {"world_size": 1, "run": "a", "decisions": 0, "commands": 0}
 ROW = {"step": 1, "loss": 1.0, "smoothed": 1.0, "best": None, "slope": -0.5, "action": "hold", "reason": "FILLING"}
@@ -63,34 +61,6 @@ FILES = {
     "log.csv": b"step,loss,lr\n" + b"".join(b"%d,%f,0.1\n" % (i, 3 - i / 9) for i in range(20)),
     "log.jsonl": lines(*({"step": i, "loss": 3 - i / 9, "lr": 0.1} for i in range(20))),
 }
-NUMBERS = (0, -1, 5e-324, 1e-300, 1e308, -1e308, 10**30, 10**400, 2**53, math.nan, math.inf, True, 0.1)
-ODD = st.one_of(
-    st.sampled_from([None, [], {}, "", "nan", "x" * 300, "\x1b[31m", "$$x$$", "$x", "_", "\ud800", [[1]], *NUMBERS]),
-    st.integers(),
-    st.floats(),
-    st.text(max_size=8),
-    st.lists(st.floats(), max_size=3),
-)
-
-
-def places(node, path=()):
-    """Where the values of a JSON document are."""
-    yield path
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        yield from places(value, (*path, key))
-
-
-def changed(node, path, value):
-    """The document with another value at a place, or without it if the value is `...`."""
-    if not path:
-        return value
-    new = dict(node) if isinstance(node, dict) else list(node)
-    if len(path) == 1 and value is ...:
-        del new[path[0]]
-    else:
-        new[path[0]] = changed(node[path[0]], path[1:], value)
-    return new
 
 
 @st.composite
@@ -121,14 +91,6 @@ def files(draw):
     if draw(st.integers(0, 9)) == 0:
         content = content[: draw(st.integers(0, len(content)))]
     return name, content
-
-
-def fuzzed(count):
-    return settings(max_examples=count * TIMES, deadline=None, suppress_health_check=list(HealthCheck))
-
-
-def of_one_line(message):
-    return "\n" not in message and len(message) < 2000
 
 
 @fuzzed(400)
