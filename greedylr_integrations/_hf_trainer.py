@@ -15,6 +15,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from greedylr_integrations.schedulers import GreedyLR
+
 
 def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(2)
@@ -96,12 +98,13 @@ class Attached:
 
         self.trainer.training_step = observed
 
-    def show(self, text: str) -> None:
-        """Show the scale in the progress bars; a notebook's bar has no `set_postfix`."""
+    def show(self, scheduler: GreedyLR) -> None:
+        """Show LR and scale in the progress bars; a notebook's bar has no `set_postfix`."""
         for callback in self._bars:
             set_postfix = getattr(callback.training_bar, "set_postfix", None)
             if set_postfix is not None:
-                set_postfix({"scale": text}, refresh=False)
+                lr = scheduler.get_last_lr()[0]
+                set_postfix({"lr": f"{lr:.2e}", "scale": f"{scheduler.scale:.3g}"}, refresh=False)
 
     def detach(self) -> None:
         """Leave the Trainer as it was."""
@@ -123,6 +126,7 @@ class _AddMetrics(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs is not None and "learning_rate" in logs:
             metrics = self._metrics()
+            del metrics["greedylr/lr"]  # the row's learning_rate
             logs.update(metrics)
             if state.log_history:
                 state.log_history[-1].update(metrics)

@@ -43,6 +43,6 @@ class MonitoredMetric:
             self.by_epoch = True
             return True
         if self.by_epoch is None and (self._validated or not validates):
-            names = ", ".join(sorted(metrics)) or "no metrics"
+            names = ", ".join(sorted(name for name in metrics if not name.startswith("greedylr/"))) or "no metrics"
             raise ValueError(f"monitor={self.name!r} is not logged: there are {names}")
         return False

@@ -40,6 +40,7 @@ class CallbackArguments(ConfigFields, total=False):
     control_file: str | os.PathLike[str] | None
     decay_on_resume: int | None
     prog_bar: bool
+    quiet: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Settings:
     control_file: str | None
     decay_on_resume: int | None
     prog_bar: bool
+    quiet: bool
 
     def __post_init__(self) -> None:
         if not isinstance(self.monitor, str) or not self.monitor:
@@ -118,7 +120,9 @@ class SharedCallback(Steerable):
             no file.
         decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a
             finished model from any checkpoint. Let the run end there (`max_steps`). Default None: do not.
-        prog_bar (bool): show the scale in the progress bar. Default False.
+        prog_bar (bool): show LR and scale in the progress bar. Default True.
+        quiet (bool): leave out the line that says at the start what will be done, and the one that says at the end
+            what was found. They go to stderr, or to logging if it is set up for INFO, on rank 0. Default False.
         **fields: fields of the config, in place of its own values.
 
     Raises:
@@ -148,7 +152,8 @@ class SharedCallback(Steerable):
         history_file: str | os.PathLike[str] | None = None,
         control_file: str | os.PathLike[str] | None = None,
         decay_on_resume: int | None = None,
-        prog_bar: bool = False,
+        prog_bar: bool = True,
+        quiet: bool = False,
         **fields: Unpack[ConfigFields],
     ) -> None:
         if controller is not None:
@@ -176,6 +181,7 @@ class SharedCallback(Steerable):
             control_file=None if control_file is None else os.fspath(control_file),
             decay_on_resume=decay_on_resume,
             prog_bar=prog_bar,
+            quiet=quiet,
         )
         self.scheduler: GreedyLR | None = None
         self._run: Any = None
@@ -245,7 +251,7 @@ class SharedCallback(Steerable):
     def _end_run(self) -> None:
         """Log what the run found, and let go of the optimizer and everything that it holds."""
         self._run = None
-        self._scheduler.finish()
+        self._scheduler.finish(aloud=not self.settings.quiet)
         history = self._scheduler.history
         if len(history) > 1 and all(record.decision.reason is FILLING for record in history):
             logger.warning(
@@ -266,6 +272,10 @@ class SharedCallback(Steerable):
         if self.scheduler is None:
             raise RuntimeError(f"training has not begun: GreedyLRCallback has a scheduler from {self._starts_in} on")
         return self.scheduler
+
+    def __repr__(self) -> str:
+        state = "not begun" if self.scheduler is None else repr(self.scheduler)
+        return f"<{type(self).__name__} of {self.monitor!r} with {type(self.config).__name__}: {state}>"
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: a run that is under way stays behind."""

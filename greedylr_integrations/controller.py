@@ -74,6 +74,10 @@ class ControllerConfig(ABC):
             first_pass (int): decisions in the first pass over the data. Default None: all data is new.
         """
 
+    def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
+        """What a run will do, in a few words that follow its subject; `horizon` and `first_pass` as for `rule`."""
+        return f"follows the loss by {type(self).__name__}"
+
     @property
     def decay_ratio(self) -> float:
         """Share of the run that the final decay takes, unless the scheduler is given another."""

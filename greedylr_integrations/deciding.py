@@ -119,6 +119,11 @@ class Decider:
         self.steering.obey(command)
         self._direct = False
 
+    def plan(self) -> str:
+        """What the run will do, in words."""
+        config = self.controller.config
+        return config.plan(self._length.decisions(config), self._length.first_pass(config))
+
     # ---- one step ----
 
     def step(self, loss: float | torch.Tensor | None, step: int) -> Decision | None:

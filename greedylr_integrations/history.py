@@ -9,17 +9,19 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
 from statistics import median
 from typing import Any, NamedTuple
 
 from greedylr_integrations import columns
 from greedylr_integrations.checks import as_json
-from greedylr_integrations.decision import LOWER, RAISE, Action, Decision, Reason
+from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.steering import Command
 
 VERSION = 2
 HISTORY_SIZE = 100_000  # decisions that are kept in memory
+SHOWN = 10  # decisions in the table of a notebook
 
 
 class Record(NamedTuple):
@@ -38,6 +40,11 @@ class Record(NamedTuple):
     envelope: float
     decision: Decision
     nonfinite: int = 0
+
+    def __str__(self) -> str:
+        action, reason, scales, loss, *_ = self.decision
+        lr = f"LR {self.lrs[0]:.3g} ({scales[0]:.3g} x the base LR)"
+        return f"step {self.step:,}: loss {loss:.4g}, {action.value}, {lr}: {reason.value}"
 
 
 class CommandRecord(NamedTuple):
@@ -86,6 +93,34 @@ class History(Sequence[Record]):
     def pop(self) -> Record:
         """Remove the last decision and return it."""
         return self.entries.pop().record()
+
+    def plot(self, name: str = "run") -> Any:
+        """The picture of the run, as a matplotlib figure: loss, LR, slope, and each decision.
+
+        Args:
+            name (str): what to call the run. Default "run".
+        """
+        from greedylr_integrations.runs import figures  # needs matplotlib
+
+        decisions = columns.Columns()
+        for record in self:
+            decisions.append(_row(record))
+        return figures.plot(decisions, name)
+
+    def __repr__(self) -> str:
+        if not self.entries:
+            return "<History: no decision yet>"
+        first, last = self.entries[0].step, self.entries[-1].record()
+        return f"<History: {len(self):,} decisions, steps {first:,} to {last.step:,}; {last}>"
+
+    def _repr_html_(self) -> str:
+        """The latest decisions as a table, for notebooks."""
+        rows = [("step", "loss", "LR", "scale", "action", "reason")]
+        for entry in list(self.entries)[-SHOWN:]:
+            step, lrs, _, (action, reason, scales, loss, *_), _ = entry.record()
+            rows.append((f"{step:,}", f"{loss:.4g}", f"{lrs[0]:.3g}", f"{scales[0]:.3g}", action.value, reason.value))
+        cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+        return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 
 
 class Recorder:
@@ -185,19 +220,6 @@ def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
     if len(scales) < 10:
         return None
     return base_lr * median(scales[len(scales) // 2 :])
-
-
-def shadow_summary(records: Sequence[Record], base_lr: float) -> str:
-    """How the LR of the first group would have gone, without warmup and final decay."""
-    scales = [record.decision.scales[0] for record in records]
-    high, low = (function(range(len(scales)), key=scales.__getitem__) for function in (max, min))
-    actions = [record.decision.action for record in records]
-    return (
-        f"would have taken the LR from {base_lr:.3g} to {base_lr * scales[-1]:.3g} (highest"
-        f" {base_lr * scales[high]:.3g} at step {records[high].step}, lowest {base_lr * scales[low]:.3g} at step"
-        f" {records[low].step}, without warmup and final decay); {actions.count(RAISE)} increases,"
-        f" {actions.count(LOWER)} decreases"
-    )
 
 
 # ---- reading ----

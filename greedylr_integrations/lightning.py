@@ -25,6 +25,8 @@ from greedylr_integrations.checks import check, check_integer
 from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.slope import for_all_ranks
 
+SHOW_EVERY = 10  # steps between two values in the progress bar
+
 
 @dataclass
 class _Run(Run):
@@ -38,9 +40,10 @@ class _Run(Run):
 class GreedyLRCallback(SharedCallback, Callback):
     """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`, and `optimizer_index`. `greedylr/scale`, `greedylr/lr`,
-    `greedylr/action` (1 raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one, go to the module's loggers,
-    followed by the index of an optimizer that is not the first. The state is part of each checkpoint.
+    The arguments are those of `SharedCallback`, and `optimizer_index`. The step's `greedylr/scale`, `greedylr/lr`,
+    `greedylr/action` (what was decided after the step: 1 raise, -1 lower, 0 hold) and `greedylr/slope`, if there is
+    one, go to the module's loggers, followed by the index of an optimizer that is not the first. The state is part of
+    each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -90,6 +93,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         run.saved = None
         self._scheduler.advise(_lightning_trainer.NO_LOSS)
         self._scheduler.take_over()
+        self._scheduler.announce(aloud=not self.settings.quiet)
         run.hook = run.optimizer.register_step_post_hook(self._on_step)
         self._fitted = (ref(trainer), ref(pl_module))
 
@@ -114,7 +118,9 @@ class GreedyLRCallback(SharedCallback, Callback):
         elif pl_module.automatic_optimization and not _lightning_trainer.accumulates(trainer):
             scheduler.skip_step()  # the scaler skipped it
         scheduler.take_over()
-        if self.settings.prog_bar or (trainer.loggers and scheduler.last_epoch % trainer.log_every_n_steps == 0):
+        done, every = scheduler.last_epoch, trainer.log_every_n_steps
+        to_bar = self.settings.prog_bar and done % SHOW_EVERY == 0
+        if to_bar or (trainer.loggers and every and done % every == 0):
             self._log(pl_module)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -207,5 +213,5 @@ class GreedyLRCallback(SharedCallback, Callback):
         if self.optimizer_index:
             values = {f"{name}/{self.optimizer_index}": value for name, value in values.items()}
         for name, value in values.items():
-            shown = self.settings.prog_bar and name.startswith("greedylr/scale")
+            shown = self.settings.prog_bar and name.startswith(("greedylr/scale", "greedylr/lr"))
             pl_module.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, rank_zero_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 logger = logging.getLogger("greedylr_integrations")
 
@@ -24,3 +25,16 @@ def environment_rank() -> int:
 
 
 logger.addFilter(lambda record: environment_rank() == 0)
+
+
+def say(message: str, *, aloud: bool) -> None:
+    """Log at INFO. If nobody listens at that level, and `aloud`, write to stderr on the first process.
+
+    Logging that was set up by the user decides: a level of this logger, or a handler at INFO, and nothing is written.
+    """
+    if logger.level or (logger.isEnabledFor(logging.INFO) and logger.hasHandlers()):
+        logger.info(message)
+    elif aloud and environment_rank() == 0:
+        bars = sys.modules.get("tqdm")  # a progress bar that is shown would be torn
+        write = print if bars is None else bars.tqdm.write
+        write(message, file=sys.stderr)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from torch.optim.lr_scheduler import LRScheduler
 
+from greedylr_integrations import summary
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
 from greedylr_integrations.decision import HOLD, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import CommandRecord, History, Recorder, shadow_summary, steady_scales, suggested_lr
+from greedylr_integrations.history import CommandRecord, History, Recorder, steady_scales, suggested_lr
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
-from greedylr_integrations.log import logger
+from greedylr_integrations.log import logger, say
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
 
@@ -37,6 +39,7 @@ class Readings(LRScheduler):
     _decider: Decider
     _rates: LearningRates
     _recorder: Recorder
+    _used: tuple[Sequence[float], float, Sequence[float]] | None = None  # in the last step: LRs, envelope, scales
 
     def _take_up_groups(self) -> None:
         """Take up parameter groups that were added to the optimizer."""
@@ -111,15 +114,16 @@ class Readings(LRScheduler):
         return self._rates.ramping(self.last_epoch)
 
     def metrics(self) -> dict[str, float]:
-        """For a logger: scale and LR now, and the last decision: 1 raise, -1 lower, 0 hold.
+        """For a logger: scale and LR of the last step, and what was decided after it: 1 raise, -1 lower, 0 hold.
 
         If there are several parameter groups, they are of the first one that is not frozen.
         """
         speaker = self._rates.speaker
         action = self.history[-1].decision.action if self.history else HOLD
+        bases, factor, scales = self._used or (self.base_lrs, self.envelope_value, self.controller.scales)
         values = {
-            "greedylr/scale": self.scale,
-            "greedylr/lr": self.get_lr()[speaker],
+            "greedylr/scale": scales[speaker],
+            "greedylr/lr": bases[speaker] * (scales[speaker] * factor),
             "greedylr/action": {RAISE: 1.0, LOWER: -1.0, HOLD: 0.0}[action],
         }
         slope = self.history[-1].decision.slope if self.history else None
@@ -130,23 +134,48 @@ class Readings(LRScheduler):
         speaker = self._rates.speaker
         return suggested_lr(steady_scales(self.history, speaker), self.base_lrs[speaker])
 
-    def finish(self) -> None:
+    def __repr__(self) -> str:
+        of = "" if self._total_steps is None else f" of {self._total_steps:,}"
+        speaker, config = self._rates.speaker, type(self.controller.config).__name__
+        now = f"LR {self.get_lr()[speaker]:.3g}, {self.scale:.3g} x the base LR of {self.base_lrs[speaker]:.3g}"
+        return f"<{type(self).__name__} at step {self.last_epoch:,}{of}: {now}; {config}>"
+
+    def announce(self, *, aloud: bool = False) -> None:
+        """At the start of a run: say what will be followed, and how the LR will go.
+
+        The two Trainers' callbacks call it; a loop of your own may.
+
+        Args:
+            aloud (bool): write to stderr if no logging is set up for INFO. Default False.
+        """
+        base_lr = self.base_lrs[self._rates.speaker]
+        plan, schedule = self._decider.plan(), self.base_schedule
+        say(summary.opening(plan, base_lr, self.envelope, self.monitor, schedule, self.shadow), aloud=aloud)
+
+    def finish(self, *, aloud: bool = False) -> None:
         """At the end of a run: say what it found, or what `shadow` saw, and close the history.
 
         The two Trainers' callbacks call it; a loop of your own may.
+
+        Args:
+            aloud (bool): write to stderr if no logging is set up for INFO. Default False.
         """
-        if self.history_file is not None:
-            self.history_file.close()
+        file, speaker = self.history_file, self._rates.speaker
+        if file is not None:
+            file.close()
         if not self.history:
             if self.last_epoch:
                 logger.warning(
                     "GreedyLR made no decision in %d optimizer steps: the LR followed nothing", self.last_epoch
                 )
             return
+        base_lr, path = self.base_lrs[speaker], None if file is None else file.path
         if self.shadow:
-            logger.info("GreedyLR in shadow: %s", shadow_summary(self.history, self.base_lrs[self._rates.speaker]))
+            say(summary.shadow(self.history, speaker, base_lr), aloud=aloud)
             return
-        self._say_what_was_found()
+        found = summary.closing(self.history, speaker, base_lr, self.last_epoch, path)
+        if found is not None:
+            say(found, aloud=aloud)
         total = self._total_steps
         if total is not None and self.last_epoch < 0.9 * total and not self.decaying:
             logger.warning(
@@ -183,13 +212,3 @@ class Readings(LRScheduler):
     def advise(self, advice: str) -> None:
         """What to say if the first steps come without a loss. An adapter knows better than this class."""
         self._decider.advice = advice
-
-    def _say_what_was_found(self) -> None:
-        base, lr = self.base_lrs[self._rates.speaker], self.suggested_lr()
-        if lr is not None:
-            logger.info(
-                "next time start at %.2g: the LR settled on %.2g x the base LR, the median scale over the later half of"
-                " the decisions between warmup and final decay",
-                lr,
-                lr / base if base else self.scale,
-            )

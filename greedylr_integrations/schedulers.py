@@ -196,6 +196,7 @@ class GreedyLR(Readings, Steerable):
     def _go_on(self, step: int) -> None:
         self.last_epoch = step
         rates, scales = self._rates, self._decider.controller.scales
+        self._used = rates.bases, rates.factor, rates.written
         if rates.schedule is not None:
             rates.schedule.advance()
         if scales is not rates.written or not rates.steady_from < step < rates.steady_until:

@@ -40,10 +40,11 @@ class _Run(Run):
 class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`. `greedylr/scale`, `greedylr/lr`, `greedylr/action` (1 raise, -1
-    lower, 0 hold) and `greedylr/slope`, if there is one, are added to the Trainer's training logs, and so reach
-    `log_history` and every tracker in `report_to`. The state is part of each checkpoint (`trainer_state.json`, and
-    `greedylr_reference_0.pt` for the slope's reference) and continues with `resume_from_checkpoint`.
+    The arguments are those of `SharedCallback`. To the Trainer's training logs, and so to `log_history` and every
+    tracker in `report_to`, it adds the step's `greedylr/scale`, `greedylr/action` (what was decided after the step: 1
+    raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one; `learning_rate` is the LR that the step used. The
+    state is part of each checkpoint (`trainer_state.json`, and `greedylr_reference_0.pt` for the slope's reference) and
+    continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
@@ -75,6 +76,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         # the Trainer's save expects an entry, which a checkpoint from before this callback does not have
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         _hf_setup.warn(self.settings, args, trainer, replaces)
+        self._scheduler.announce(aloud=not self.settings.quiet)
         if run.metric is None:
             run.attached.watch_loss(lambda loss: self._scheduler.meter.update(loss))
         self._publish(lr_scheduler)
@@ -107,7 +109,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             self._scheduler.advance()
         self._publish(lr_scheduler)
         if self.settings.prog_bar and state.is_world_process_zero:
-            run.attached.show(f"{self._scheduler.scale:.3g}")
+            run.attached.show(self._scheduler)
         self._prepare_save(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

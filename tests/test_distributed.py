@@ -49,26 +49,30 @@ def test_fully_shard(tmp_path):
 
 def _uneven(rank, world, out):
     from accelerate import Accelerator
+    from accelerate.utils import DataLoaderConfiguration
+    from torch.distributed.algorithms.join import Join
 
     from greedylr_integrations.accelerate import GreedyLR
 
-    accelerator = Accelerator(cpu=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(even_batches=False))
     model = tiny.Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     # 11 batches: the first rank has one more than the second
     loader = torch.utils.data.DataLoader(tiny.regression_data(44), batch_size=4)
     scheduler = GreedyLR(optimizer, **FAST)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    lrs = []
+    lrs, batches = [], 0
     for _ in range(3):
-        with accelerator.join_uneven_inputs([model, scheduler], even_batches=False):
+        with Join([model, scheduler]):  # accelerator.join_uneven_inputs does it on GPUs only
             for batch in loader:
+                batches += 1
                 loss = model(**batch)["loss"]
                 accelerator.backward(loss)
                 optimizer.step()
                 scheduler.step(loss)
                 optimizer.zero_grad()
         lrs.append((scheduler.get_last_lr(), scheduler.last_epoch, scheduler.state_dict()["controller"]))
+    assert batches == 3 * (6 - rank)
     torch.save(lrs, f"{out}/{rank}")
 
 

@@ -556,7 +556,8 @@ def test_the_end_of_a_run_says_where_to_start_the_next(caplog):
     scheduler.finish()
     (message,) = caplog.messages
     lr = scheduler.suggested_lr()
-    assert message.startswith(f"next time start at {lr:.2g}: the LR settled on {lr / 0.1:.2g} x the base LR")
+    assert message.startswith(f"GreedyLR settled on the LR {lr:.2g}, {lr / 0.1:.3g} x the base LR of 0.1, after ")
+    assert message.endswith(f"decreases. Start the next such run at {lr:.2g}.")
     caplog.clear()
     train(scheduler_of(total_steps=None), losses(9)).finish()  # too short to say
     assert caplog.messages == []

@@ -370,7 +370,9 @@ def test_loggers_and_the_learning_rate_monitor(tmp_path):
 
     rows = list(csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines()))
     assert [float(row["lr-SGD"]) for row in rows if row["lr-SGD"]] == pytest.approx(module.used)
-    assert [float(row["greedylr/scale"]) for row in rows if row["greedylr/scale"]] == pytest.approx(scales(callback))
+    written = [float(row["greedylr/scale"]) for row in rows if row["greedylr/scale"]]
+    assert written == pytest.approx([1.0, *scales(callback)[:-1]])  # those that the steps used
+    assert [float(row["greedylr/lr"]) for row in rows if row["greedylr/lr"]] == pytest.approx(module.used)
     assert "greedylr/scale" in trainer.progress_bar_metrics
 
 
@@ -532,8 +534,12 @@ def test_lightnings_trainer_is_told_the_right_import(tmp_path):
 
 def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
     caplog.set_level(logging.INFO, "greedylr_integrations")
-    for kwargs, says in (({}, "next time start at "), ({"shadow": True}, "GreedyLR in shadow: would have taken")):
+    for kwargs, says in (
+        ({}, "GreedyLR settled on the LR "),
+        ({"shadow": True}, "GreedyLR in shadow: would have taken"),
+    ):
         caplog.clear()
         fit(tmp_path, Module(), GreedyLRCallback(GreedyConfig(), **kwargs), max_epochs=3)
-        (message,) = [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
+        start, message = [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
+        assert start.startswith("GreedyLR follows the loss by GreedyConfig (base LR ")
         assert message.startswith(says)

@@ -14,7 +14,8 @@ import torch
 from greedylr_integrations.decision import Action
 
 FAST = {"window_size": 2, "factor": 0.8}
-NAMES = ("greedylr/scale", "greedylr/lr", "greedylr/action")
+NAMES = ("greedylr/scale", "greedylr/action")
+LR = "learning_rate"  # the Trainer's own, in the place of greedylr/lr
 
 # the trackers' own, and those of what they import
 pytestmark = [pytest.mark.filterwarnings("ignore")]
@@ -25,23 +26,27 @@ def needs(*modules):
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} is not installed")
 
 
-def expected(history, every=1):
-    """What a logger should hold: name -> (step, value) pairs."""
+def expected(history, every=1, lr=LR):
+    """What a logger should hold: name -> (step, value) pairs. Scale and LR are those that the step used."""
     number = {Action.RAISE: 1, Action.LOWER: -1, Action.HOLD: 0}
-    rows = [record for record in history if record.step % every == 0]
+    records = list(history)
+    base_lr = records[0].lrs[0] / records[0].decision.scales[0]
+    before = [(1.0, base_lr), *((record.decision.scales[0], record.lrs[0]) for record in records)]
+    assert records[0].step == 1
+    rows = [(record, *used) for record, used in zip(records, before, strict=False) if record.step % every == 0]
     return {
-        "greedylr/scale": [(record.step, record.decision.scales[0]) for record in rows],
-        "greedylr/lr": [(record.step, record.lrs[0]) for record in rows],
-        "greedylr/action": [(record.step, number[record.decision.action]) for record in rows],
+        "greedylr/scale": [(record.step, scale) for record, scale, _ in rows],
+        lr: [(record.step, used) for record, _, used in rows],
+        "greedylr/action": [(record.step, number[record.decision.action]) for record, *_ in rows],
     }
 
 
-def check(read, history, prefix="", every=1, rel=1e-6):
+def check(read, history, prefix="", every=1, rel=1e-6, lr=LR):
     """`read(name)` gives (step, value) pairs."""
-    wanted = expected(history, every)
+    wanted = expected(history, every, lr)
     assert len({value for _, value in wanted["greedylr/scale"]}) > 2
     assert len({value for _, value in wanted["greedylr/action"]}) > 1
-    for name in NAMES:
+    for name in wanted:
         steps, values = zip(*read(prefix + name), strict=True)
         assert list(steps) == [step for step, _ in wanted[name]]
         assert list(values) == pytest.approx([value for _, value in wanted[name]], rel=rel)
@@ -104,6 +109,7 @@ def test_log_history(tmp_path, every):
     trainer, callback = train(tmp_path, every)
     entries = [entry for entry in trainer.state.log_history if "learning_rate" in entry]
     check(lambda name: [(entry["step"], entry[name]) for entry in entries], callback.history, every=every)
+    assert not any("greedylr/lr" in entry for entry in trainer.state.log_history)  # one LR is enough
     assert "greedylr/scale" not in trainer.state.log_history[-1]  # the summary of the run is no training log
     # and nothing of it is left on the trainer
     assert [type(cb).__name__ for cb in trainer.callback_handler.callbacks].count("_AddMetrics") == 0
@@ -202,10 +208,14 @@ def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
         # Lightning counts steps from 0
         return lambda name: [(step + 1, value) for step, value in read(name)]
 
-    check(from_one(tensorboard(loggers[0].log_dir)), callback.history)
+    check(from_one(tensorboard(loggers[0].log_dir)), callback.history, lr="greedylr/lr")
     rows = list(csv.DictReader(Path(loggers[1].log_dir, "metrics.csv").read_text().splitlines()))
-    check(from_one(lambda name: [(int(row["step"]), float(row[name])) for row in rows if row[name]]), callback.history)
-    assert [name for name in trainer.progress_bar_metrics if name.startswith("greedylr")] == ["greedylr/scale"]
+    written = from_one(lambda name: [(int(row["step"]), float(row[name])) for row in rows if row[name]])
+    check(written, callback.history, lr="greedylr/lr")
+    assert [name for name in trainer.progress_bar_metrics if name.startswith("greedylr")] == [
+        "greedylr/scale",
+        "greedylr/lr",
+    ]
 
 
 @needs("lightning")
@@ -246,6 +256,6 @@ def test_accelerate_and_its_trackers_by_one_line(tmp_path):
         optimizer.zero_grad()
         accelerator.log(scheduler.metrics(), step=scheduler.last_epoch)
     accelerator.end_training()
-    check(tensorboard(tmp_path / "run"), scheduler.history)
+    check(tensorboard(tmp_path / "run"), scheduler.history, lr="greedylr/lr")
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()

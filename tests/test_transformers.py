@@ -230,10 +230,12 @@ def test_the_end_of_a_run_and_nothing_else_is_said(tmp_path, caplog):
         tiny.trainer(tmp_path, [GreedyLRCallback(**FAST, **kwargs)], max_steps=30).train()
         return [r.getMessage() for r in caplog.records if r.name == "greedylr_integrations"]
 
-    replaced, end = said()
+    replaced, start, end = said()
     assert replaced.startswith("GreedyLR is the schedule")
-    assert end.startswith("next time start at ")
-    (shadow,) = said(shadow=True)
+    assert start == "GreedyLR follows the loss by GreedyConfig (base LR 0.01); decays to 0 over the last 9 of 30 steps"
+    assert end.startswith("GreedyLR settled on the LR ")
+    start, shadow = said(shadow=True)
+    assert start.endswith("; shadow: leaves the LR alone")
     assert shadow.startswith("GreedyLR in shadow: would have taken the LR from 0.01 to ")
 
 

@@ -66,6 +66,9 @@ class PolicyConfig(ControllerConfig):
         """Share of the run that the final decay took when the policy was trained: the default of a scheduler."""
         return self.policy.decay_ratio
 
+    def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
+        return f"follows a learned policy ({self.policy.digest})"
+
     def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> PolicyRule:
         return PolicyRule(self.policy, horizon, base_lrs, maximize=self.mode == "max")
 

@@ -120,6 +120,15 @@ class SlopeConfig(BoundedConfig):
             max_lr=self.max_lr,
         )
 
+    def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
+        if not self.searches(horizon, first_pass):
+            return "holds the base LR, since the run is too short to search in"
+        return f"searches for the LR by the slope, from {self.first_scale(horizon):g} x the base LR"
+
+    def first_scale(self, horizon: int | None) -> float:
+        """LR / base LR at which the search of a run of so many decisions begins."""
+        return self.start_scale or (0.03 if (horizon or ASSUMED_LENGTH) < SHORT else 0.02)
+
     def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> SlopeRule:
         return SlopeRule(self, base_lrs, horizon, first_pass)
 
@@ -159,7 +168,7 @@ class SlopeRule(OneScaleRule):
         self._seen = False  # whether the slope has ever said anything
         self.wants_slope = self._until > 0
         if self.wants_slope:
-            self.set_scale(config.start_scale or (0.03 if short else 0.02))
+            self.set_scale(config.first_scale(horizon))
 
     def update(self, loss: float, slope: float | None) -> Decision:
         if not self.wants_slope:

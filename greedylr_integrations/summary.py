@@ -1,0 +1,63 @@
+"""What a run says in words: a line when it begins, a line when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from greedylr_integrations.decision import FOUND, LOWER, RAISE
+from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.history import Record, steady_scales, suggested_lr
+
+
+def opening(plan: str, base_lr: float, envelope: Envelope, monitor: str, base_schedule: Any, shadow: bool) -> str:
+    """What will be followed, and how the LR will go."""
+    parts = [f"GreedyLR {plan} (base LR {base_lr:.3g})"]
+    if monitor != "loss":
+        parts.append(f"decides on {monitor}")
+    total = envelope.total_steps
+    if base_schedule is not None:
+        parts.append(f"multiplies the LR of {type(base_schedule).__name__}")
+    elif total is None:
+        parts.append("no final decay, since the length of the run is not known")
+    elif envelope.decay_ratio:
+        parts.append(f"decays to 0 over the last {round(envelope.decay_ratio * total):,} of {total:,} steps")
+    if shadow:
+        parts.append("shadow: leaves the LR alone")
+    return "; ".join(parts)
+
+
+def closing(records: Sequence[Record], group: int, base_lr: float, step: int, history_file: str | None) -> str | None:
+    """What a run found, and where to start the next; None if it made too few decisions to say.
+
+    Args:
+        records (sequence of Record): the run's decisions.
+        group (int): the parameter group to speak of.
+        base_lr (float): its base LR.
+        step (int): optimizer steps of the run.
+        history_file (str): where the history is. None if it is not in a file.
+    """
+    lr = suggested_lr(steady_scales(records, group), base_lr)
+    if lr is None:
+        return None
+    found = [record.step for record in records if record.decision.reason is FOUND]
+    actions = [record.decision.action for record in records]
+    verb, how = "settled on", f"after {actions.count(RAISE):,} increases and {actions.count(LOWER):,} decreases"
+    if found:
+        verb, how = "found", f"first after {found[0]:,} of {step:,} steps"
+    times = f", {lr / base_lr:.3g} x the base LR of {base_lr:.3g}" if base_lr else ""
+    where = f" History: {history_file}" if history_file else ""
+    return f"GreedyLR {verb} the LR {lr:.2g}{times}, {how}. Start the next such run at {lr:.2g}.{where}"
+
+
+def shadow(records: Sequence[Record], group: int, base_lr: float) -> str:
+    """How the LR would have gone, without warmup and final decay."""
+    scales = [record.decision.scales[group] for record in records]
+    high, low = (function(range(len(scales)), key=scales.__getitem__) for function in (max, min))
+    actions = [record.decision.action for record in records]
+    return (
+        f"GreedyLR in shadow: would have taken the LR from {base_lr:.3g} to {base_lr * scales[-1]:.3g} (highest"
+        f" {base_lr * scales[high]:.3g} at step {records[high].step}, lowest {base_lr * scales[low]:.3g} at step"
+        f" {records[low].step}, without warmup and final decay); {actions.count(RAISE)} increases,"
+        f" {actions.count(LOWER)} decreases"
+    )
