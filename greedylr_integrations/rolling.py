@@ -232,7 +232,7 @@ class Pace:
             return 0.0
         if fall < self._largest:
             return fall / self._largest
-        if fall <= limit:
+        if fall <= limit and fall < inf:  # of two values at the ends of the floats
             self._largest = fall
         return 1.0
 

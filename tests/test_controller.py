@@ -242,3 +242,10 @@ def test_only_rank_0_logs(warnings_of, monkeypatch, rank, logs):
         controller.observe(1000 - i)
     assert controller.scales == (10.0,)
     assert len(warnings_of()) == logs
+
+
+def test_a_run_of_one_decision_resumes():
+    state = GreedyController(GreedyConfig(), (0.1,), 1).state_dict()
+    GreedyController(GreedyConfig(), (0.1,), 1).load_state_dict(state)
+    with pytest.raises(ValueError, match="horizon=0"):
+        GreedyController(GreedyConfig(), (0.1,), 1).load_state_dict({**state, "horizon": 0})

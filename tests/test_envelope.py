@@ -79,3 +79,8 @@ def test_wrong_values_are_named(field, value):
 def test_wrong_types_are_named(field, value):
     with pytest.raises(TypeError, match=rf"^{field}="):
         Envelope(**{field: value})
+
+
+def test_a_decay_by_hand_begins_at_1_and_needs_both_of_its_fields():
+    assert [Envelope(decay_start=2, decay_steps=4)(step) for step in (2, 4, 6, 7)] == [1.0, 0.5, 0.0, 0.0]
+    assert Envelope(decay_start=2)(5) == Envelope(decay_steps=4)(5) == 1.0

@@ -1,5 +1,7 @@
 """The presets against their sources: transformers' class, and the paper's pseudocode written down again here."""
 
+import dataclasses
+import inspect
 import json
 import random
 from fractions import Fraction
@@ -196,3 +198,42 @@ def test_a_mean_that_overflows_does_not_poison(preset):
 def test_wrong_values_are_named(preset, field, value):
     with pytest.raises(ValueError, match=rf"^{field}={value!r} is not allowed: it must be "):
         preset(**{field: value})
+
+
+def test_the_defaults_are_those_of_transformers():
+    source = pytest.importorskip("transformers.optimization")
+    if not hasattr(source, "GreedyLR"):
+        pytest.skip("this transformers has no GreedyLR")
+    theirs = {name: each.default for name, each in inspect.signature(source.GreedyLR.__init__).parameters.items()}
+    ours = dataclasses.asdict(TransformersConfig())
+    shared = theirs.keys() & ours.keys() - {"mode"}
+    assert {"patience", "threshold", "window_size", "reset_start", "min_lr", "max_lr", "eps"} <= shared
+    expected = {name: tuple(value) if isinstance(value, list) else value for name, value in theirs.items()}
+    assert {name: ours[name] for name in shared} == {name: expected[name] for name in shared}
+
+
+@pytest.mark.parametrize("preset", [PaperConfig, TransformersConfig])
+def test_at_a_bound_nothing_moves_and_the_bound_is_the_reason(preset):
+    controller = GreedyController(preset(patience=0, min_lr=0.1, max_lr=0.1, threshold_mode="abs"), (0.1,))
+    decisions = [controller.observe(loss) for loss in (3.0, 2.0, 4.0)]
+    assert {decision.action for decision in decisions} == {Action.HOLD}
+    assert [decision.reason for decision in decisions[1:]] == [Reason.CEILING, Reason.FLOOR]
+
+
+@pytest.mark.parametrize(("min_lr", "scales"), [(0.0, (0.5, 0.5, 0.5)), ((0.0, 0.08, 0.0), (0.5, 0.8, 1.0))])
+def test_an_added_group_has_the_scale_of_the_others_if_they_share_one(min_lr, scales):
+    rule = PaperConfig(factor=0.5, min_lr=0.0 if min_lr == 0.0 else min_lr[:2]).rule((0.1, 0.1), None)
+    rule.lower()
+    rule._config = PaperConfig(factor=0.5, min_lr=min_lr)  # bounds for the group that comes
+    rule.add_group(0.02)
+    assert rule.scales == pytest.approx(scales)
+
+
+def test_a_frozen_group_has_scale_1():
+    assert PaperConfig(min_lr=0.0).rule((0.0, 0.1), None).scales == (1.0, 1.0)
+
+
+def test_a_relative_threshold_of_1_is_refused():
+    with pytest.raises(ValueError, match="threshold=1"):
+        PaperConfig(threshold=1.0, threshold_mode="rel")
+    PaperConfig(threshold=1.0, threshold_mode="abs")

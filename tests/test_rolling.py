@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greedylr_integrations.rolling import Pace, RecentBest, RollingMean, is_pace
+from greedylr_integrations.rolling import Pace, RecentBest, RollingMean, is_average, is_pace, is_recent, is_window
 
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=150)
 sizes = st.integers(1, 40)
@@ -134,6 +134,71 @@ def test_the_state_of_the_pace_goes_through_json_and_continues_identically(size,
     other = Pace(size)
     other.load_state_dict(state)
     assert [other.push(v, v) for v in values] == [pace.push(v, v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("check", "state"),
+    [
+        (is_window, {"losses": [1.0, 2.0], "older": 2}),  # the newest is always recent
+        (is_window, {"losses": [], "older": 1}),
+        (is_recent, {"count": 3, "queue": [[2, 1.0], [1, 2.0]]}),
+        (is_recent, {"count": 3, "queue": [[1, 1.0], [1, 2.0]]}),
+        (is_recent, {"count": 3, "queue": [[1, 1.0], [2, 2.0]]}),  # the newest is always there
+        (is_pace, {"skip": 0, "largest": 1.0, "means": [], "covered": [0.0, 1.0]}),
+        (is_pace, {"skip": 0, "largest": 1.0, "means": [], "covered": [0.0, "1", []]}),
+        (is_pace, {"skip": 0, "largest": 1.0, "means": [], "covered": [0.0, 1.0, [1.0, 2.0, 3.0]]}),
+        (is_pace, {"skip": 0, "largest": 1.0, "means": [], "covered": {}}),
+        (is_average, [1, 0.0, -1.0, 0.0]),
+        (is_average, [-1, 0.0, 1.0, 0.0]),
+        (is_average, [1, 0.0, 1.0]),
+    ],
+)
+def test_a_state_that_cannot_be_is_refused(check, state):
+    assert not check(state)
+
+
+@pytest.mark.parametrize(
+    ("check", "state"),
+    [
+        (is_window, {"losses": [1.0, 2.0], "older": 1}),
+        (is_window, {"losses": [], "older": 0}),
+        (is_recent, {"count": 0, "queue": []}),
+        (is_recent, {"count": 3, "queue": [[1, 1.0], [3, 2.0]]}),
+        (is_pace, {"skip": 0, "largest": 1.0, "means": [], "covered": [2.0, 2.0, [1.0, 2.0]]}),
+        (is_average, [0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_a_state_that_can_be_is_taken(check, state):
+    assert check(state)
+
+
+def test_a_single_median_is_kept_in_the_state():
+    pace = Pace(12)
+    for value in (3.0, 1.0, 2.0):
+        pace.push(value, value)
+    assert pace.state_dict()["covered"] == [2.0, 2.0, [1.0, 2.0]]
+
+
+@pytest.mark.parametrize("size", [12, 80, 120])
+def test_how_far_an_outlier_may_be_to_count(size):
+    """A fall of the mean of more than 3 times the distance covered, or 240 times for a single value, does not count."""
+    for distance, counts in ((0.9, True), (1.1, False)):
+        pace = Pace(size)
+        start = size // 6 + size + 2
+        for i in range(start):
+            pace.push(1000.0 + i % 2 / 2, 1000.0 + 0.5 * (i % 4 > 1))  # the medians cover 0.5
+        largest = pace.state_dict()["largest"]
+        fall = max(3.0, 240 / size) * 0.5 * distance
+        pace.push(pace.state_dict()["means"][1] - fall, 1000.0)
+        assert (pace.state_dict()["largest"] > largest) == counts
+
+
+def test_a_fall_between_the_ends_of_the_floats_is_no_measure():
+    pace = Pace(1)
+    pace.push(1e308, 1e308)
+    assert pace.push(-1e308, -1e308) == 1.0
+    assert pace.state_dict()["largest"] == 0.0
+    assert pace.push(-1.1e308, -1.1e308) == 1.0
 
 
 def test_a_state_of_the_pace_without_what_it_covered_loads():

@@ -153,3 +153,8 @@ def test_moved():
     assert moved((1.0, 1.0), (1.0, 1.0)) is Action.HOLD
     assert moved((1.0, 1.0), (1.0, 2.0)) is Action.RAISE
     assert moved((1.0, 1.0), (1.0, 0.5)) is Action.LOWER
+
+
+@pytest.mark.parametrize(("scale", "allowed"), [(0, True), (0.0, True), (1e30, True), (-1e-9, False), (1.1e30, False)])
+def test_what_a_state_may_have_for_a_scale(scale, allowed):
+    assert is_scale(scale) is allowed

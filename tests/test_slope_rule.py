@@ -91,6 +91,41 @@ def test_it_finds_the_crossing_from_any_base_lr(crossing, seed):
     assert [decision.reason for decision in decisions[:-1]] == [Reason.SEARCHING] * (len(decisions) - 1)
 
 
+def test_the_search_ends_with_its_share_of_the_run():
+    rule = rule_of(200)
+    feed(rule, [-0.5, -0.4] * 39)
+    feed(rule, [-0.5])
+    assert rule.wants_slope  # 79 of 80
+    feed(rule, [-0.4])
+    assert not rule.wants_slope
+
+
+@pytest.mark.parametrize(("doubling", "allowed"), [(1, True), (1.5, True), (0.99, False)])
+def test_the_least_doubling(doubling, allowed):
+    if allowed:
+        SlopeConfig(doubling=doubling)
+        return
+    with pytest.raises(ValueError, match="doubling=0.99"):
+        SlopeConfig(doubling=doubling)
+
+
+def test_three_standard_errors_of_all_slopes_are_a_signal():
+    """Fewer than 6 slopes, or 3 errors or less, say nothing: the LR goes on climbing to the base LR."""
+    for mean, climbs in ((-0.045, False), (-0.028, True)):  # of a noise of 0.03 by neighbours: 3.9 and 2.4 errors
+        rule = rule_of(1000)
+        feed(rule, [mean + 0.02, mean - 0.02] * 3)
+        decisions = feed(rule, [0.5, 0.51] * 3)
+        assert Reason.FOUND in {decision.reason for decision in decisions}
+        assert rule._seen != climbs
+
+
+def test_it_climbs_at_half_the_speed_below_the_base_lr_and_searches_on_at_a_quarter_above():
+    for scale, speed in ((0.5, 0.5), (1.0, 0.25), (4.0, 0.25)):
+        rule = rule_of(doubling=4.0)
+        rule.set_scale(scale)
+        assert rule._slow == pytest.approx(2 ** (speed / 4))
+
+
 def test_six_slopes_are_needed():
     rule = rule_of()
     decisions = feed(rule, [0.1, 0.2] * 3)

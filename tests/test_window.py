@@ -30,6 +30,18 @@ def actions(decisions):
 # ---- raising, lowering, holding ----
 
 
+@pytest.mark.parametrize("mode", ["abs", "rel", "se"])
+def test_a_loss_that_does_not_change_moves_nothing(mode):
+    decisions = observe(simple(threshold=0.0, threshold_mode=mode), [3.0] * 20)
+    assert actions(decisions) == "." * 20
+    assert {decision.reason for decision in decisions[1:]} == {Reason.INSIGNIFICANT}
+
+
+def test_a_nonfinite_loss_ends_a_warmup():
+    controller = simple(warmup=5, max_scale=100)
+    assert actions(observe(controller, [5, 4, 4, math.nan, 4, 4])) == ".++-.."
+
+
 def test_raise_on_a_new_best_lower_on_a_worse_loss():
     decisions = observe(simple(max_scale=100), [5, 4, 3, 4, 4, 2])
     assert actions(decisions) == ".++--+"

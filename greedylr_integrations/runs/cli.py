@@ -47,7 +47,7 @@ CAUTION = (
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}, epilog=RUN_HELP)
 @click.version_option(package_name="greedylr_integrations", prog_name="greedylr")
 def cli() -> None:
-    """Look at training runs whose learning rate follows the loss, and steer one that is going on.
+    """Look at training runs whose learning rate is found during training, and steer one that is going on.
 
     \b
     greedylr plot out/                                   the curves and each decision, in the terminal
