@@ -1,4 +1,4 @@
-"""Fine-tune a language model on chats, with a learning rate that follows the loss.
+"""Fine-tune a language model on chats, with a learning rate that is found during training.
 
     python -m recipes.finetune_llm                                      # SmolLM2-135M on real chats, offline, two cores
     python -m recipes.finetune_llm --compare greedy cosine linear       # three schedules from the same start and data
@@ -9,9 +9,10 @@
     python -m recipes.finetune_llm --config recipes/configs/finetune_llm/qwen3-0.6b.yaml
     torchrun --nproc-per-node 2 -m recipes.finetune_llm --model ... --dataset ...
 
-The loss counts only the replies. A dataset has a column `messages` (a list of {role, content}) or `text`; it is a hub
-id, a folder or a json, jsonl, csv, parquet or txt file. Every field of transformers' `TrainingArguments` is a flag.
-Writes metrics.json, loss_and_lr.png and checkpoints to --output-dir.
+The loss counts only the replies. A dataset is a hub id, a folder or a json, jsonl, csv, parquet or txt file. Its rows
+are chats (`messages`, prompt and completion, Alpaca, ShareGPT, question and answer), or have a column `text`. Every
+field of transformers' `TrainingArguments` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints to
+--output-dir.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import torch
 from greedylr_integrations import GreedyController, PaperConfig, TransformersConfig
 from greedylr_integrations.decision import Action, Reason
 
-SEQUENCES = 10_000
+SEQUENCES = pytest.mark.parametrize("sequences", [2_500, pytest.param(10_000, marks=pytest.mark.slow)])
 
 
 def random_case(rng, modes=("min", "max")):
@@ -49,13 +49,14 @@ def optimizer_of(lrs):
     return torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in lrs], lr=1.0)
 
 
-def test_transformers_gives_the_lrs_of_transformers():
+@SEQUENCES
+def test_transformers_gives_the_lrs_of_transformers(sequences):
     source = pytest.importorskip("transformers.optimization")
     if not hasattr(source, "GreedyLR"):
         pytest.skip("this transformers has no GreedyLR")
     rng = random.Random(0)
     moves = 0
-    for _ in range(SEQUENCES):
+    for _ in range(sequences):
         lrs, fields, losses = random_case(rng)
         theirs = source.GreedyLR(optimizer_of(lrs), **fields)
         ours = GreedyController(TransformersConfig(**fields), lrs)
@@ -65,7 +66,7 @@ def test_transformers_gives_the_lrs_of_transformers():
             moves += decision.action is not Action.HOLD
             got = [lr * scale for lr, scale in zip(lrs, decision.scales, strict=True)]
             assert got == pytest.approx(theirs.get_last_lr(), rel=1e-9, abs=0), (lrs, fields, losses)
-    assert moves > SEQUENCES  # the cases do move the LR
+    assert moves > sequences  # the cases do move the LR
 
 
 class PaperPseudocode:
@@ -126,10 +127,11 @@ class PaperPseudocode:
         self.lrs = [b if sign * (b - a) > self.eps else a for a, b in zip(self.lrs, new, strict=True)]
 
 
-def test_paper_gives_the_lrs_of_the_pseudocode():
+@SEQUENCES
+def test_paper_gives_the_lrs_of_the_pseudocode(sequences):
     rng = random.Random(1)
     moves = 0
-    for _ in range(SEQUENCES):
+    for _ in range(sequences):
         lrs, fields, losses = random_case(rng)
         if rng.random() < 0.5:
             lrs = lrs[:1] * len(lrs)  # so that the reset counts down
@@ -143,7 +145,7 @@ def test_paper_gives_the_lrs_of_the_pseudocode():
             moves += decision.action is not Action.HOLD
             got = [lr * scale for lr, scale in zip(lrs, decision.scales, strict=True)]
             assert got == pytest.approx(source.lrs, rel=1e-9, abs=0), (lrs, fields, losses)
-    assert moves > SEQUENCES
+    assert moves > sequences
 
 
 def test_paper_is_relative_and_transformers_absolute_by_default():

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from recipes.common.data import load, split_rows
+from recipes.common.formats import with_known_columns
 from recipes.common.offline import CHITCHAT, RecipeError, chitchat
 
 
 def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("messages", "text")):
-    """The first `limit` rows (0: all) of a hub id, a folder or a file, which must have one of the columns.
+    """The first `limit` rows (0: all) of a hub id, a folder or a file, with one of the columns.
 
-    `messages` is a list of {role, content}.
+    `messages` is a list of {role, content}; it is made of the other shapes in `formats.FORMATS`.
     """
     if dataset == CHITCHAT:
         return chitchat(limit or None)
     rows = load(dataset, split)
     if not len(rows):
         raise RecipeError(f"dataset {dataset!r} is empty: give one that has rows")
-    if not set(columns) & set(rows.column_names):
-        wanted = " or ".join(map(repr, columns))
-        raise RecipeError(f"dataset {dataset!r} has no column {wanted}, only: {', '.join(rows.column_names)}")
-    return rows.select(range(min(limit, len(rows)))) if limit else rows
+    rows = rows.select(range(min(limit, len(rows)))) if limit else rows
+    return with_known_columns(rows, dataset, columns)
 
 
 def check_rows(rows, columns: tuple[str, ...], template, args) -> None:
@@ -51,10 +50,13 @@ def has_reply(row: dict) -> bool:
 
 
 def tokenize(row: dict, tokenizer, max_length: int) -> dict:
-    """Token ids, and labels that are -100 except in the assistant's replies. Plain text has no -100."""
+    """Token ids, labels that are -100 except in the assistant's replies, and whether the row was cut.
+
+    Plain text has no -100.
+    """
     if "messages" not in row:
-        ids = tokenizer(row["text"])["input_ids"][:max_length]
-        return {"input_ids": ids, "labels": ids}
+        ids = tokenizer(row["text"])["input_ids"]
+        return {"input_ids": ids[:max_length], "labels": ids[:max_length], "cut": len(ids) > max_length}
 
     def template(messages, prompt=False):
         return tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
@@ -71,7 +73,7 @@ def tokenize(row: dict, tokenizer, max_length: int) -> dict:
         ids = reply
         if len(ids) >= max_length:
             break
-    return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
+    return {"input_ids": ids[:max_length], "labels": labels[:max_length], "cut": len(ids) > max_length}
 
 
 def load_tokens(args, tokenizer, max_length: int):
@@ -84,7 +86,9 @@ def load_tokens(args, tokenizer, max_length: int):
     check_rows(rows, (column,), tokenizer.chat_template, args)
     more = {"tokenizer": tokenizer, "max_length": max_length}
     data = rows.map(tokenize, fn_kwargs=more, remove_columns=rows.column_names)
-    data = data.filter(lambda row: any(label != -100 for label in row["labels"]))
+    if cut := sum(data["cut"]):
+        print(f"{cut} of {len(data)} rows are longer than --max-length {max_length} tokens, and were cut there")
+    data = data.remove_columns("cut").filter(lambda row: any(label != -100 for label in row["labels"]))
     what = f"rows with {'a reply' if column == 'messages' else 'text'} within --max-length {max_length}"
     return split_rows(data, args.validation_rows, args.seed, args.dataset, what)
 
