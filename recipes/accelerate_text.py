@@ -1,4 +1,4 @@
-"""Classify texts, such as film reviews, with Accelerate, with a learning rate that follows the loss.
+"""Classify texts, such as film reviews, with Accelerate, with a learning rate that is found in training.
 
     python -m recipes.accelerate_text                                # MiniLM on reviews, split by film
     python -m recipes.accelerate_text --compare greedy cosine linear

@@ -1,4 +1,4 @@
-"""Preference tuning with TRL's DPOTrainer and LoRA, with a learning rate that follows the loss.
+"""Preference tuning with TRL's DPOTrainer and LoRA, with a learning rate that is found in training.
 
     python -m recipes.dpo_trl                                           # SmolLM2-135M, offline, two cores
     python -m recipes.dpo_trl --compare greedy cosine linear wsd        # four schedules from the same start and data

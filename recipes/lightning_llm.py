@@ -1,4 +1,4 @@
-"""Fine-tune a language model on chats with LoRA in Lightning, with a learning rate that follows the loss.
+"""Fine-tune a language model on chats with LoRA in Lightning, with a learning rate that is found in training.
 
     python -m recipes.lightning_llm                                     # SmolLM2-135M on real chats, offline, two cores
     python -m recipes.lightning_llm --compare greedy cosine             # two schedules from the same start and data

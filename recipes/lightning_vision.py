@@ -1,4 +1,4 @@
-"""Classify images with Lightning, with a learning rate that follows the loss.
+"""Classify images with Lightning, with a learning rate that is found in training.
 
     python -m recipes.lightning_vision                              # Fashion-MNIST, or scikit-learn's digits without it
     python -m recipes.lightning_vision --compare greedy cosine linear

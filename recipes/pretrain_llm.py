@@ -1,4 +1,4 @@
-"""Pre-train a decoder from scratch with Accelerate, with a learning rate that follows the loss.
+"""Pre-train a decoder from scratch with Accelerate, with a learning rate that is found in training.
 
     python -m recipes.pretrain_llm                                     # 5M parameters on Python's documentation
     python -m recipes.pretrain_llm --compare greedy linear cosine wsd  # four schedules from the same start and data

@@ -1,4 +1,4 @@
-"""Train a language model with Hugging Face's Trainer on Ray Train, with a learning rate that follows the loss.
+"""Train a language model with Hugging Face's Trainer on Ray Train, with a learning rate that is found in training.
 
     python -m recipes.ray_train_llm                                   # 7M parameters from scratch, two CPU workers
     python -m recipes.ray_train_llm --compare greedy cosine

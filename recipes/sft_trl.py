@@ -1,4 +1,4 @@
-"""Supervised fine-tuning with TRL's SFTTrainer and LoRA, with a learning rate that follows the loss.
+"""Supervised fine-tuning with TRL's SFTTrainer and LoRA, with a learning rate that is found in training.
 
     python -m recipes.sft_trl                                           # SmolLM2-135M on real chats, offline, two cores
     python -m recipes.sft_trl --compare greedy cosine linear wsd        # four schedules from the same start and data
@@ -8,9 +8,9 @@
 
 The loss counts only the replies. For that, TRL needs a chat template with `{% generation %}` marks: it has one for the
 best-known models, and this recipe has one for SmolLM2. For other models, give one by `--chat-template-path`, or count
-every token with `--assistant-only-loss false`. A dataset has a column `messages` (a list of {role, content}) or `text`;
-it is a hub id, a folder or a file. Every field of TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png and
-checkpoints to --output-dir.
+every token with `--assistant-only-loss false`. A dataset is a hub id, a folder or a file. Its rows are chats
+(`messages`, prompt and completion, Alpaca, ShareGPT, question and answer), or have a column `text`. Every field of
+TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints to --output-dir.
 """
 
 from __future__ import annotations
