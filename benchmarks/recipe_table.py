@@ -2,7 +2,7 @@
 
     python -m benchmarks.recipe_table            all of it: about an hour on one core; continues where it stopped
     python -m benchmarks.recipe_table search     the LR that is best for the strongest fixed schedule
-    python -m benchmarks.recipe_table pretrain   four schedules at it, a tenth and three times of it, five seeds
+    python -m benchmarks.recipe_table pretrain   four schedules at a tenth to ten times of it, five seeds
     python -m benchmarks.recipe_table lora       four schedules at finetune_llm's own LR, three seeds
     python -m benchmarks.recipe_table show       the table, from what is there, to RESULTS.md
 
@@ -36,7 +36,7 @@ from recipes.common.stop import Stopped
 
 FIXED = ("linear", "cosine", "wsd")
 SEARCHED = (3e-4, 1e-3, 3e-3, 1e-2)
-MULTIPLES = (0.1, 1.0, 3.0)
+MULTIPLES = (0.1, 1.0, 3.0, 10.0)
 SEEDS, LORA_SEEDS, SEARCH_SEED = 5, 3, 100
 STEPS, LORA_STEPS, LORA_LR = 280, 30, 2e-4
 VOCABULARY = 4096
@@ -171,7 +171,7 @@ def table(results: Results) -> str:
     found = tuned(results)
     rows = [("lora", "finetune_llm, LoRA", LORA_LR, 1.0, "")]
     if found is not None:
-        labels = {0.1: ", a tenth", 1.0: ", tuned", 3.0: ", three times"}
+        labels = {0.1: ", a tenth", 1.0: ", tuned", 3.0: ", three times", 10.0: ", ten times"}
         rows = [("pretrain", "pretrain_llm", found[0] * m, m, labels[m]) for m in MULTIPLES] + rows
     for workload, name, lr, multiple, label in rows:
         losses: dict[str, dict[int, float]] = {arm: {} for arm in NAMES}

@@ -9,7 +9,7 @@ for batch in loader:
         scheduler.step(loss)
         optimizer.zero_grad()
         accelerator.log(scheduler.metrics(), step=scheduler.last_epoch)  # for trackers, if you have any
-scheduler.finish()  # says where to start the next run
+scheduler.finish(aloud=True)  # says where to start the next run
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def with_trainer():
     from greedylr_integrations.transformers import GreedyLRCallback
 
     folder = Path(_FOLDER.name) / "hf"
-    callback = GreedyLRCallback(patience=1, window_size=4, factor=0.9)
+    callback = GreedyLRCallback(patience=1, window_size=4, factor=0.9, quiet=True)
     trainer = tiny.trainer(
         folder, [callback], max_steps=STEPS, save_strategy="steps", save_steps=30, learning_rate=1e-3
     )
@@ -126,7 +126,7 @@ def with_lightning():
             return torch.optim.SGD([{"params": first, "lr": 0.02}, {"params": last, "lr": 0.01}])
 
     folder = Path(_FOLDER.name) / "lightning"
-    callback, module = GreedyLRCallback(GreedyConfig()), Module()
+    callback, module = GreedyLRCallback(GreedyConfig(), quiet=True), Module()
     with _quiet():
         trainer = pl.Trainer(
             max_epochs=2,

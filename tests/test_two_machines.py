@@ -44,6 +44,9 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
 
 
+RULE = "slope"
+
+
 def launch(hosts, framework, out, run, *more):
     processes = []
     for host, link in hosts:
@@ -60,8 +63,9 @@ def launch(hosts, framework, out, run, *more):
             *torchrun,
             WORKER,
             framework,
+            RULE,
             str(out),
-            str(STEPS),
+            str(STEPS[RULE]),
             *more,
         ]
         env = {**os.environ, **ON_CPU, "GLOO_SOCKET_IFNAME": link}
@@ -98,6 +102,6 @@ def test_train_on_both_kill_one_restart(hosts, framework, tmp_path):
     assert wait(processes[0], 120, lambda: errors(killed)) != 0  # the other one notices
 
     finish(launch(hosts, framework, killed, "second", "resume"), killed)
-    assert trace(killed) == trace(whole)
-    first, second = trace(killed)
+    assert trace(killed, RULE) == trace(whole, RULE)
+    first, second = trace(killed, RULE)
     assert [entry["lr"] for entry in first] == [entry["lr"] for entry in second]

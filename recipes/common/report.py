@@ -123,8 +123,20 @@ def print_table(runs: list[Run]) -> None:
     Console().print(table)
     for run in runs:
         if run.next_learning_rate is not None:
-            scale = run.decisions[-1].decision.scales[0]
-            print(f"next time start at {run.next_learning_rate:.1e} (the run ended at {scale:.2g} times its base LR)")
+            print(found_in(run, runs))
+
+
+def found_in(run: Run, runs: list[Run]) -> str:
+    """What a greedy run found, beside what the others came to from the same base LR."""
+    base = run.decisions[0]
+    base_lr = base.lrs[0] / (base.decision.scales[0] * base.envelope or 1.0)
+    text = f"from {base_lr:.1e}, {run.schedule} found {run.next_learning_rate:.1e}"
+    ends = [(each.schedule, each.validation_loss[-1][1]) for each in runs if each.validation_loss]
+    if ends:
+        own = [f"ended at {loss:.3f}" for schedule, loss in ends if schedule == run.schedule]
+        text += "".join(f" and {end}" for end in own)
+        text += "".join(f"; {schedule} ended at {loss:.3f}" for schedule, loss in ends if schedule != run.schedule)
+    return f"{text}; next time start at {run.next_learning_rate:.1e}"
 
 
 def save_metrics(runs: list[Run], path: Path, **more) -> None:
