@@ -37,8 +37,8 @@ $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	touch $@
 
 fuzz: setup  ## ten minutes of random losses, slopes, commands, resumes, states, policies, files and words
-	$(RUN) tests/fuzz/sequences.py 60000
-	GREEDYLR_FUZZ=12 $(RUN) -m pytest -n 2 --timeout 3600 tests/fuzz
+	$(RUN) tests/fuzz/sequences.py 120000
+	GREEDYLR_FUZZ=20 $(RUN) -m pytest -n 2 --timeout 3600 tests/fuzz
 
 lint: setup
 	$(VENV)/bin/ruff format --check .

@@ -71,14 +71,20 @@ def files(draw):
     if name.endswith(".json"):
         document = json.loads(content)
         for _ in range(draw(st.integers(0, 2))):
-            path = draw(st.sampled_from([path for path in places(document) if path]))
+            paths = [path for path in places(document) if path]
+            if not paths:
+                break
+            path = draw(st.sampled_from(paths))
             document = changed(document, path, draw(st.one_of(ODD, st.just(...))))
         content = json.dumps(document, indent=draw(st.sampled_from([1, None]))).encode("utf-8", "surrogatepass")
     elif name.endswith(".jsonl"):
         entries = [json.loads(line) for line in content.splitlines()]
         for _ in range(draw(st.integers(0, 3))):
             number = draw(st.integers(0, len(entries) - 1))
-            path = draw(st.sampled_from([path for path in places(entries[number]) if path]))
+            paths = [path for path in places(entries[number]) if path]
+            if not paths:  # all of its values are gone
+                continue
+            path = draw(st.sampled_from(paths))
             value = draw(st.one_of(ODD, st.just(...)))
             everywhere = range(1, len(entries)) if draw(st.booleans()) and number else [number]
             for i in everywhere:

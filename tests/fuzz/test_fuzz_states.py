@@ -184,5 +184,7 @@ def test_a_state_is_loaded_whole_or_not_at_all(data):
             return
         (lr,) = scheduler.get_last_lr()
         assert 0 <= lr < math.inf
-        max_lr = getattr(scheduler.controller.config, "max_lr", None)  # the checkpoint's
-        assert not isinstance(max_lr, float) or lr <= max_lr * (1 + 1e-9)
+        config = scheduler.controller.config  # the checkpoint's
+        if isinstance(config, (GreedyConfig, SlopeConfig)) and isinstance(config.max_lr, float):
+            # the published rules leave an LR above it until they move it, as their sources do
+            assert lr <= config.max_lr * (1 + 1e-9)
