@@ -166,8 +166,8 @@ def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
 
 
 def table(results: Results) -> str:
-    lines = [f"| run | base LR | {' | '.join(NAMES.values())} | greedy against the best of the others |"]
-    lines += ["|---|" + "---|" * (len(NAMES) + 2)]
+    lines = [f"| run | base LR | seeds | {' | '.join(NAMES.values())} | greedy against the best of the others |"]
+    lines += ["|---|" + "---|" * (len(NAMES) + 3)]
     found = tuned(results)
     rows = [("lora", "finetune_llm, LoRA", LORA_LR, 1.0, "")]
     if found is not None:
@@ -177,19 +177,24 @@ def table(results: Results) -> str:
         losses: dict[str, dict[int, float]] = {arm: {} for arm in NAMES}
         for entry in results.of(stage="table", workload=workload, lr=lr, multiple=multiple):
             losses[entry["job"]["arm"]][entry["job"]["seed"]] = math.inf if entry["loss"] is None else entry["loss"]
-        if not all(losses.values()):
+        seeds = set.intersection(*map(set, losses.values()))  # those of all schedules, while runs are missing
+        if not seeds:
             continue
+        losses = {arm: {seed: values[seed] for seed in seeds} for arm, values in losses.items()}
         means = {arm: mean_and_error(list(values.values())) for arm, values in losses.items()}
-        cells = [f"{mean:.3f} ± {error:.3f}" if math.isfinite(mean) else "diverged" for mean, error in means.values()]
+        cells = [
+            "diverged" if not math.isfinite(mean) else f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+            for mean, error in means.values()
+        ]
         best = min(FIXED, key=lambda arm: means[arm][0])
         against = f"{verdict(losses['greedy'], losses[best])} ({NAMES[best]})"
-        lines.append(f"| {name} | {lr:.0e}{label} | {' | '.join(cells)} | {against} |")
+        lines.append(f"| {name} | {lr:.0e}{label} | {len(seeds)} | {' | '.join(cells)} | {against} |")
     if len(lines) == 2:
         return "No runs yet: `python -m benchmarks.recipe_table`.\n"
     seconds = [entry["seconds"] for entry in results.of(stage="table", workload="pretrain")]
     note = (
-        f"Final validation loss, mean and standard error of {SEEDS} seeds ({LORA_SEEDS} for LoRA); wins and losses are"
-        " paired by seed, and decided if Student's 95% interval excludes 0."
+        "Final validation loss, mean and standard error over the seeds; wins and losses are paired by seed, and decided"
+        " if Student's 95% interval excludes 0."
     )
     if found is not None:
         note += f" The tuned LR is the best of {len(SEARCHED)} for the strongest fixed schedule, {NAMES[found[1]]}."

@@ -36,11 +36,12 @@ def test_the_table_goes_on_where_it_was_killed(small, tmp_path, capsys):
     recipe_table.main(["all", *small])
     whole, file = capsys.readouterr().out, tmp_path / "recipe_table.jsonl"
     lines = file.read_text().splitlines()
-    assert len(lines) == 1 + 2 * 3 + 2 * 3 * 4 + 4  # what they have in common, search, table, LoRA
+    assert len(lines) == 1 + 2 * 3 + 2 * 4 * 4 + 4  # what they have in common, search, table, LoRA
     results = (tmp_path / "RESULTS.md").read_text()
-    assert results.startswith("before\n<!-- recipes: begin -->\n| run | base LR | greedy | linear | cosine | warmup-st")
-    assert results.count("| pretrain_llm |") == 3
-    assert "| finetune_llm, LoRA | 2e-04 |" in results
+    head = "| run | base LR | seeds | greedy | linear | cosine | warmup-st"
+    assert results.startswith(f"before\n<!-- recipes: begin -->\n{head}")
+    assert results.count("| pretrain_llm |") == 4
+    assert "| finetune_llm, LoRA | 2e-04 | 1 |" in results
 
     file.write_text("\n".join(lines[:30]) + "\n" + lines[30][:30])  # torn by a kill
     (tmp_path / "RESULTS.md").write_text((tmp_path / "RESULTS.md").read_text().replace("|", "!"))
@@ -59,7 +60,7 @@ def test_wins_and_losses_are_told_apart(tmp_path):
             results.add(Job("search", "pretrain", arm, lr, 100, 9), {"loss": loss, "seconds": 1})
     assert recipe_table.tuned(results) == (1e-3, "wsd")
     for job in recipe_table.pretrain_jobs(1e-3, 9):
-        shift = {0.1: -1.0, 1.0: 1.0, 3.0: 0.0}[job.multiple] if job.arm == "greedy" else 0.0
+        shift = {0.1: -1.0, 1.0: 1.0, 3.0: 0.0, 10.0: 0.0}[job.multiple] if job.arm == "greedy" else 0.0
         noise = (-1) ** job.seed / 10 if job.arm == "greedy" else 0.0
         loss = None if job.multiple == 3.0 and job.arm == "linear" else 4 + shift + noise
         results.add(job, {"loss": loss, "seconds": 2})
