@@ -11,7 +11,7 @@ from numbers import Integral, Real
 from typing import Any
 
 LARGEST_LR = 1e30  # times any scale that is allowed, still a float
-LARGEST_INTEGER = 2**53  # of a state; beyond it not every one is a float
+LARGEST_INTEGER = 2**53  # beyond it, not every one is a float
 
 
 def check(ok: bool, field: str, value: object, allowed: str) -> None:
@@ -34,6 +34,7 @@ def check_integer(field: str, value: object, *, least: int | None = None) -> int
         raise TypeError(f"{field}={value!r} is not allowed: it must be an integer")
     if least is not None:
         check(int(value) >= least, field, value, f"at least {least}")
+    check(abs(int(value)) <= LARGEST_INTEGER, field, value, f"at most {LARGEST_INTEGER}")
     return int(value)
 
 

@@ -94,3 +94,9 @@ def test_all_faults_of_a_state_in_one_sentence():
 def test_values_of_a_state(check, good, bad):
     assert all(map(check, good))
     assert not any(map(check, bad))
+
+
+def test_an_integer_beyond_the_floats_is_refused():
+    assert c.check_integer("n", 2**53) == 2**53
+    with pytest.raises(ValueError, match=r"n=9223372036854775807 is not allowed: it must be at most 9007199254740992"):
+        c.check_integer("n", 2**63 - 1)
