@@ -103,8 +103,7 @@ class Attached:
         for callback in self._bars:
             set_postfix = getattr(callback.training_bar, "set_postfix", None)
             if set_postfix is not None:
-                lr = scheduler.get_last_lr()[0]
-                set_postfix({"lr": f"{lr:.2e}", "scale": f"{scheduler.scale:.3g}"}, refresh=False)
+                set_postfix({"lr": f"{scheduler.lr:.2e}", "scale": f"{scheduler.scale:.3g}"}, refresh=False)
 
     def detach(self) -> None:
         """Leave the Trainer as it was."""

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from greedylr_integrations.decision import Action
 from greedylr_integrations.steering import COMMANDS, Command, make_command
@@ -97,6 +97,17 @@ def _checked(entry: Mapping[str, Any], schema: Mapping[str, Check], what: str) -
     raise ValueError(f"this is not {what}: {'; '.join(faults)}")
 
 
+class CommandRecord(NamedTuple):
+    """One command in its place: optimizer steps done when it was followed, its name and its value."""
+
+    step: int
+    order: str
+    value: float | None
+
+    def __str__(self) -> str:
+        return str(Command(self.order, self.value))
+
+
 class Columns:
     """The decisions of a history, an array for each field: a million of them take 80 MB.
 
@@ -170,7 +181,7 @@ class Columns:
 
 def read(
     path: str | os.PathLike[str], reasons: Collection[str] | None = None
-) -> tuple[dict[str, Any], Columns, list[tuple[int, Command]]]:
+) -> tuple[dict[str, Any], Columns, list[CommandRecord]]:
     """Header, decisions and commands of a history file; see `history.read`.
 
     Args:
@@ -184,7 +195,7 @@ def read(
     header: dict[str, Any] = {}  # the first one
     latest: dict[str, Any] = {}  # header of the last resume
     columns, step, commanded = Columns(), 0, 0  # steps of the last decision and the last command
-    commands: list[tuple[int, Command]] = []
+    commands: list[CommandRecord] = []
     for number, line in _lines(path):
         try:
             entry = _object(line)
@@ -249,7 +260,7 @@ def _take_back(
     resumed: Mapping[str, Any],
     step: int,
     columns: Columns,
-    commands: list[tuple[int, Command]],
+    commands: list[CommandRecord],
 ) -> None:
     """Remove what was decided and commanded after the checkpoint that a resume continued from."""
     kept = [columns.until(step), bisect_right(commands, step, key=itemgetter(0))]
@@ -260,11 +271,11 @@ def _take_back(
     del commands[kept[1] :]
 
 
-def _command(entry: Mapping[str, Any], earlier: int) -> tuple[int, Command]:
+def _command(entry: Mapping[str, Any], earlier: int) -> CommandRecord:
     _checked(entry, COMMAND, "a command")
     _check_order(entry["step"], earlier)
     try:
-        return entry["step"], make_command(entry["order"], entry["value"])
+        return CommandRecord(entry["step"], *make_command(entry["order"], entry["value"]))
     except TypeError as error:
         raise ValueError(f"this is not a command: {error}") from None
 

@@ -48,6 +48,10 @@ class RunLength:
         """How many decisions there are in the first pass over the data; None if all data is new."""
         return None if self._epoch is None else math.ceil(self._epoch / config.every_n_steps)
 
+    def of(self, config: ControllerConfig) -> tuple[int | None, int | None]:
+        """Both of these, as a rule is made with."""
+        return self.decisions(config), self.first_pass(config)
+
     def is_new(self, step: int) -> bool:
         """Whether the data of a step has not been trained on."""
         return self._epoch is None or step < self._epoch
@@ -111,7 +115,7 @@ class Decider:
         self.signals.slopes.detach()
 
     def _controller(self, config: ControllerConfig, base_lrs: Sequence[float]) -> GreedyController:
-        return GreedyController(config, base_lrs, self._length.decisions(config), self._length.first_pass(config))
+        return GreedyController(config, base_lrs, *self._length.of(config))
 
     def _decide_by(self, controller: GreedyController, command: Command | None) -> None:
         self.controller = controller
@@ -122,7 +126,7 @@ class Decider:
     def plan(self) -> str:
         """What the run will do, in words."""
         config = self.controller.config
-        return config.plan(self._length.decisions(config), self._length.first_pass(config))
+        return config.plan(*self._length.of(config))
 
     # ---- one step ----
 
@@ -228,8 +232,7 @@ class Decider:
         fitted = config
         if config.on_resume == "checkpoint" and isinstance(every, int) and every >= 1:
             fitted = replace(config, every_n_steps=every)
-        length = self._length
-        controller = GreedyController(config, base_lrs, length.decisions(fitted), length.first_pass(fitted))
+        controller = GreedyController(config, base_lrs, *self._length.of(fitted))
         controller.load_state_dict(stored)
         return controller
 

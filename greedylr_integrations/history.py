@@ -10,11 +10,11 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from statistics import median
 from typing import Any, NamedTuple
 
 from greedylr_integrations import columns
 from greedylr_integrations.checks import as_json
+from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.steering import Command
@@ -45,17 +45,6 @@ class Record(NamedTuple):
         action, reason, scales, loss, *_ = self.decision
         lr = f"LR {self.lrs[0]:.3g} ({scales[0]:.3g} x the base LR)"
         return f"step {self.step:,}: loss {loss:.4g}, {action.value}, {lr}: {reason.value}"
-
-
-class CommandRecord(NamedTuple):
-    """One command in its place: optimizer steps done when it was followed, its name and its value."""
-
-    step: int
-    order: str
-    value: float | None
-
-    def __str__(self) -> str:
-        return str(Command(self.order, self.value))
 
 
 class Entry(NamedTuple):
@@ -207,21 +196,6 @@ def steady_scales(records: Iterable[Record], group: int = 0) -> list[float]:
     return [record.decision.scales[group] for record in records if record.envelope == 1.0]
 
 
-def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
-    """The LR to start the next such run at: base LR x the scale that this run settled on.
-
-    Args:
-        scales (sequence of float): scale of the first parameter group after each decision between warmup and decay.
-        base_lr (float): its base LR.
-
-    Returns:
-        Base LR x the median over the later half of the scales; None with fewer than 10 of them.
-    """
-    if len(scales) < 10:
-        return None
-    return base_lr * median(scales[len(scales) // 2 :])
-
-
 # ---- reading ----
 
 
@@ -240,7 +214,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
         ValueError: for anything else, with file and line.
     """
     header, decisions, commands = columns.read(path, Reason.__members__)
-    return header, list(_records(decisions)), [CommandRecord(step, *command) for step, command in commands]
+    return header, list(_records(decisions)), commands
 
 
 def read_columns(path: str | os.PathLike[str]) -> tuple[dict[str, Any], columns.Columns, list[CommandRecord]]:
@@ -248,8 +222,7 @@ def read_columns(path: str | os.PathLike[str]) -> tuple[dict[str, Any], columns.
 
     Reasons that a later version may have written are kept by their names.
     """
-    header, decisions, commands = columns.read(path)
-    return header, decisions, [CommandRecord(step, *command) for step, command in commands]
+    return columns.read(path)
 
 
 def _records(decisions: columns.Columns) -> Iterator[Record]:

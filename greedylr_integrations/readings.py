@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from torch.optim.lr_scheduler import LRScheduler
 
 from greedylr_integrations import summary
+from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
 from greedylr_integrations.decision import HOLD, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import CommandRecord, History, Recorder, steady_scales, suggested_lr
+from greedylr_integrations.history import History, Recorder, steady_scales
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger, say
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
+from greedylr_integrations.suggestion import suggested_lr
 
 
 class Readings(LRScheduler):
@@ -89,6 +91,11 @@ class Readings(LRScheduler):
         return self.controller.scales[self._rates.speaker]
 
     @property
+    def lr(self) -> float:
+        """LR now of that group; with `shadow`, what it would be."""
+        return self._rates.of(self.controller.scales, self.last_epoch)[self._rates.speaker]
+
+    @property
     def envelope(self) -> Envelope:
         """Warmup and final decay."""
         return self._rates.envelope
@@ -137,7 +144,7 @@ class Readings(LRScheduler):
     def __repr__(self) -> str:
         of = "" if self._total_steps is None else f" of {self._total_steps:,}"
         speaker, config = self._rates.speaker, type(self.controller.config).__name__
-        now = f"LR {self.get_lr()[speaker]:.3g}, {self.scale:.3g} x the base LR of {self.base_lrs[speaker]:.3g}"
+        now = f"LR {self.lr:.3g}, {self.scale:.3g} x the base LR of {self.base_lrs[speaker]:.3g}"
         return f"<{type(self).__name__} at step {self.last_epoch:,}{of}: {now}; {config}>"
 
     def announce(self, *, aloud: bool = False) -> None:
@@ -173,9 +180,9 @@ class Readings(LRScheduler):
         if self.shadow:
             say(summary.shadow(self.history, speaker, base_lr), aloud=aloud)
             return
-        found = summary.closing(self.history, speaker, base_lr, self.last_epoch, path)
-        if found is not None:
-            say(found, aloud=aloud)
+        lr = self.suggested_lr()
+        if lr is not None:
+            say(summary.closing(self.history, lr, base_lr, self.last_epoch, path), aloud=aloud)
         total = self._total_steps
         if total is not None and self.last_epoch < 0.9 * total and not self.decaying:
             logger.warning(

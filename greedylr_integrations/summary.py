@@ -7,7 +7,7 @@ from typing import Any
 
 from greedylr_integrations.decision import FOUND, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import Record, steady_scales, suggested_lr
+from greedylr_integrations.history import Record
 
 
 def opening(plan: str, base_lr: float, envelope: Envelope, monitor: str, base_schedule: Any, shadow: bool) -> str:
@@ -27,19 +27,16 @@ def opening(plan: str, base_lr: float, envelope: Envelope, monitor: str, base_sc
     return "; ".join(parts)
 
 
-def closing(records: Sequence[Record], group: int, base_lr: float, step: int, history_file: str | None) -> str | None:
-    """What a run found, and where to start the next; None if it made too few decisions to say.
+def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, history_file: str | None) -> str:
+    """What a run found, and where to start the next.
 
     Args:
         records (sequence of Record): the run's decisions.
-        group (int): the parameter group to speak of.
+        lr (float): the LR that it suggests.
         base_lr (float): its base LR.
         step (int): optimizer steps of the run.
         history_file (str): where the history is. None if it is not in a file.
     """
-    lr = suggested_lr(steady_scales(records, group), base_lr)
-    if lr is None:
-        return None
     found = [record.step for record in records if record.decision.reason is FOUND]
     actions = [record.decision.action for record in records]
     verb, how = "settled on", f"after {actions.count(RAISE):,} increases and {actions.count(LOWER):,} decreases"

@@ -2,10 +2,9 @@
 
 import json
 import os
-import subprocess
 
 import pytest
-from processes import ON_CPU, TESTS, torchrun, wait
+from processes import ON_CPU, TESTS, run, torchrun
 
 pytest.importorskip("lightning")
 
@@ -33,19 +32,10 @@ def each(*scenarios):
 
 def train(framework, scenario, world, out):
     """Exit code, what was written to stderr, and what each rank that got to its end wrote."""
-    errors = out / "errors"
     command = [*torchrun(world), TESTS / "rank_worker.py", framework, scenario, out]
-    with errors.open("w") as file:
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            env={**os.environ, **ON_CPU},
-            stdout=subprocess.DEVNULL,
-            stderr=file,
-            start_new_session=True,
-        )
-    code = wait(process, SOON, errors.read_text)
+    done = run(command, timeout=SOON, env={**os.environ, **ON_CPU})
     ranks = [json.loads(path.read_text()) for path in sorted(out.glob("rank-*.json"))]
-    return code, errors.read_text(), ranks
+    return done.returncode, done.stderr, ranks
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -20,6 +20,14 @@ def uniform(g: torch.Generator, *shape: int) -> torch.Tensor:
     return (torch.rand(*shape, generator=g) * 2 - 1) * shape[0] ** -0.5
 
 
+def layers(g: torch.Generator, **shapes: tuple[int, int]) -> Weights:
+    """A matrix of each shape, and a bias of 0 beside it."""
+    w: Weights = {}
+    for name, shape in shapes.items():
+        w |= {name: uniform(g, *shape), f"{name}_bias": torch.zeros(shape[1])}
+    return w
+
+
 class Deep(tuning.FashionMlp):
     """Six layers as torch begins them: training starts on a plateau."""
 
@@ -66,14 +74,7 @@ class Cnn(tuning.FashionMlp):
     one, two = patches(28, 4, 2, 1), patches(13, 3, 2, 8)
 
     def start(self, g: torch.Generator) -> Weights:
-        return {
-            "one": uniform(g, 16, 8),
-            "one_bias": torch.zeros(8),
-            "two": uniform(g, 72, 12),
-            "two_bias": torch.zeros(12),
-            "out": uniform(g, 432, 10),
-            "out_bias": torch.zeros(10),
-        }
+        return layers(g, one=(16, 8), two=(72, 12), out=(432, 10))
 
     def loss(self, w: Weights, *batch: torch.Tensor) -> torch.Tensor:
         x, y = batch
@@ -205,14 +206,7 @@ class Teacher(Synthetic):
         return x, y + 0.3 * torch.randn(count, generator=g)
 
     def start(self, g: torch.Generator) -> Weights:
-        return {
-            "one": uniform(g, 24, 48),
-            "one_bias": torch.zeros(48),
-            "two": uniform(g, 48, 48),
-            "two_bias": torch.zeros(48),
-            "out": uniform(g, 48, 1),
-            "out_bias": torch.zeros(1),
-        }
+        return layers(g, one=(24, 48), two=(48, 48), out=(48, 1))
 
     def loss(self, w: Weights, *batch: torch.Tensor) -> torch.Tensor:
         x, y = batch

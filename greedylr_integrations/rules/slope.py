@@ -44,11 +44,12 @@ from greedylr_integrations.decision import (
     SEARCHING_ON,
     TOO_SHORT,
     WORSENED,
+    Action,
     Decision,
     Reason,
 )
 from greedylr_integrations.rolling import Average, RollingMean, average, is_average, is_window
-from greedylr_integrations.rule import OneScaleRule, is_scale, moved
+from greedylr_integrations.rule import OneScaleRule, is_scale
 from greedylr_integrations.rules.window import GreedyConfig
 
 ASSUMED_LENGTH = 1000  # decisions of a run whose length is unknown
@@ -186,9 +187,7 @@ class SlopeRule(OneScaleRule):
             return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
         growth, reason = self._search(newest) if self._searching else self._hold()
         if self._overshot(loss, held=not self._searching):
-            before = self.scales
-            self.lower()
-            action = moved(before, self.scales)
+            action = self._go_back()
             reason = FLOOR if action is HOLD else WORSENED
             return Decision(action, reason, self.scales, loss, mean, slope=slope)
         if growth == 1.0:
@@ -249,11 +248,14 @@ class SlopeRule(OneScaleRule):
         return far and held and average(self._slopes).in_errors > 1
 
     def lower(self) -> None:
+        self._go_back()
+
+    def _go_back(self) -> Action:
         """Go back to 0.3 of the scale, and hold it; the search may go on from there."""
         self._searching = self._first_search = False
         self._slopes.clear()
         self._losses = RollingMean(self._longer)
-        self.set_scale(self._scale * BACK)
+        return self.move(self._scale * BACK)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from greedylr_integrations import history
 from greedylr_integrations.columns import Columns
+from greedylr_integrations.columns import read as read_columns
 from greedylr_integrations.runs.run import Floats, Run, RunError, make_run, name_reasons
 
 
@@ -20,7 +20,7 @@ def is_history(head: bytes) -> bool:
 
 def read_history(file: Path, name: str) -> Run:
     try:
-        header, columns, commands = history.read_columns(file)
+        header, columns, commands = read_columns(file)
     except ValueError as error:
         raise RunError(str(error)) from None
     if not len(columns):

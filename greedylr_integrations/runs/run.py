@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from greedylr_integrations.columns import ACTIONS
+from greedylr_integrations.columns import ACTIONS, CommandRecord
 from greedylr_integrations.decision import Action, Reason
-from greedylr_integrations.history import CommandRecord, suggested_lr
+from greedylr_integrations.suggestion import suggested_lr
 
 LOSSES = ("loss", "train_loss", "train/loss", "training_loss", "train_loss_step", "train/loss_step", "loss/train")
 STEPS = ("step", "global_step", "train/global_step", "iteration", "iter", "_step")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from greedylr_integrations.history import CommandRecord
+from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.runs.run import LOWER, RAISE, Floats, Integers, Run
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; in the pictures each reason also has its own row

@@ -209,7 +209,7 @@ def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
     save_metrics(runs, args.output_dir / "metrics.json", **more)
     if args.plot:
         plot(runs, args.output_dir / "loss_and_lr.png")
-    print_table(runs)
+    print_table(runs, args.learning_rate)
     print(f"written to {args.output_dir}")
 
 

@@ -12,6 +12,7 @@ from greedylr_integrations import history
 from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history import Record
+from greedylr_integrations.suggestion import suggested_lr
 from recipes.common.offline import RecipeError
 
 
@@ -84,7 +85,7 @@ def decisions_in(file: str | Path) -> list[Record]:
 
 def next_learning_rate(decisions: list[Record], base_lr: float) -> float | None:
     """The LR to start the next such run at. None if there were too few decisions between warmup and final decay."""
-    return history.suggested_lr(history.steady_scales(decisions), base_lr)
+    return suggested_lr(history.steady_scales(decisions), base_lr)
 
 
 def peak_memory_gib() -> float:
@@ -102,7 +103,7 @@ def last_mean(pairs: list[tuple[int, float]], share: float = 0.1) -> float:
     return sum(tail) / len(tail) if tail else float("nan")
 
 
-def print_table(runs: list[Run]) -> None:
+def print_table(runs: list[Run], base_lr: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -123,13 +124,11 @@ def print_table(runs: list[Run]) -> None:
     Console().print(table)
     for run in runs:
         if run.next_learning_rate is not None:
-            print(found_in(run, runs))
+            print(found_in(run, runs, base_lr))
 
 
-def found_in(run: Run, runs: list[Run]) -> str:
+def found_in(run: Run, runs: list[Run], base_lr: float) -> str:
     """What a greedy run found, beside what the others came to from the same base LR."""
-    base = run.decisions[0]
-    base_lr = base.lrs[0] / (base.decision.scales[0] * base.envelope or 1.0)
     text = f"from {base_lr:.1e}, {run.schedule} found {run.next_learning_rate:.1e}"
     ends = [(each.schedule, each.validation_loss[-1][1]) for each in runs if each.validation_loss]
     if ends:
