@@ -76,7 +76,7 @@ HEADER_OF_RUN = {
     "decisions": _at_least(0),
     "commands": _at_least(0),
 }
-DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(NUMBER)}
+DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(NUMBER), "distance": _or_none(NUMBER)}
 
 
 def _checked(entry: Mapping[str, Any], schema: Mapping[str, Check], what: str) -> Mapping[str, Any]:
@@ -113,7 +113,7 @@ class Columns:
 
     Attributes:
         steps (array of int): optimizer steps done.
-        losses, smoothed, best, slopes, envelopes (array of float): as in `history.Record`; NaN for None.
+        losses, smoothed, best, slopes, distances, envelopes (array of float): as in `history.Record`; NaN for None.
         nonfinite (array of int): non-finite losses in a row.
         actions (array of int): index into `ACTIONS`.
         reasons (array of int): index into `reason_names`.
@@ -125,7 +125,7 @@ class Columns:
     def __init__(self) -> None:
         self.steps, self.nonfinite, self.groups = array("q"), array("q"), array("L")
         self.losses, self.smoothed, self.best = array("d"), array("d"), array("d")
-        self.slopes, self.envelopes = array("d"), array("d")
+        self.slopes, self.distances, self.envelopes = array("d"), array("d"), array("d")
         self.actions, self.reasons = array("b"), array("b")
         self.scales, self.lrs = array("d"), array("d")
         self._codes: dict[str, int] = {}
@@ -147,6 +147,7 @@ class Columns:
             (self.smoothed, entry["smoothed"]),
             (self.best, entry["best"]),
             (self.slopes, entry.get("slope")),
+            (self.distances, entry.get("distance")),
         ):
             column.append(math.nan if value is None else value)
         self.envelopes.append(entry["envelope"])
@@ -173,7 +174,7 @@ class Columns:
             del column[len(column) - entries :]
         columns: tuple[array[Any], ...] = (
             *(self.steps, self.nonfinite, self.groups, self.losses, self.smoothed, self.best),
-            *(self.slopes, self.envelopes, self.actions, self.reasons),
+            *(self.slopes, self.distances, self.envelopes, self.actions, self.reasons),
         )
         for each in columns:
             del each[kept:]

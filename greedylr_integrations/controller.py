@@ -182,13 +182,14 @@ class GreedyController:
         """Move the scales between two values, as far as the configured bounds allow."""
         self._rule.clamp(low, high)
 
-    def observe(self, loss: float, slope: float | None = None) -> Decision:
+    def observe(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         """Decide on one observation.
 
         Args:
             loss (float): the raw (unsmoothed) loss since the last decision.
             slope (float): the slope, from -1 to 1; see `slope.SlopeMeter`. NaN if it could not be computed. Default
                 None: not measured.
+            distance (float): how far the weights have come, relative to their size at the start. NaN and None likewise.
 
         Raises:
             TypeError: if the loss is not a number.
@@ -200,7 +201,7 @@ class GreedyController:
         if loss - loss != 0.0:
             return self._observe_nonfinite(loss)
         self.nonfinite = 0
-        return self._rule.update(loss, slope)
+        return self._rule.update(loss, slope, distance)
 
     def _observe_nonfinite(self, loss: float) -> Decision:
         self.nonfinite += 1

@@ -155,7 +155,7 @@ class Decider:
         self.signals.skip_step()
 
     def _decide(self, observation: Observation) -> Decision | None:
-        loss, slope, command = observation
+        loss, slope, distance, command = observation
         if command is not None:
             self._carry_out(command, self._step)
         if loss is None:
@@ -164,7 +164,7 @@ class Decider:
         if slope is None and self.controller.wants_slope and not self.decisions:
             self._follow_the_loss()
         self.decisions += 1
-        return self.steering.observe(loss, slope)
+        return self.steering.observe(loss, slope, distance)
 
     def _follow_the_loss(self) -> None:
         """The slope cannot be measured: decide as the config says for that case."""

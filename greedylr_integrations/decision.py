@@ -37,6 +37,7 @@ class Reason(Enum):
     HELD = "the last choice of the learned policy is held until the next one"
     SEARCHING = "searching: the slope says that a higher LR would have been better"
     FOUND = "found: the slope no longer asks for a higher LR"
+    FAR_ENOUGH = "found: the weights have moved far for so few steps"
     SEARCHING_ON = "searching on: the slope asks again for a higher LR than the one that was found"
     HOLDING = "holding the LR that was found"
     CLIMBING = "climbing to the base LR: the slope has not said anything yet"
@@ -63,6 +64,7 @@ POLICY = Reason.POLICY
 HELD = Reason.HELD
 SEARCHING = Reason.SEARCHING
 FOUND = Reason.FOUND
+FAR_ENOUGH = Reason.FAR_ENOUGH
 SEARCHING_ON = Reason.SEARCHING_ON
 HOLDING = Reason.HOLDING
 CLIMBING = Reason.CLIMBING
@@ -80,6 +82,7 @@ class Decision(NamedTuple):
         smoothed (float): the smoothed loss. None if the loss is not finite.
         best (float): the reference that the smoothed loss was compared with. None if there was none.
         slope (float): the slope that was observed, from -1 to 1; see `slope.SlopeMeter`. None if there was none.
+        distance (float): the distance that was observed; see `slope.SlopeMeter`. None if there was none.
     """
 
     action: Action
@@ -89,3 +92,4 @@ class Decision(NamedTuple):
     smoothed: float | None = None
     best: float | None = None
     slope: float | None = None
+    distance: float | None = None

@@ -82,13 +82,15 @@ def part_of(tensor: torch.Tensor) -> Part:
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
-    """Whether a parameter is a shard, so that other ranks have other coordinates of it.
-
-    FSDP1 marks what it flattens by `_fsdp_flattened` (seen in torch 2.6 to 2.13).
-    """
+    """Whether a parameter is a shard, so that other ranks have other coordinates of it."""
     distributed_tensor = sys.modules.get("torch.distributed.tensor")
     if distributed_tensor is not None and isinstance(tensor, distributed_tensor.DTensor):
         return any(placement.is_shard() for placement in tensor.placements)
+    return is_flat(tensor)
+
+
+def is_flat(tensor: torch.Tensor) -> bool:
+    """Whether a parameter is what FSDP1 flattened, by its mark `_fsdp_flattened` (seen in torch 2.6 to 2.13)."""
     return bool(getattr(tensor, "_fsdp_flattened", False))
 
 

@@ -179,6 +179,7 @@ def _row(record: Record) -> dict[str, Any]:
         "smoothed": _finite_or_none(decision.smoothed),
         "best": _finite_or_none(decision.best),
         "slope": _finite_or_none(decision.slope),
+        "distance": _finite_or_none(decision.distance),
         "action": decision.action.value,
         "reason": decision.reason.name,
         "scales": decision.scales,
@@ -230,7 +231,8 @@ def _records(decisions: columns.Columns) -> Iterator[Record]:
     start = 0
     for row, count in enumerate(decisions.groups):
         groups = slice(start, start := start + count)
-        seen = [column[row] for column in (decisions.smoothed, decisions.best, decisions.slopes)]
+        columns_seen = (decisions.smoothed, decisions.best, decisions.slopes, decisions.distances)
+        seen = [column[row] for column in columns_seen]
         decision = Decision(
             actions[decisions.actions[row]],
             reasons[decisions.reasons[row]],

@@ -116,10 +116,12 @@ class LossMeter:
         """Sum and number of the losses, and the extra numbers, over all ranks."""
         total = torch.zeros((), dtype=torch.float64) if self._total is None else self._total
         numbers = total.new_zeros(2 + len(extra))
-        # filled one by one: a tensor made of Python numbers would wait for the device
-        for i, number in enumerate((total, self._weight, *extra)):
-            if isinstance(number, torch.Tensor) or number:
-                numbers[i] = number
+        # one by one, and not `numbers[i] = number`: a copy of a Python number to the device would wait for it
+        for place, number in zip(numbers.unbind(), (total, self._weight, *extra), strict=True):
+            if isinstance(number, torch.Tensor):
+                place.copy_(number)
+            elif number:
+                place.fill_(number)
         return sum_over_ranks(numbers, self.process_group, self.source)
 
     def state_dict(self) -> dict[str, Any]:

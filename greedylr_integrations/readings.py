@@ -133,8 +133,12 @@ class Readings(LRScheduler):
             "greedylr/lr": bases[speaker] * (scales[speaker] * factor),
             "greedylr/action": {RAISE: 1.0, LOWER: -1.0, HOLD: 0.0}[action],
         }
-        slope = self.history[-1].decision.slope if self.history else None
-        return values if slope is None or slope != slope else {**values, "greedylr/slope": slope}
+        seen = self.history[-1].decision if self.history else None
+        for name in ("slope", "distance"):
+            value = getattr(seen, name, None)
+            if value is not None and value == value:
+                values[f"greedylr/{name}"] = value
+        return values
 
     def suggested_lr(self) -> float | None:
         """The LR with which to start the next such run: the one this run settled on. None if it was too short."""

@@ -30,13 +30,14 @@ class Rule(ABC):
     wants_slope: bool = False
 
     @abstractmethod
-    def update(self, loss: float, slope: float | None) -> Decision:
+    def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         """Decide on one observation.
 
         Args:
             loss (float): the raw (unsmoothed) loss, finite.
             slope (float): from -1 to 1, or NaN if it could not be computed; see `slope.SlopeMeter`. None if it was not
                 measured.
+            distance (float): |w - w0| / |w0| of the weights; NaN and None likewise.
         """
 
     @abstractmethod

@@ -18,7 +18,7 @@ from greedylr_integrations.checks import (
     is_share,
 )
 from greedylr_integrations.rule import is_scale
-from greedylr_integrations.signals import SIGNALS_STATE
+from greedylr_integrations.signals import SIGNALS_STATE, WAITING
 from greedylr_integrations.slope import NOTHING_MEASURED
 from greedylr_integrations.steering import make_command
 
@@ -49,8 +49,8 @@ def _of_version_1(state: Mapping[str, Any]) -> dict[str, Any]:
     upgraded = {"run": "", "decisions": 1, "commands": 0, "slope": NOTHING_MEASURED, **state, "version": STATE_VERSION}
     pending = state.get("pending")
     if isinstance(pending, Mapping) and pending.get("waiting") is not None:
-        # earlier a loss; now a loss, the number of losses in it, the sums of the slope, and a command
-        upgraded["pending"] = {**pending, "waiting": [pending["waiting"], 1.0] + [0.0] * 6}
+        numbers = [pending["waiting"], 1.0]  # earlier only a loss
+        upgraded["pending"] = {**pending, "waiting": numbers + [0.0] * (WAITING - len(numbers))}
     return upgraded
 
 

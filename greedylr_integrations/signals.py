@@ -17,7 +17,7 @@ from greedylr_integrations.checks import is_count
 from greedylr_integrations.distributed import rank, world_size
 from greedylr_integrations.loss import LossMeter, is_pending
 from greedylr_integrations.optimizers import unwrapped
-from greedylr_integrations.slope import SlopeMeter, is_slope_state, slope_of
+from greedylr_integrations.slope import SUMS, SlopeMeter, distance_of, is_slope_state, slope_of
 from greedylr_integrations.steering import Command, CommandFile, received
 
 
@@ -28,11 +28,13 @@ class Observation(NamedTuple):
         loss (float): mean loss of all ranks and of all steps since the last decision. None if no rank has one.
         slope (float): slope of the same steps, from -1 to 1; NaN if it could not be computed, None if no rank measured
             it.
+        distance (float): how far the weights have come, relative to their size at the start; NaN and None likewise.
         command (Command): a command that came with it. None if there is none.
     """
 
     loss: float | None
     slope: float | None = None
+    distance: float | None = None
     command: Command | None = None
 
 
@@ -79,7 +81,8 @@ class Signals:
         if numbers is None:
             return None
         mean, losses, *sums, code, value = numbers
-        return Observation(mean if losses else None, slope_of(sums), self._received(code, value))
+        command = self._received(code, value)
+        return Observation(mean if losses else None, slope_of(sums), distance_of(sums), command)
 
     def agree(self, loss: float | torch.Tensor) -> Observation:
         """Average a loss that is not of an optimizer step over the ranks; each must call it."""
@@ -89,7 +92,7 @@ class Signals:
         numbers = meter.read(self._poll())
         assert numbers is not None
         mean, _, code, value = numbers
-        return Observation(mean, None, self._received(code, value))
+        return Observation(mean, command=self._received(code, value))
 
     def skip_step(self) -> None:
         """Forget what was measured for the step under way."""
@@ -131,7 +134,14 @@ class Signals:
             self._file.load(self.last_command)
 
 
-SIGNALS_STATE = {"pending": is_pending, "slope": is_slope_state, "last_order": is_count}
+WAITING = 2 + SUMS + 2  # numbers that wait with a lag: a loss, how many are in it, the sums of the slope, a command
+
+
+def _is_pending(value: object) -> bool:
+    return is_pending(value) and (value["waiting"] is None or len(value["waiting"]) == WAITING)  # type: ignore
+
+
+SIGNALS_STATE = {"pending": _is_pending, "slope": is_slope_state, "last_order": is_count}
 
 
 def watch_steps(optimizer: Any, before_step: Callable[[bool], None]) -> Any:

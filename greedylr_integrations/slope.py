@@ -1,10 +1,12 @@
-"""The slope meter: is the loss still falling along the way that the weights have come?
+"""The slope meter: is the loss still falling along the way that the weights have come, and how far have they come?
 
-    slope = <g, w - w0> / (|g| |w - w0|)
+    slope    = <g, w - w0> / (|g| |w - w0|)
+    distance = |w - w0| / |w0|
 
-g is the gradient at an optimizer step, w the weights that it was taken at, w0 the weights at the start of training. It
-is the derivative of the loss along the whole way from the start, as a cosine. Below 0, going farther the same way would
-lower the loss: the LR is too low. Above 0, the way has overshot: the LR is too high.
+g is the gradient at an optimizer step, w the weights that it was taken at, w0 the weights at the start of training.
+The slope is the derivative of the loss along the whole way from the start, as a cosine. Below 0, going farther the same
+way would lower the loss: the LR is too low. Above 0, the way has overshot: the LR is too high. The distance is of the
+weight matrices that did not start at 0; biases and the scales of norms are left out.
 
 `measure` only queues work on the device of the weights: a few dot products of a sample of coordinates. The sums travel
 with the loss in its all-reduce.
@@ -20,10 +22,13 @@ import torch
 from torch.optim import Optimizer
 
 from greedylr_integrations.checks import as_json, check, check_integer, fits, is_count, is_flag, is_number
-from greedylr_integrations.distributed import is_sharded, part_of, rank, sum_over_ranks, world_size
+from greedylr_integrations.distributed import is_flat, is_sharded, part_of, rank, sum_over_ranks, world_size
 from greedylr_integrations.log import logger
 
-Sums = list[torch.Tensor | float]  # of <g, d>, <g, g> and <d, d> with d = w - w0; and how many steps had a gradient
+Sums = list[torch.Tensor | float]
+"""<g, d>, <g, g> and <d, d> with d = w - w0; <d, d> and <w0, w0> of what the distance is of; and how many steps had a
+gradient."""
+SUMS = 6
 
 
 def slope_of(sums: Sequence[float]) -> float | None:
@@ -31,21 +36,32 @@ def slope_of(sums: Sequence[float]) -> float | None:
 
     None if no rank saw a gradient; NaN if a gradient was not finite, or the weights have not moved yet.
     """
-    dot, gradients, way, count = sums
+    dot, gradients, way, _, _, count = sums
     if not count:
         return None
     norms = math.sqrt(gradients) * math.sqrt(way) if gradients >= 0 and way >= 0 else math.nan
     return min(max(dot / norms, -1.0), 1.0) if 0 < norms < math.inf else math.nan
 
 
+def distance_of(sums: Sequence[float]) -> float | None:
+    """The distance that follows from the sums of all ranks: 0.1 if the weights have moved by a tenth of their size.
+
+    None if no rank saw a gradient; NaN if all matrices started at 0, or a weight is not finite.
+    """
+    *_, way, start, count = sums
+    if not count:
+        return None
+    return math.sqrt(way / start) if 0 < start < math.inf and 0 <= way < math.inf else math.nan
+
+
 class SlopeMeter:
-    """Sums over optimizer steps, from which their slope follows by `slope_of`.
+    """Sums over optimizer steps, from which `slope_of` and `distance_of` follow.
 
     The sample is of the parameters that require a gradient at the first measurement; parameters that are added or
     unfrozen later are not in it. Parameters with sparse gradients are left out.
 
-    Memory: w0 takes one number of the weights' own type per sampled coordinate. During a measurement, there are four
-    more of 4 bytes.
+    Memory: w0 takes one number of the weights' own type per sampled coordinate, and a byte. During a measurement, there
+    are five more of 4 bytes.
 
     Args:
         optimizer (torch.optim.Optimizer): its parameters are the weights.
@@ -92,7 +108,7 @@ class SlopeMeter:
         if loaded is not None:
             if [reference.shape for reference in loaded] == [part.reference.shape for part in parts]:
                 for part, reference in zip(parts, loaded, strict=True):
-                    part.reference.copy_(reference)
+                    part.refer_to(reference)
             else:
                 _say_lost("the checkpoint's reference is of other weights")
         return parts
@@ -112,13 +128,13 @@ class SlopeMeter:
         """This rank's sums since the last call; zeros if nothing was measured."""
         total, count = self._total, self._count
         self._total, self._count = None, 0
-        return [0.0, 0.0, 0.0, 0.0] if total is None else [*total.unbind(), float(count)]
+        return [0.0] * SUMS if total is None else [*total.unbind(), float(count)]
 
     def synchronize(self) -> None:
         """Make the sums that wait for their decision the mean over the ranks; every rank must call it."""
         ranks = world_size() or 1
         if ranks > 1:
-            total = torch.zeros(3, dtype=torch.float64) if self._total is None else self._total
+            total = torch.zeros(SUMS - 1, dtype=torch.float64) if self._total is None else self._total
             total = sum_over_ranks(total.clone()) / ranks
             self._total = total if self._count else None
 
@@ -171,19 +187,30 @@ class _Part:
         self.parameters = parameters
         self._stride = stride  # of so many rows, one is in the sample
         self._copies = copies
-        self.reference = self._sample(parameters).clone()
+        lengths = [(p, len(self._rows(p))) for p in parameters]
+        matrices = [torch.full((n,), p.ndim > 1 or is_flat(p), device=p.device) for p, n in lengths]
+        self._matrices = torch.cat(matrices)
+        self.refer_to(self._sample(parameters).clone())
+
+    def refer_to(self, reference: torch.Tensor) -> None:
+        """Measure the way from these weights, which are ordered as in a sample."""
+        self.reference = reference.to(self._matrices.device)
+        # a coordinate that starts at 0 has no size to compare its way with
+        self._sized = self._matrices & (self.reference != 0)
+        self._size = (self.reference * self._sized).float().square().sum()
 
     @property
     def has_gradient(self) -> bool:
         return any(p.grad is not None for p in self.parameters)
 
     def sums(self) -> torch.Tensor:
-        """<g, d>, <g, g>, <d, d> of this rank, so that copies on several ranks count once."""
+        """The sums of this rank, but for the count, so that copies on several ranks count once."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         way = self._sample(self.parameters).float() - self.reference.float()
         both = torch.stack((self._sample(gradients).float(), way))
         products = both @ both.T
-        sums = torch.stack((products[0, 1], products[0, 0], products[1, 1]))
+        sized = way * self._sized
+        sums = torch.stack((products[0, 1], products[0, 0], products[1, 1], sized @ sized, self._size))
         return sums.to(torch.float32 if sums.device.type == "mps" else torch.float64) / self._copies
 
     def _sample(self, tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -222,7 +249,7 @@ is_slope_state = fits(
         "sharded": is_flag,
         "rank": is_count,
         "sums": lambda value: (
-            isinstance(value, list) and len(value) in (0, 3) and all(is_number(item) for item in value)
+            isinstance(value, list) and len(value) in (0, SUMS - 1) and all(is_number(item) for item in value)
         ),
         "count": is_count,
     }

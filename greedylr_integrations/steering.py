@@ -75,12 +75,12 @@ class Steering:
         self.command = None if command is None or command.name == "release" else command
         self._move(self.controller.position)
 
-    def observe(self, loss: float, slope: float | None = None) -> Decision:
+    def observe(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         """The controller's decision, as far as the command allows it."""
         if self.command is None:
-            return self.controller.observe(loss, slope)
+            return self.controller.observe(loss, slope, distance)
         before, position = self.controller.scales, self.controller.position
-        decision = self.controller.observe(loss, slope)
+        decision = self.controller.observe(loss, slope, distance)
         self._move(position)
         scales = self.controller.scales
         if scales == decision.scales:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from greedylr_integrations.decision import FOUND, LOWER, RAISE
+from greedylr_integrations.decision import FAR_ENOUGH, FOUND, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
 
@@ -37,7 +37,7 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
         step (int): optimizer steps of the run.
         history_file (str): where the history is. None if it is not in a file.
     """
-    found = [record.step for record in records if record.decision.reason is FOUND]
+    found = [record.step for record in records if record.decision.reason in (FOUND, FAR_ENOUGH)]
     actions = [record.decision.action for record in records]
     verb, how = "settled on", f"after {actions.count(RAISE):,} increases and {actions.count(LOWER):,} decreases"
     if found:

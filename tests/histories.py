@@ -30,7 +30,7 @@ def header(callback, **more):
 
 
 def line(record):
-    action, reason, scales, loss, smoothed, best, _ = record.decision  # version 1 has no slope
+    action, reason, scales, loss, smoothed, best, *_ = record.decision  # version 1 has no slope and no distance
     return {
         "step": record.step,
         "loss": loss if math.isfinite(loss) else str(loss),

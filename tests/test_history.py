@@ -117,7 +117,7 @@ def test_the_format_line_by_line(tmp_path):
     scheduler.cap(3)
     scheduler.step(math.nan)
     _, *lines = map(json.loads, path.read_text().splitlines())
-    same = {"envelope": 1.0, "slope": None}
+    same = {"envelope": 1.0, "slope": None, "distance": None}
     assert lines == [
         {"step": 1, "loss": 2.0, "smoothed": 2.0, "best": None, "action": "hold", "reason": "FILLING"}
         | {"scales": [1.0], "lrs": [0.5], "nonfinite": 0, **same},
@@ -131,7 +131,7 @@ def test_the_format_line_by_line(tmp_path):
 
 def test_a_rule_of_ones_own(tmp_path):
     class Constant(OneScaleRule):
-        def update(self, loss, slope):
+        def update(self, loss, slope=None, distance=None):
             return Decision(self.move(2.0), Reason.INSIGNIFICANT, self.scales, loss, math.nan)
 
     class ConstantConfig(ControllerConfig):
@@ -451,7 +451,8 @@ def test_anything_else_is_named_with_its_line(tmp_path, lines, number, line, say
         ({"loss": 10**400}, "is not allowed"),
         ({"smoothed": True}, "smoothed=True is not allowed"),
         ({"nonfinite": -1}, "nonfinite=-1 is not allowed"),
-        ({"slope": "x"}, "slope='x' is not allowed"),
+        ({"slope": "x", "distance": None}, "slope='x' is not allowed"),
+        ({"slope": None, "distance": "x"}, "distance='x' is not allowed"),
         ({"reason": ""}, "reason='' is not allowed"),
         ({"reason": "\x1b[31m" * 201}, "is not allowed"),
     ],
@@ -487,7 +488,11 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path, lines, changes, says)
 
 def test_version_2_has_slopes_and_the_id_of_the_run(tmp_path, lines):
     header = {**json.loads(lines[0]), "greedylr_history": 2, "run": "a"}
-    rows = [{**json.loads(line), "slope": slope} for line, slope in zip(lines[1:], (None, 0.5, -1, 0), strict=True)]
+    seen = ((None, None), (0.5, 0.1), (-1, 3), (0, 0))
+    rows = [
+        {**json.loads(line), "slope": slope, "distance": distance}
+        for line, (slope, distance) in zip(lines[1:], seen, strict=True)
+    ]
     encoded = [json.dumps(entry).encode() for entry in (header, *rows)]
     assert read_lines(tmp_path, encoded)[0] == {
         key: value for key, value in header.items() if key not in ("run", "decisions", "commands")
@@ -495,10 +500,11 @@ def test_version_2_has_slopes_and_the_id_of_the_run(tmp_path, lines):
     _, columns, _ = history.read_columns(tmp_path / "history.jsonl")
     assert math.isnan(columns.slopes[0])
     assert list(columns.slopes)[1:] == [0.5, -1, 0]
+    assert list(columns.distances)[1:] == [0.1, 3, 0]
     version_1 = json.dumps(
         {k: v for k, v in header.items() if k not in ("run", "decisions", "commands")} | {"greedylr_history": 1}
     ).encode()
-    row = json.dumps({key: value for key, value in rows[0].items() if key != "slope"}).encode()
+    row = json.dumps({key: value for key, value in rows[0].items() if key not in ("slope", "distance")}).encode()
     with pytest.raises(ValueError, match="line 3: this is not a decision: 'slope' is unknown"):
         read_lines(tmp_path, [version_1, row, encoded[2]])
     resumed = json.dumps({"resumed": 4, **header, "run": "b"}).encode()

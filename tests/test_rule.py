@@ -27,7 +27,7 @@ class BoldDriver(OneScaleRule):
         super().__init__(base_lrs)
         self.up, self.before = config.up, None
 
-    def update(self, loss, slope):
+    def update(self, loss, slope=None, distance=None):
         fell, self.before = self.before is None or loss < self.before, loss
         action = self.move(self.scale * (self.up if fell else 0.5))
         return Decision(action, Reason.IMPROVED if fell else Reason.WORSENED, self.scales, loss)
@@ -95,7 +95,7 @@ def test_a_rule_must_have_an_update():
 
 
 class Still(OneScaleRule):
-    def update(self, loss, slope):
+    def update(self, loss, slope=None, distance=None):
         raise NotImplementedError
 
 

@@ -15,7 +15,7 @@ from greedylr_integrations.slope import SlopeMeter
 
 
 def signals_of(**kwargs):
-    weight = torch.nn.Parameter(torch.tensor([2.0, 1.0]))
+    weight = torch.nn.Parameter(torch.tensor([[2.0, 1.0]]))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     return Signals(LossMeter(**kwargs), SlopeMeter(optimizer)), weight, optimizer
 
@@ -34,8 +34,8 @@ def test_a_loss_with_its_slope():
     assert (first.loss, first.command) == (3.0, None)
     assert math.isnan(first.slope)
     backward(signals, *run)
-    assert signals.measure(2.0, 1) == (2.0, pytest.approx(-1.0), None)
-    assert signals.measure(2.0, 1) == (2.0, None, None)  # no gradient
+    assert signals.measure(2.0, 1) == (2.0, pytest.approx(-1.0), pytest.approx(0.2), None)
+    assert signals.measure(2.0, 1) == (2.0, None, None, None)  # no gradient
 
 
 def test_one_observation_every_so_many_steps():
@@ -63,8 +63,8 @@ def test_with_a_lag_the_slope_comes_with_its_loss():
 def test_without_a_loss_there_is_nothing_to_decide_on_and_the_slope_is_forgotten():
     signals, *run = signals_of()
     backward(signals, *run)
-    assert signals.measure(None, 1) == (None, None, None)
-    assert signals.measure(2.0, 1) == (2.0, None, None)
+    assert signals.measure(None, 1) == (None, None, None, None)
+    assert signals.measure(2.0, 1) == (2.0, None, None, None)
 
 
 def test_a_skipped_step_leaves_neither_loss_nor_slope():
@@ -72,14 +72,14 @@ def test_a_skipped_step_leaves_neither_loss_nor_slope():
     backward(signals, *run)
     signals.meter.update(1e9)
     signals.skip_step()
-    assert signals.measure(2.0, 1) == (2.0, None, None)
+    assert signals.measure(2.0, 1) == (2.0, None, None, None)
 
 
 def test_a_loss_of_no_step_leaves_those_that_wait():
     signals, *run = signals_of()
     backward(signals, *run)
     signals.measure(5.0, 2)
-    assert signals.agree(1.0) == (1.0, None, None)
+    assert signals.agree(1.0) == (1.0, None, None, None)
     assert signals.measure(7.0, 2).loss == 6.0
 
 
@@ -156,7 +156,7 @@ def test_every_rank_sees_the_same_by_as_many_numbers_whatever_it_has(tmp_path):
     (first, sizes), (second, others) = (torch.load(tmp_path / str(rank)) for rank in range(2))
     assert str(first) == str(second)
     assert sizes == others
-    assert sizes[:6] == [8] * 6
+    assert sizes[:6] == [10] * 6
     assert [observation[0] for observation in first[:6]] == [0.5, 1.5, 2.5, 4.0, None, 5.5]
     assert -1 <= first[2][1] < 0  # of the rank that has one
     assert first[6] == 3.0  # a step without any loss leaves nothing behind

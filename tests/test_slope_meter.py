@@ -13,7 +13,7 @@ import torch
 from processes import spawn
 
 from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
-from greedylr_integrations.slope import SlopeMeter, is_slope_state, slope_of
+from greedylr_integrations.slope import SlopeMeter, distance_of, is_slope_state, slope_of
 
 STEPS = 40
 
@@ -49,6 +49,12 @@ class ByHand:
         gradient = self.flat([torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters])
         way = self.flat(self.parameters) - self.start
         return (gradient @ way / (gradient.norm() * way.norm())).item()
+
+    def distance(self):
+        """|w - w0| / |w0| of what is in a matrix and did not start at 0."""
+        sized = self.flat([torch.full_like(p, p.ndim > 1) for p in self.parameters]) * (self.start != 0)
+        way = self.flat(self.parameters) - self.start
+        return ((way * sized).norm() / (self.start * sized).norm()).item()
 
 
 def slopes(model, optimizer, meter, steps=STEPS, by_hand=None, dtype=torch.float32, first=0):
@@ -131,7 +137,7 @@ def test_the_sums_of_several_steps_are_one_slope():
         taken.append([float(number) for number in each.take()])
     sums = [sum(numbers) for numbers in zip(*taken, strict=True)]
     assert [float(number) for number in together.take()] == pytest.approx(sums, rel=1e-6)
-    assert sums[3] == 4
+    assert sums[-1] == 4
 
 
 def test_a_skipped_step_leaves_nothing():
@@ -142,7 +148,7 @@ def test_a_skipped_step_leaves_nothing():
     meter.measure()
     meter.discard_step()
     meter.end_step()
-    assert meter.take() == [0.0] * 4
+    assert meter.take() == [0.0] * 6
 
 
 # ---- what there is to measure ----
@@ -228,8 +234,56 @@ def test_a_gradient_that_is_not_finite_gives_nan_and_no_more(value):
         ((1.0, -1.0, 4.0, 1.0), math.nan),
     ],
 )
-def test_what_follows_from_the_sums(sums, slope):
-    assert slope_of(sums) == pytest.approx(slope, nan_ok=True)
+def test_which_slope_follows_from_the_sums(sums, slope):
+    *sums, count = sums
+    assert slope_of([*sums, 1.0, 4.0, count]) == pytest.approx(slope, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("way", "start", "count", "distance"),
+    [
+        (0.0, 0.0, 0.0, None),
+        (0.0, 4.0, 2.0, 0.0),
+        (1.0, 4.0, 1.0, 0.5),
+        (1.0, 0.0, 1.0, math.nan),  # everything started at 0
+        (math.inf, 4.0, 1.0, math.nan),
+        (math.nan, 4.0, 1.0, math.nan),
+        (1.0, math.inf, 1.0, math.nan),
+    ],
+)
+def test_which_distance_follows_from_the_sums(way, start, count, distance):
+    assert distance_of([1.0, 4.0, 4.0, way, start, count]) == pytest.approx(distance, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_distance_is_that_by_hand(dtype):
+    """Of the matrices, without what started at 0: the biases here, and half of a matrix."""
+    model = model_of(dtype=dtype)
+    with torch.no_grad():
+        model[0].weight[:8] = 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
+    meter, by_hand = SlopeMeter(optimizer), ByHand(model)
+    for step in range(10):
+        optimizer.zero_grad()
+        loss_of(model, step, dtype).backward()
+        meter.measure()
+        expected = by_hand.distance()
+        optimizer.step()
+        meter.end_step()
+        distance = distance_of([float(number) for number in meter.take()])
+        assert distance == pytest.approx(expected, rel=1e-5)
+        assert distance == 0.0 if step == 0 else distance > 0.0
+
+
+def test_a_model_that_starts_at_0_has_no_distance():
+    model = torch.nn.Linear(6, 2)
+    torch.nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    meter = SlopeMeter(optimizer)
+    model(torch.ones(1, 6)).sum().backward()
+    meter.measure()
+    meter.end_step()
+    assert math.isnan(distance_of([float(number) for number in meter.take()]))
 
 
 @pytest.mark.parametrize("sample", [0, -1, 1.5, True, "many"])
@@ -448,7 +502,7 @@ def _sharded(rank, world, out):
                 loss_of(net, step).backward()
             meter.measure()
             reference.measure()
-            expected = by_hand.slope()
+            expected = by_hand.slope(), by_hand.distance()
             optimizer.step()
             exact.step()
             meter.end_step()
@@ -456,7 +510,7 @@ def _sharded(rank, world, out):
             sums = torch.tensor([float(number) for number in meter.take()], dtype=torch.float64)
             torch.distributed.all_reduce(sums)
             own = [float(number) for number in reference.take()]  # each rank has all of it, not a part
-            seen.append((slope_of(sums.tolist()), expected, slope_of(own)))
+            seen.append([expected, *((slope_of(of), distance_of(of)) for of in (sums.tolist(), own))])
         found[sample] = seen
     torch.save(found, f"{out}/{rank}")
 
@@ -469,10 +523,10 @@ def test_shards_give_the_slope_of_the_whole_weights(world, tmp_path):
     spawn(_sharded, world, tmp_path)
     first, *others = (torch.load(tmp_path / str(rank)) for rank in range(world))
     assert all(str(other) == str(first) for other in others)
-    for slope, exact, _ in first[1_000_000][1:]:
-        assert slope == pytest.approx(exact, abs=1e-5)
-    for slope, _, sampled in first[40][1:]:  # the same coordinates, wherever they are
-        assert slope == pytest.approx(sampled, abs=1e-5)
+    for exact, of_shards, _ in first[1_000_000][1:]:
+        assert of_shards == pytest.approx(exact, abs=1e-5)
+    for _, of_shards, sampled in first[40][1:]:  # the same coordinates, wherever they are
+        assert of_shards == pytest.approx(sampled, abs=1e-5)
 
 
 def _data_parallel(rank, world, out):
@@ -497,3 +551,31 @@ def test_data_parallel_ranks_have_the_same_lrs_and_slopes(world, tmp_path):
     assert all(str(other) == str(first) for other in others)
     assert len({lr[0] for lr in first[0]}) > 5
     assert all(-1 <= slope <= 1 for slope in first[1][1:])
+
+
+# ---- on a GPU ----
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [{}, {"foreach": False}, {"fused": True}], ids=["foreach", "loop", "fused"])
+@pytest.mark.parametrize("hidden", [16, 4096], ids=["all", "a sample"])
+def test_on_a_gpu_the_slope_adds_no_synchronization(kind, hidden):
+    model = model_of(hidden=hidden).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, **kind)
+    scheduler = GreedyLR(optimizer, total_steps=100, slope_sample=1000)
+    for step in range(30):
+        x, y = (part.cuda() for part in batch(step))
+        loss = torch.nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        # the first step starts the reference and the optimizer's state
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            optimizer.step()
+            scheduler.step(loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        optimizer.zero_grad()
+    slopes = [record.decision.slope for record in scheduler.history]
+    assert len(slopes) == 29  # one step late
+    assert all(-1 <= slope <= 1 for slope in slopes[1:])

@@ -126,6 +126,36 @@ def test_it_climbs_at_half_the_speed_below_the_base_lr_and_searches_on_at_a_quar
         assert rule._slow == pytest.approx(2 ** (speed / 4))
 
 
+@pytest.mark.parametrize(("doubling", "every", "far"), [(4, 1, 0.16), (40, 1, 1.6), (4, 3, 0.48)])
+def test_the_first_search_ends_when_the_weights_have_moved_far(doubling, every, far):
+    rule, values = rule_of(doubling=doubling, every_n_steps=every), slopes(-0.3)
+    for _ in range(20):
+        assert rule.update(1.0, next(values), far - 0.001).reason is Reason.SEARCHING
+    before = rule.scales[0]
+    decision = rule.update(1.0, next(values), far + 0.001)
+    assert (decision.reason, decision.action, decision.distance) == (Reason.FAR_ENOUGH, Action.LOWER, far + 0.001)
+    assert rule.scales[0] == pytest.approx(before * STEP_BACK)
+    # it holds for a whole window, then the slope asks for more: the distance grows on, and says nothing about the LR
+    rest = [rule.update(1.0, next(values), 0.2 + i / 100).reason for i in range(40)]
+    assert rest == [Reason.HOLDING] * 20 + [Reason.SEARCHING_ON] * 20
+
+
+@pytest.mark.parametrize("distance", [None, math.nan])
+def test_without_a_distance_the_slope_alone_ends_the_search(distance):
+    rule = rule_of()
+    decisions = [rule.update(1.0, value, distance) for value in [-0.3, -0.31] * 20 + [0.1] * 6]
+    assert [decision.reason for decision in decisions[:40]] == [Reason.SEARCHING] * 40
+    assert Reason.FOUND in {decision.reason for decision in decisions[40:]}
+
+
+@pytest.mark.parametrize(("distance", "found"), [(0.044, False), (0.046, True)])
+def test_nearby_a_slope_that_is_negative_at_all_does_not_end_the_search(distance, found):
+    rule = rule_of()
+    values = [-0.01 + 0.1 * (-1) ** i for i in range(12)]  # -0.25 of the standard error of six
+    decisions = [rule.update(1.0, value, distance) for value in values]
+    assert (Reason.FOUND in {decision.reason for decision in decisions}) == found
+
+
 def test_six_slopes_are_needed():
     rule = rule_of()
     decisions = feed(rule, [0.1, 0.2] * 3)

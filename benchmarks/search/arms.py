@@ -33,8 +33,8 @@ class Fixed:
         """What multiplies the base LR now."""
         return self._shape(self._step / self._steps) * min(1.0, (self._step + 1) / self._warmup)
 
-    def observe(self, loss: float, slope: float | None) -> None:
-        """An optimizer step was made, at this loss and slope."""
+    def observe(self, loss: float, slope: float | None = None, distance: float | None = None) -> None:
+        """An optimizer step was made, at this loss, slope and distance."""
         self._step += 1
 
     def result(self) -> dict[str, Any]:
@@ -61,10 +61,11 @@ class Greedy:
     def wants_slope(self) -> bool:
         return self._step < self._new_steps and self._controller.wants_slope
 
-    def observe(self, loss: float, slope: float | None) -> None:
+    def observe(self, loss: float, slope: float | None = None, distance: float | None = None) -> None:
         if self._step >= self._envelope.linear_warmup_steps and not self.dead:
             try:
-                self._controller.observe(loss, slope if self.wants_slope else None)
+                way = (slope, distance) if self.wants_slope else (None, None)
+                self._controller.observe(loss, *way)
             except FloatingPointError:
                 self.dead = True
         self._step += 1

@@ -131,14 +131,16 @@ def _commit() -> str:
 
 @cache
 def rules_hash() -> str:
-    """Of the rules as they are: their fields, and what they decide on fixed losses and slopes."""
+    """Of the rules as they are: their fields, and what they decide on fixed losses, slopes and distances."""
     rng = random.Random(0)
     losses = [3 - min(i, 90) / 50 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
     slopes = [math.nan, *(min(1.0, -0.3 + i / 400 + rng.gauss(0, 0.05)) for i in range(399))]
+    distances = [0.0005 * 1.06**i if i < 120 else 0.5 for i in range(400)]
 
     def scales(config: ControllerConfig, horizon: int | None) -> list[float]:
         controller = GreedyController(config, (1.0,), horizon)
-        return [controller.observe(*seen).scales[0] for seen in zip(losses, slopes, strict=True)]
+        seen = zip(losses, slopes, distances, strict=True)
+        return [controller.observe(*each).scales[0] for each in seen]
 
     configs = [make() for make in arms.CONFIGS.values()]
     seen = [

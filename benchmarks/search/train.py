@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 from benchmarks.search import arms
 from benchmarks.search.optimizers import OPTIMIZERS, Table
 from benchmarks.search.workload import Batch, Workload
-from greedylr_integrations.slope import slope_of
+from greedylr_integrations.slope import distance_of, slope_of
 
 DIVERGED = 1.5  # times the loss at the start
 AT_ONCE = 140  # runs; more of them no longer fit the caches
@@ -93,6 +93,7 @@ class Runs:
         one = starts[jobs[0].seed]
         self.table = Table(torch.stack(rows), list(one), [tensor.shape for tensor in one.values()])
         self.reference: torch.Tensor | None = self.table.weights.clone()
+        self._in_matrices = torch.cat([torch.full((t.numel(),), float(t.ndim > 1)) for t in one.values()])
         self.drivers = [
             arms.make(job.arm, job.steps, job.decay, workload.steps_per_epoch(job.steps), scales)
             for job, scales in zip(jobs, replay, strict=True)
@@ -120,12 +121,12 @@ class Runs:
         """One step of all runs; returns their losses."""
         losses, gradient = self.gradient(step)
         drivers = [self.drivers[i] for i in self.left]
-        slopes = self._slopes(gradient, drivers)
+        ways = self._ways(gradient, drivers)
         gradient = self.clipped(gradient)
         factors = torch.tensor([driver.factor for driver in drivers])
         OPTIMIZERS[self.workload.optimizer](self.table, gradient, self.lrs * factors, step)
-        for driver, loss, slope in zip(drivers, losses, slopes, strict=True):
-            driver.observe(loss, slope)
+        for driver, loss, way in zip(drivers, losses, ways, strict=True):
+            driver.observe(loss, *way)
         return losses
 
     def gradient(self, step: int) -> tuple[list[float], torch.Tensor]:
@@ -139,19 +140,21 @@ class Runs:
             return gradient
         return gradient * (self.workload.clip / (gradient.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
 
-    def _slopes(self, gradient: torch.Tensor, drivers: list[arms.Driver]) -> list[float | None]:
-        """As `greedylr_integrations.slope` measures it, of those runs that want it."""
-        slopes: list[float | None] = [None] * len(drivers)
+    def _ways(self, gradient: torch.Tensor, drivers: list[arms.Driver]) -> list[tuple[float | None, float | None]]:
+        """Slope and distance as `greedylr_integrations.slope` measures them, of those runs that want them."""
+        ways: list[tuple[float | None, float | None]] = [(None, None)] * len(drivers)
         wanting = [i for i, driver in enumerate(drivers) if driver.wants_slope]
         if not wanting or self.reference is None:
             self.reference = None
-            return slopes
+            return ways
         rows = torch.tensor(wanting)
-        g, way = gradient[rows], self.table.weights[rows] - self.reference[rows]
-        sums = torch.stack([(g * way).sum(1), (g * g).sum(1), (way * way).sum(1)], 1).tolist()
-        for i, numbers in zip(wanting, sums, strict=True):
-            slopes[i] = slope_of([*numbers, 1.0])
-        return slopes
+        g, start = gradient[rows], self.reference[rows]
+        way, sized = self.table.weights[rows] - start, start * self._in_matrices
+        of_sized = way * (sized != 0)
+        pairs = ((g, way), (g, g), (way, way), (of_sized, of_sized), (sized, sized))
+        for i, sums in zip(wanting, torch.stack([(a * b).sum(1) for a, b in pairs], 1).tolist(), strict=True):
+            ways[i] = slope_of([*sums, 1.0]), distance_of([*sums, 1.0])
+        return ways
 
     def leave(self, leaving: list[bool]) -> None:
         """Validate the runs that leave, and take them out."""

@@ -133,7 +133,7 @@ class PolicyRule(OneScaleRule):
         if self.scale > self._limit:
             self.scales = (self._limit,) * len(self.scales)
 
-    def update(self, loss: float, slope: float | None = None) -> Decision:
+    def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         """Decide on a finite loss; the slope is not used."""
         observation = self.push(self._sign * loss)
         if observation is None:

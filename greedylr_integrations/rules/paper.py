@@ -33,7 +33,7 @@ class PaperRule(PublishedRule):
         super().__init__(config, base_lrs)
         self._window = RollingMean(config.window_size if config.smooth else 1)
 
-    def update(self, loss: float, slope: float | None = None) -> Decision:
+    def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         c = self._config
         current = self._window.push(loss)
         if not math.isfinite(current):  # the sum overflowed

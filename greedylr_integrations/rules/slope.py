@@ -3,7 +3,8 @@
 The slope is the cosine of the gradient and of the way that the weights have come since the start of training. If it is
 below 0, going farther the same way would lower the loss, so the LR is too low; if it is above 0, it has overshot.
 
-    search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative
+    search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative,
+             or the weights have moved far for so few steps
     hold     keep an LR half a doubling lower, since an LR that is too high costs more than one that is too low; if the
              slope becomes clearly negative again, the stop was chance: search on, slowly; if it is positive and the
              loss far above its best, the search has overshot: go back to 0.3 of the LR
@@ -36,6 +37,7 @@ from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.decision import (
     CEILING,
     CLIMBING,
+    FAR_ENOUGH,
     FLOOR,
     FOUND,
     HOLD,
@@ -57,6 +59,8 @@ SHORTEST = 60  # decisions with a slope below which there is no search
 SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
+FAR_AWAY = 0.04  # distance that ends the first search, for each optimizer step in which the LR doubles
+NEARBY = 0.0075  # likewise, below which a slope that is negative at all does not end a search
 BELOW = 0.5  # doublings by which the LR that is held lies below the one at which the search ended
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
@@ -68,11 +72,12 @@ LATE = 5  # windows since the LR last rose
 class SlopeConfig(BoundedConfig):
     """Search for the LR by the slope, hold it, decay: the default rule.
 
-    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error, and
-    the LR goes back by half a doubling. If the mean of a longer window (2% of the run, at least 12) is below -1
-    standard error later on, the search goes on: at half the speed below the base LR, at a quarter above it. If the
-    slope has never said anything, as on a plateau, the LR climbs to the base LR at half the speed. The standard errors
-    of these follow from the noise of all slopes so far.
+    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error (above
+    0 if the weights have hardly moved), or when the weights have moved far: by 16% of their size if the LR doubles
+    every 4 steps, and in proportion. Then the LR goes back by half a doubling. If the mean of a longer window (2% of
+    the run, at least 12) is below -1 standard error later on, the search goes on: at half the speed below the base LR,
+    at a quarter above it. If the slope has never said anything, as on a plateau, the LR climbs to the base LR at half
+    the speed. The standard errors of these follow from the noise of all slopes so far.
     """
 
     MIN_SCALE: ClassVar[float] = 0.001
@@ -156,7 +161,10 @@ class SlopeRule(OneScaleRule):
         measured = min(length, first_pass or length)
         short = length < SHORT
         doubling = min(3.0 if short else max(4.0, 0.006 * length), max(3.0, measured / 20))
-        self._fast = 2 ** (1 / (config.doubling or doubling))
+        doubling = config.doubling or doubling
+        self._fast = 2 ** (1 / doubling)
+        steps = doubling * config.every_n_steps
+        self._near, self._far = NEARBY * steps, FAR_AWAY * steps
         self._longer = max(2 * NEWEST, int(0.02 * length))
         self._until = min(LONGEST_SHARE * length, measured) if config.searches(horizon, first_pass) else 0
         self._count = 0  # decisions so far
@@ -171,7 +179,7 @@ class SlopeRule(OneScaleRule):
         if self.wants_slope:
             self.set_scale(config.first_scale(horizon))
 
-    def update(self, loss: float, slope: float | None) -> Decision:
+    def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         if not self.wants_slope:
             return Decision(HOLD, HOLDING if self._until else TOO_SHORT, self.scales, loss)
         self._count += 1
@@ -184,20 +192,20 @@ class SlopeRule(OneScaleRule):
             newest = self._newest()
         mean = sum(newest) / len(newest) if newest else None
         if not self.wants_slope or mean is None:  # at the first step, the weights have not moved yet
-            return Decision(HOLD, SEARCHING if self._first_search else HOLDING, self.scales, loss, mean, slope=slope)
-        growth, reason = self._search(newest) if self._searching else self._hold()
+            reason = SEARCHING if self._first_search else HOLDING
+            return Decision(HOLD, reason, self.scales, loss, mean, None, slope, distance)
+        growth, reason = self._search(newest, distance) if self._searching else self._hold()
         if self._overshot(loss, held=not self._searching):
             action = self._go_back()
             reason = FLOOR if action is HOLD else WORSENED
-            return Decision(action, reason, self.scales, loss, mean, slope=slope)
+            return Decision(action, reason, self.scales, loss, mean, None, slope, distance)
         if growth == 1.0:
-            return Decision(HOLD, reason, self.scales, loss, mean, slope=slope)
+            return Decision(HOLD, reason, self.scales, loss, mean, None, slope, distance)
         action = self.move(self._scale * growth)
         if growth > 1:
             self._risen = self._count
-        return Decision(
-            action, CEILING if action is HOLD and growth > 1 else reason, self.scales, loss, mean, slope=slope
-        )
+        reason = CEILING if action is HOLD and growth > 1 else reason
+        return Decision(action, reason, self.scales, loss, mean, None, slope, distance)
 
     def _newest(self) -> list[float]:
         """The slopes that the stage under way looks at."""
@@ -212,14 +220,21 @@ class SlopeRule(OneScaleRule):
                 not self._searching and len(held) == 2 * NEWEST and average(held).in_errors > 2
             )
 
-    def _search(self, newest: Sequence[float]) -> tuple[float, Reason]:
+    def _search(self, newest: Sequence[float], distance: float | None) -> tuple[float, Reason]:
         """Factor on the scale, and why."""
         first = self._first_search
-        if len(newest) >= (NEWEST if first else 1) and self._all.in_errors_of(newest) > -1:
-            self._searching = self._first_search = False
-            self._slopes.clear()
-            return (2**-BELOW if first else 1.0), FOUND
-        return (self._fast, SEARCHING) if first else (self._slow, SEARCHING_ON)
+        if len(newest) < (NEWEST if first else 1):
+            found = None
+        elif first and distance is not None and distance > self._far:
+            found = FAR_ENOUGH
+        else:
+            near = distance is not None and distance < self._near
+            found = FOUND if self._all.in_errors_of(newest) > (0 if near else -1) else None
+        if found is None:
+            return (self._fast, SEARCHING) if first else (self._slow, SEARCHING_ON)
+        self._searching = self._first_search = False
+        self._slopes.clear()
+        return (2**-BELOW if first else 1.0), found
 
     @property
     def _slow(self) -> float:

@@ -58,7 +58,7 @@ class TransformersRule(PublishedRule):
             self._sum -= self._losses.popleft()
         return self._sum / len(self._losses)
 
-    def update(self, loss: float, slope: float | None = None) -> Decision:
+    def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         c = self._config
         current = self._smooth(loss)
         if not math.isfinite(current):  # the source would be poisoned for good; start its window over

@@ -147,7 +147,7 @@ class WindowRule(OneScaleRule):
         self._until_reset = config.reset_start or 0
         self._ceiling_reached = False
 
-    def update(self, loss: float, slope: float | None = None) -> Decision:
+    def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         value = -loss if self._maximize else loss
         smoothed = self._window.push(value)
         if smoothed - smoothed != 0.0:  # the sum overflowed

@@ -122,10 +122,11 @@ def _slope(run: Run, row: int) -> str:
     """The slope at a row; see `slope.SlopeMeter`."""
     slope, mean = float(run.slopes[row]), float(run.slope_means[row])
     told = f"Slope {_number(slope)}"
-    if not math.isfinite(mean):
-        return f"{told}."
-    side = "above 0: the way has overshot" if mean > 0 else "below 0: going farther would lower the loss"
-    return f"{told}; the mean of the last ones is {_number(mean)}, {side if mean else 'exactly 0'}."
+    if math.isfinite(mean):
+        side = "above 0: the way has overshot" if mean > 0 else "below 0: going farther would lower the loss"
+        told += f"; the mean of the last ones is {_number(mean)}, {side if mean else 'exactly 0'}"
+    distance = float(run.distances[row])
+    return told + (f". The weights have moved by {distance:.2g} of their size." if math.isfinite(distance) else ".")
 
 
 def _window(run: Run, row: int) -> list[float]:

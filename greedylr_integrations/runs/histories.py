@@ -45,6 +45,7 @@ def run_of(columns: Columns, name: str, source: str, **more: Any) -> Run:
         smoothed=smoothed,
         best=np.frombuffer(columns.best),
         slopes=slopes,
+        distances=np.frombuffer(columns.distances),
         envelope=np.frombuffer(columns.envelopes),
         actions=np.frombuffer(columns.actions, np.int8),
         scales=scales[0],

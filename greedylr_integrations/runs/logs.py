@@ -125,6 +125,7 @@ def _with_decisions(run: Run, decisions: Mapping[int, Mapping[str, Any]]) -> Run
         smoothed=column("smoothed"),
         best=column("best"),
         slopes=column("slope"),
+        distances=column("distance"),
         actions=[ACTIONS.index(decision["action"]) if decision else NO_DECISION for decision in found],
         reasons=[str(decision["reason"]) if decision else "" for decision in found],
         notes=run.notes,

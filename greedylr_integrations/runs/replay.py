@@ -64,10 +64,10 @@ def _value(text: str) -> Any:
     return None if text.lower() == "none" else text
 
 
-def _slopes(run: Run) -> Iterable[float | None]:
-    return (
-        (None if math.isnan(slope) else slope for slope in run.slopes.tolist()) if run.has("slopes") else repeat(None)
-    )
+def _seen(run: Run, column: str) -> Iterable[float | None]:
+    """What the decisions saw beside the loss."""
+    values = getattr(run, column).tolist() if run.has(column) else []
+    return (None if math.isnan(value) else value for value in values) if values else repeat(None)
 
 
 def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | None, name: str) -> Run:
@@ -83,8 +83,9 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
     scales, smoothed, best, actions, reasons = array("d"), array("d"), array("d"), array("b"), array("b")
     code_of = {id(member): i for kind in (Action, Reason) for i, member in enumerate(kind)}  # hashing a member is slow
     try:
-        for loss, slope in zip(run.losses.tolist(), _slopes(run), strict=False):
-            decision = controller.observe(loss, slope)
+        seen = (_seen(run, column) for column in ("slopes", "distances"))
+        for observation in zip(run.losses.tolist(), *seen, strict=False):
+            decision = controller.observe(*observation)
             scales.append(decision.scales[0])
             actions.append(code_of[id(decision.action)])
             reasons.append(code_of[id(decision.reason)])

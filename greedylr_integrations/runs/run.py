@@ -41,7 +41,7 @@ class Run:
         lrs: LR of the first parameter group: the one after the step if `lrs_are_next`, else the one of the step.
         scales: its scale.
         smoothed, best: the smoothed loss and the reference it was compared with.
-        slopes: the slope that the decision saw.
+        slopes, distances: the slope and the distance that the decision saw.
         slope_means: the mean of the last slopes that it was made on.
         envelope: factor of warmup and final decay in the LRs.
         actions: index into `ACTIONS`, or `NO_DECISION`.
@@ -65,6 +65,7 @@ class Run:
     smoothed: Floats
     best: Floats
     slopes: Floats
+    distances: Floats
     slope_means: Floats
     envelope: Floats
     actions: Integers
@@ -139,7 +140,7 @@ def make_run(
     count = len(losses)
     floats: dict[str, Any] = {
         column: np.full(count, math.nan) if more.get(column) is None else np.asarray(more[column], dtype=np.float64)
-        for column in ("lrs", "scales", "smoothed", "best", "slopes", "slope_means", "envelope")
+        for column in ("lrs", "scales", "smoothed", "best", "slopes", "distances", "slope_means", "envelope")
     }
     none = np.full(count, NO_DECISION, dtype=np.int8)
     run = Run(

@@ -28,6 +28,7 @@ COLOURS = {
     "HELD": "#c8ddb5",
     "SEARCHING": "#1b9e77",
     "FOUND": "#332288",
+    "FAR_ENOUGH": "#6699cc",
     "SEARCHING_ON": "#88ccee",
     "HOLDING": "#999933",
     "CLIMBING": "#ddcc77",

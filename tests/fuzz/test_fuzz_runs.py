@@ -25,7 +25,16 @@ from greedylr_integrations.runs.histories import run_of
 
 HEADER = {"greedylr_history": 2, "config": None, "base_lrs": [0.1], "total_steps": 100, "monitor": "loss"}
 HEADER |= {"world_size": 1, "run": "a", "decisions": 0, "commands": 0}
-ROW = {"step": 1, "loss": 1.0, "smoothed": 1.0, "best": None, "slope": -0.5, "action": "hold", "reason": "FILLING"}
+ROW = {
+    "step": 1,
+    "loss": 1.0,
+    "smoothed": 1.0,
+    "best": None,
+    "slope": -0.5,
+    "distance": 0.1,
+    "action": "hold",
+    "reason": "FILLING",
+}
 ROW |= {"scales": [1.0], "lrs": [0.1], "envelope": 1.0, "nonfinite": 0}
 COMMAND = {"step": 5, "order": "cap", "value": 2.0}
 STATE = {
