@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distributions
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -214,10 +214,11 @@ def _progress(results: Iterator, total: int, title: str) -> Iterator:
 
 def environment() -> dict[str, Any]:
     """Versions, commit and machine of the runs that follow."""
+    installed = {found.name: found.version for found in distributions()}
     packages = ("torch", "transformers", "schedulefree", "prodigyopt", "dadaptation", "dog-optimizer")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     return {
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: installed[name] for name in packages if name in installed},
         "python": platform.python_version(),
         "commit": commit,
         "config": config_hash(),

@@ -15,7 +15,7 @@ with the loss in its all-reduce.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,8 +60,8 @@ class SlopeMeter:
     The sample is of the parameters that require a gradient at the first measurement; parameters that are added or
     unfrozen later are not in it. Parameters with sparse gradients are left out.
 
-    Memory: w0 takes one number of the weights' own type per sampled coordinate, and a byte. During a measurement, there
-    are five more of 4 bytes.
+    Memory per sampled coordinate: w0 as a number of the weights' own type, 8 bytes for the gradient and the way, and
+    one that says whether it counts for the distance. During a measurement, there are 4 more.
 
     Args:
         optimizer (torch.optim.Optimizer): its parameters are the weights.
@@ -187,10 +187,14 @@ class _Part:
         self.parameters = parameters
         self._stride = stride  # of so many rows, one is in the sample
         self._copies = copies
-        lengths = [(p, len(self._rows(p))) for p in parameters]
-        matrices = [torch.full((n,), p.ndim > 1 or is_flat(p), device=p.device) for p, n in lengths]
-        self._matrices = torch.cat(matrices)
-        self.refer_to(self._sample(parameters).clone())
+        self._buffers: _Buffers | None = None
+        sample = [self._rows(p).reshape(-1) for p in parameters]
+        of_matrices = [torch.full_like(t, p.ndim > 1 or is_flat(p)) for p, t in zip(parameters, sample, strict=True)]
+        self._matrices = torch.cat(of_matrices).bool()
+        self.refer_to(torch.cat(sample))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_buffers": None}  # its tensors share their memory, which pickle would end
 
     def refer_to(self, reference: torch.Tensor) -> None:
         """Measure the way from these weights, which are ordered as in a sample."""
@@ -205,25 +209,56 @@ class _Part:
 
     def sums(self) -> torch.Tensor:
         """The sums of this rank, but for the count, so that copies on several ranks count once."""
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        way = self._sample(self.parameters).float() - self.reference.float()
-        both = torch.stack((self._sample(gradients).float(), way))
+        if self._buffers is None:
+            self._buffers = _Buffers([self._rows(p) for p in self.parameters])
+        both = self._buffers.fill(self.parameters, self._rows)
+        both[1] -= self.reference
         products = both @ both.T
-        sized = way * self._sized
+        sized = both[1] * self._sized
         sums = torch.stack((products[0, 1], products[0, 0], products[1, 1], sized @ sized, self._size))
         return sums.to(torch.float32 if sums.device.type == "mps" else torch.float64) / self._copies
-
-    def _sample(self, tensors: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([self._rows(tensor) for tensor in tensors])
 
     def _rows(self, tensor: torch.Tensor) -> torch.Tensor:
         """Every `stride`-th row of the whole tensor that is on this rank, or coordinate if it has few rows."""
         local, rows, first, _ = part_of(tensor)
         if self._stride == 1:
-            return local.reshape(-1)
+            return local
         if rows >= self._stride:
-            return local[-first % self._stride :: self._stride].reshape(-1)
+            return local[-first % self._stride :: self._stride]
         return local.reshape(-1)[-(first * (tensor.numel() // max(rows, 1))) % self._stride :: self._stride]
+
+
+class _Buffers:
+    """Where the sampled gradients and weights of all tensors are gathered.
+
+    It saves time on the host, which many small calls from Python cost: each tensor has its place, and the views of the
+    weights are kept.
+    """
+
+    def __init__(self, sample: list[torch.Tensor]) -> None:
+        sizes = [rows.numel() for rows in sample]
+        self._both = torch.zeros(2, sum(sizes), device=sample[0].device)
+        self._gradients, self._weights = (
+            [place.view(rows.shape) for place, rows in zip(half.split(sizes), sample, strict=True)]
+            for half in self._both
+        )
+        self._views: list[torch.Tensor] = list(sample)
+        self._pointers = [0] * len(sample)
+
+    def fill(self, parameters: list[torch.Tensor], rows_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """The gradients, 0 where there is none, and the weights."""
+        for i, p in enumerate(parameters):
+            pointer = p.data_ptr()
+            if not pointer or pointer != self._pointers[i]:  # a DTensor has none
+                self._views[i], self._pointers[i] = rows_of(p), pointer
+        places, gradients = self._gradients, [p.grad for p in parameters]
+        seen = [rows_of(gradient) for gradient in gradients if gradient is not None]
+        if len(seen) < len(gradients):
+            self._both[0].zero_()
+            places = [place for place, gradient in zip(places, gradients, strict=True) if gradient is not None]
+        torch._foreach_copy_(places, seen)
+        torch._foreach_copy_(self._weights, self._views)
+        return self._both
 
 
 def without_reference(scheduler_state: Mapping[str, Any]) -> dict[str, Any]:

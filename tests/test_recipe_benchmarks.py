@@ -86,7 +86,7 @@ def test_the_gpus_measurements_on_cpu(capsys, monkeypatch):
     before = results.read_text()
     gpu_recipes.main(["--tiny", "--steps", "2", "--rounds", "2"])
     out = capsys.readouterr().out
-    for start in ("| tiny |", "| tiny-lora |", "| pretrain-tiny, 0.1x |", "| pretrain-tiny, 3x |"):
+    for start in ("| tiny pretrain |", "| tiny lora |", "| tiny pretrain, 3e-04 |", "| tiny lora, 1e-02 |"):
         (line,) = [line for line in out.splitlines() if line.startswith(start)]
         assert "nan" not in line
     assert results.read_text() == before
