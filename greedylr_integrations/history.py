@@ -93,7 +93,7 @@ class History(Sequence[Record]):
 
         decisions = columns.Columns()
         for record in self:
-            decisions.append(_row(record))
+            decisions.append(row_of(record))
         return figures.plot(decisions, name)
 
     def __repr__(self) -> str:
@@ -146,7 +146,7 @@ class Recorder:
         self._entries.append(entry)
         self.decision_count += 1
         if self.file is not None:
-            self.file.write(_row(entry.record()))
+            self.file.write(row_of(entry.record()))
 
     def command(self, step: int, command: Command) -> None:
         """Keep a command, followed after `step` optimizer steps."""
@@ -171,7 +171,8 @@ def _finite_or_none(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _row(record: Record) -> dict[str, Any]:
+def row_of(record: Record) -> dict[str, Any]:
+    """A decision as a line of the history file has it, ready for JSON."""
     decision = record.decision
     return {
         "step": record.step,

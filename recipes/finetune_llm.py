@@ -2,6 +2,7 @@
 
     python -m recipes.finetune_llm                                      # SmolLM2-135M on real chats, offline, two cores
     python -m recipes.finetune_llm --compare greedy cosine linear       # three schedules from the same start and data
+    python -m recipes.finetune_llm --config recipes/configs/finetune_llm/demo.yaml  # the demo: an LR that is too low
     python -m recipes.finetune_llm --num-train-epochs 3 --packing       # whole epochs, rows packed into full blocks
     python -m recipes.finetune_llm --full --learning-rate 2e-5          # all weights, no LoRA
     python -m recipes.finetune_llm --qlora                              # LoRA on 4-bit weights (bitsandbytes)
@@ -11,14 +12,18 @@
 
 The loss counts only the replies. A dataset is a hub id, a folder or a json, jsonl, csv, parquet or txt file. Its rows
 are chats (`messages`, prompt and completion, Alpaca, ShareGPT, question and answer), or have a column `text`. Every
-field of transformers' `TrainingArguments` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints to
---output-dir.
+field of transformers' `TrainingArguments` is a flag. Writes metrics.json, loss_and_lr.png, checkpoints and the trained
+model to --output-dir.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
+from pathlib import Path
 
+from recipes.ask import answer
 from recipes.common import llm
 from recipes.common import trainer as common
 from recipes.common.flags import finish, run, run_all
@@ -34,15 +39,30 @@ def train(schedule: str, recipe: llm.RecipeArguments, args, tokenizer, data) -> 
     args = dataclasses.replace(args, output_dir=str(folder))
     callbacks = [common.greedy_callback(folder)] if schedule == "greedy" else []
     trainer = llm.make_trainer(llm.load_model(recipe, args), args, tokenizer, data, callbacks)
-    return common.train(trainer, schedule)
+    run = common.train(trainer, schedule)
+    trainer.save_model(str(folder / "model"))
+    if args.process_index == 0:
+        tokenizer.save_pretrained(folder / "model")
+    return run
 
 
 def main(argv: list[str] | None = None) -> None:
     recipe, args = parse_flags(argv)
+    common.hush(recipe)
     tokenizer = common.load_tokenizer(recipe)
     data = llm.load_data(recipe, tokenizer)
     runs = run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data))
     finish(runs, recipe)
+    if args.process_index == 0:
+        show(recipe.output_dir / runs[0].schedule / "model", recipe.ask)
+
+
+def show(folder: Path, question: str) -> None:
+    """How to use the trained model, and what it replies."""
+    if question:
+        print(f"> {question}\n{answer(folder, question)}")
+    words = shlex.join([str(folder), question or "Hello!"])
+    print(f"ask it: {sys.executable} -m recipes.ask {words}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 import importlib
 import json
 import os
+import re
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +17,7 @@ from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
 from greedylr_integrations import GreedyConfig, Reason
-from recipes import finetune_llm
+from recipes import ask, finetune_llm
 from recipes.common import chat, llm, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
 from recipes.common.flags import run_all
@@ -50,6 +52,32 @@ def test_the_command_line(parts, tmp_path):
     assert last.endswith("has the results of another run: choose another --output-dir, or --resume that run")
 
 
+def test_what_is_seen_of_a_run(parts, tmp_path, capfd):
+    """A bar with the loss, validation before and after, the reply, and a command that asks again; no dictionaries."""
+    finetune_llm.main(flags(parts, tmp_path, compare=["greedy", "wsd"], eval_on_start=True, ask="w1 w2", disable_tqdm=False))
+    said = capfd.readouterr()
+    assert "{" not in said.out + said.err
+    assert "greedy, loss " in said.err
+    assert "wsd, loss " in said.err
+    assert "scale=" in said.err
+    for schedule in ("greedy", "wsd"):
+        assert re.search(rf"{schedule}: validation loss \d\.\d{{3}} after 0 steps", said.out + said.err)
+        (row,) = [line for line in said.out.splitlines() if line.startswith(f"│ {schedule}")]
+        before, after = (float(row.split("│")[i]) for i in (3, 4))
+        assert after < before
+    *_, question, reply, last = said.out.strip().splitlines()
+    assert question == "> w1 w2"
+    assert last == f"ask it: {sys.executable} -m recipes.ask {tmp_path}/greedy/model 'w1 w2'"
+    done = processes.run(shlex.split(last.removeprefix("ask it: ")), cwd=ROOT)
+    assert done.stdout.strip() == reply.strip()
+
+
+@pytest.mark.parametrize("folder", ["nothing", "."])
+def test_a_model_that_is_not_there_cannot_be_asked(tmp_path, folder):
+    with pytest.raises(RecipeError, match="cannot be loaded"):
+        ask.main([str(tmp_path / folder), "Hello!"])
+
+
 def test_plain_text(parts, tmp_path):
     finetune_llm.main(flags(parts, tmp_path, dataset="plain.txt", schedule="linear"))
     (run,) = json.loads((tmp_path / "metrics.json").read_text())["runs"]
@@ -63,7 +91,7 @@ def test_the_last_step_is_logged_always(parts, tmp_path, capsys, more):
     (run,) = runs_of(tmp_path)
     assert [step for step, _ in run["train_loss"]] == ([10, 20, 24] if "logging_steps" in more else [24])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ greedy"))
-    assert row.split("│")[5].strip() == "24"
+    assert row.split("│")[6].strip() == "24"
 
 
 def test_the_loss_counts_the_replies_only():

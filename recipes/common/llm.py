@@ -18,6 +18,7 @@ class RecipeArguments(common.RecipeArguments):
     )
     qlora: bool = field(default=False, metadata={"help": "LoRA on 4-bit weights"})
     full: bool = field(default=False, metadata={"help": "train all weights instead of LoRA's"})
+    ask: str = field(default="", metadata={"help": "a question for the trained model; prints its reply"})
 
 
 def parse_flags(recipe: str, description: str, kind: type[RecipeArguments], argv: list[str] | None, **defaults):

@@ -35,24 +35,7 @@ class Run:
 
     def to_row(self) -> dict[str, Any]:
         """The run as JSON, from which `from_row` makes it again."""
-        row = asdict(self)
-        row["decisions"] = [
-            {
-                "step": record.step,
-                "action": record.decision.action.value,
-                "reason": record.decision.reason.name,
-                "loss": record.decision.loss,
-                "smoothed": record.decision.smoothed,
-                "best": record.decision.best,
-                "slope": record.decision.slope,
-                "lrs": record.lrs,
-                "envelope": record.envelope,
-                "scales": record.decision.scales,
-                "nonfinite": record.nonfinite,
-            }
-            for record in self.decisions
-        ]
-        return row
+        return {**asdict(self), "decisions": [history.row_of(record) for record in self.decisions]}
 
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Run:
@@ -70,10 +53,8 @@ def _record(entry: dict[str, Any]) -> Record:
         Action(entry["action"]),
         Reason[entry["reason"]],
         tuple(entry["scales"]),
-        entry["loss"],
-        entry["smoothed"],
-        entry["best"],
-        entry["slope"],
+        float(entry["loss"]),
+        *(entry.get(name) for name in ("smoothed", "best", "slope", "distance")),
     )
     return Record(entry["step"], tuple(entry["lrs"]), entry["envelope"], decision, entry["nonfinite"])
 
@@ -107,14 +88,19 @@ def print_table(runs: list[Run], base_lr: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="loss after training", caption="train: mean of the last tenth of the steps")
-    for heading in ("schedule", "train", "validation", "best", "steps", "time", "memory"):
+    table = Table(
+        title="loss after training",
+        caption="train: mean of the last tenth of the steps; before: validation at the start",
+    )
+    for heading in ("schedule", "train", "before", "validation", "best", "steps", "time", "memory"):
         table.add_column(heading, justify="left" if heading == "schedule" else "right")
     for run in runs:
-        validation = [value for _, value in run.validation_loss] or [float("nan")]
+        validation = [value for step, value in run.validation_loss if step] or [float("nan")]
+        before = [value for step, value in run.validation_loss if not step]
         table.add_row(
             run.schedule,
             f"{last_mean(run.train_loss):.4f}",
+            f"{before[0]:.4f}" if before else "",
             f"{validation[-1]:.4f}",
             f"{min(validation):.4f}",
             str(run.train_loss[-1][0] if run.train_loss else 0),
@@ -165,7 +151,8 @@ def plot(runs: list[Run], path: Path) -> None:
     for i, run in enumerate(runs):
         colour = f"C{i}"
         above.plot(*zip(*run.train_loss, strict=True), color=colour, alpha=0.25, linewidth=0.8)
-        smoothed = [(record.step, record.decision.smoothed) for record in run.decisions if record.decision.smoothed]
+        by_loss = [record for record in run.decisions if record.decision.slope is None]
+        smoothed = [(record.step, record.decision.smoothed) for record in by_loss if record.decision.smoothed]
         if smoothed:
             above.plot(
                 *zip(*smoothed, strict=True),

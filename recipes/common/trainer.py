@@ -7,13 +7,14 @@ import json
 import math
 import os
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from transformers import HfArgumentParser, TrainerCallback
+from transformers import HfArgumentParser, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from greedylr_integrations.transformers import GreedyLRCallback
@@ -108,6 +109,20 @@ def model_path(args: RecipeArguments) -> str:
     return smollm2() if args.model == SMOLLM2 else args.model
 
 
+MANY = 10_000  # rows that take long enough for progress bars
+
+
+def hush(args: RecipeArguments) -> None:
+    """Leave out what libraries say about loading a small model and few rows, and a warning of theirs to each other."""
+    import datasets
+    from transformers.utils.logging import disable_progress_bar
+
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    disable_progress_bar()
+    if 0 < args.rows <= MANY:
+        datasets.disable_progress_bars()
+
+
 def load_tokenizer(args: RecipeArguments):
     from transformers import AutoTokenizer
 
@@ -151,6 +166,25 @@ class _AtStepEnd(TrainerCallback):
             control.should_save = control.should_training_stop = True
         if state.global_step == state.max_steps:
             control.should_log = True
+
+
+class _Bar(ProgressCallback):
+    """A progress bar with the loss, and a line for each validation, in place of a dictionary for each log."""
+
+    def __init__(self, schedule: str) -> None:
+        super().__init__()
+        self._schedule = schedule
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        bar = self.training_bar
+        if bar is None:
+            return
+        if "eval_loss" in logs:
+            bar.write(f"{self._schedule}: validation loss {logs['eval_loss']:.3f} after {state.global_step} steps")
+        elif "loss" in logs:
+            bar.set_description(f"{self._schedule}, loss {logs['loss']:.3f}", refresh=False)
+            if self._schedule != "greedy":  # GreedyLR shows its own
+                bar.set_postfix({"lr": f"{logs['learning_rate']:.2e}"}, refresh=False)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -211,6 +245,8 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
         args.lr_scheduler_type = SchedulerType(kind)
     start = time.perf_counter()
     with stop or StopOnSignal() as stop:
+        if trainer.pop_callback(ProgressCallback) is not None:
+            trainer.add_callback(_Bar(schedule))
         trainer.add_callback(_AtStepEnd(stop))
         trainer.train(resume_from_checkpoint=checkpoint or last_checkpoint(folder))
     if stop.number and trainer.state.global_step < trainer.state.max_steps:

@@ -1,0 +1,57 @@
+"""Ask a model that a recipe has trained.
+
+    python -m recipes.ask runs/demo/greedy/model "What do you do for fun?"
+
+The folder is one that a recipe saved: a whole model, or an adapter, whose base model is loaded with it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recipes.common.flags import fail, loading, run
+
+
+def answer(folder: str | Path, question: str, tokens: int = 40) -> str:
+    """The most likely reply to a question.
+
+    Args:
+        folder (path): the model, with its tokenizer.
+        question (str): what to say to it.
+        tokens (int): length of the reply, at most. Default 40.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with loading("model", str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+    if tokenizer.chat_template is None:
+        asked = tokenizer(question, return_tensors="pt")
+    else:
+        turn = [{"role": "user", "content": question}]
+        asked = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    made = model.generate(
+        **asked,
+        max_new_tokens=tokens,
+        do_sample=False,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
+    return tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def main(argv: list[str] | None = None) -> None:
+    made = argparse.ArgumentParser(prog="ask", description=(__doc__ or "").split("\n")[0])
+    made.error = fail
+    made.add_argument("folder", help="of the model")
+    made.add_argument("question")
+    made.add_argument("--tokens", type=int, default=40, help="of the reply, at most (default: %(default)s)")
+    args = made.parse_args(argv)
+    print(answer(args.folder, args.question, args.tokens))
+
+
+if __name__ == "__main__":
+    run("ask", main)
