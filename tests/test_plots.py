@@ -234,7 +234,14 @@ def hostile_history(path):
         "commands": 0,
     }
     rows = [
-        {"step": i, "loss": 2 + math.sin(i), "smoothed": 2.0, "best": 1.9, "slope": math.cos(i) / 3}
+        {
+            "step": i,
+            "loss": 2 + math.sin(i),
+            "smoothed": 2.0,
+            "best": 1.9,
+            "slope": math.cos(i) / 3,
+            "distance": i / 100,
+        }
         | {"action": ("hold", "raise", "lower")[i % 3], "reason": reasons[i % 4], "scales": [1.0 + i % 3]}
         | {"lrs": [0.1 + i % 3], "envelope": 1.0, "nonfinite": 0}
         for i in range(60)

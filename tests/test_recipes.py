@@ -54,7 +54,9 @@ def test_the_command_line(parts, tmp_path):
 
 def test_what_is_seen_of_a_run(parts, tmp_path, capfd):
     """A bar with the loss, validation before and after, the reply, and a command that asks again; no dictionaries."""
-    finetune_llm.main(flags(parts, tmp_path, compare=["greedy", "wsd"], eval_on_start=True, ask="w1 w2", disable_tqdm=False))
+    finetune_llm.main(
+        flags(parts, tmp_path, compare=["greedy", "wsd"], eval_on_start=True, ask="w1 w2", disable_tqdm=False)
+    )
     said = capfd.readouterr()
     assert "{" not in said.out + said.err
     assert "greedy, loss " in said.err
