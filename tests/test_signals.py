@@ -9,6 +9,7 @@ import pytest
 import torch
 from processes import spawn
 
+from greedylr_integrations import GreedyLR
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.signals import Signals, watch_steps
 from greedylr_integrations.slope import SlopeMeter
@@ -58,6 +59,24 @@ def test_with_a_lag_the_slope_comes_with_its_loss():
     assert math.isnan(observation.slope)
     observation = signals.measure(1.0, 1)
     assert (observation.loss, observation.slope) == (2.0, pytest.approx(-1.0))
+
+
+@pytest.mark.parametrize("change", [list.pop, lambda waiting: waiting.append(0.0)])
+def test_a_state_with_too_few_or_too_many_waiting_numbers_is_refused_whole(change):
+    def scheduler_of():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1)
+        return GreedyLR(optimizer, total_steps=100, loss_lag=1)
+
+    scheduler = scheduler_of()
+    scheduler.optimizer.step()
+    scheduler.step(1.0)
+    state = scheduler.state_dict()
+    change(state["pending"]["waiting"])
+    other = scheduler_of()
+    before = other.state_dict()
+    with pytest.raises(ValueError, match="pending"):
+        other.load_state_dict(state)
+    assert other.state_dict() == before
 
 
 def test_without_a_loss_there_is_nothing_to_decide_on_and_the_slope_is_forgotten():
