@@ -256,7 +256,8 @@ class _Buffers:
         if len(seen) < len(gradients):
             self._both[0].zero_()
             places = [place for place, gradient in zip(places, gradients, strict=True) if gradient is not None]
-        torch._foreach_copy_(places, seen)
+        if seen:
+            torch._foreach_copy_(places, seen)
         torch._foreach_copy_(self._weights, self._views)
         return self._both
 

@@ -13,6 +13,7 @@ import torch
 from processes import spawn
 
 from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
+from greedylr_integrations import slope as slope_module
 from greedylr_integrations.slope import SlopeMeter, distance_of, is_slope_state, slope_of
 
 STEPS = 40
@@ -273,6 +274,27 @@ def test_the_distance_is_that_by_hand(dtype):
         distance = distance_of([float(number) for number in meter.take()])
         assert distance == pytest.approx(expected, rel=1e-5)
         assert distance == 0.0 if step == 0 else distance > 0.0
+
+
+def test_one_group_of_weights_without_any_gradient_counts_as_zeros():
+    """As if the weights were on two devices, and nothing of one of them took part in the step."""
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    meter, by_hand = SlopeMeter(optimizer), ByHand(model)
+    slopes(model, optimizer, meter, steps=3)
+    (part,) = meter._parts
+    first, last = (slope_module._Part(list(layer.parameters()), 1, 1) for layer in (model[0], model[2]))
+    for each, reference in ((first, part.reference[: 16 * 7]), (last, part.reference[16 * 7 :])):
+        each.refer_to(reference)
+    meter._parts = [first, last]
+    optimizer.zero_grad()
+    loss_of(model, 3).backward()
+    for p in model[0].parameters():
+        p.grad = None
+    meter.measure()
+    expected = by_hand.slope()
+    meter.end_step()
+    assert slope_of([float(number) for number in meter.take()]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_model_that_starts_at_0_has_no_distance():
