@@ -3,7 +3,7 @@
     python -m benchmarks.slope_cost        # --steps 5: about two minutes on two cores
 
 Each step is timed with and without a measurement, one after another; the table shows medians. The reference is one
-number per sampled coordinate; a measurement needs four more for a moment.
+number per sampled coordinate; see `slope.SlopeMeter` for the rest of the memory.
 """
 
 from __future__ import annotations
