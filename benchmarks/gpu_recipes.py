@@ -200,6 +200,8 @@ def cost(name: str, device: torch.device, steps: int, rounds: int) -> dict[str, 
     half = 1.96 * statistics.stdev(ratios) / math.sqrt(rounds)
     without, with_it = profiled(False), profiled(True)
     peak, source = peak_flops(device, bf16=device.type == "cuda")
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    flops = flops_per_token(model, config, task.length) - 2 * frozen  # which get no gradient
     speed = task.batch * task.length * steps / statistics.median(seconds for _, (seconds, _) in pairs)
     return {
         "model": name,
@@ -210,7 +212,7 @@ def cost(name: str, device: torch.device, steps: int, rounds: int) -> dict[str, 
         "throughput": statistics.fmean(ratios),
         "throughput_interval": [statistics.fmean(ratios) - half, statistics.fmean(ratios) + half],
         "tokens_per_second": speed,
-        "mfu": speed * flops_per_token(model, config, task.length) / peak,
+        "mfu": speed * flops / peak,
         "peak": source,
     }
 
@@ -260,14 +262,15 @@ def losses(name: str, device: torch.device, results: Results, pretrained: Path) 
     loss_of = loss_function(model, device)
     for multiple, arm in itertools.product(sorted(MULTIPLES, key=lambda m: abs(math.log(m))), ARMS):
         job = Job("gpu", name, arm, task.lr * multiple, 0, task.steps, multiple)
-        if job.key in results.runs:
+        keeps = name.endswith("pretrain") and (arm, multiple) == ("wsd", 1.0)
+        if job.key in results.runs and (not keeps or pretrained.exists()):
             continue
         model.load_state_dict(start)
         result = train(task, arm, job.lr, model, loss_of, device)
+        if keeps:
+            torch.save(model.state_dict(), pretrained)
         results.add(job, result)
         print(f"{name}, {arm} from {job.lr:.0e}: {result}", flush=True)
-        if name.endswith("pretrain") and (arm, multiple) == ("wsd", 1.0):
-            torch.save(model.state_dict(), pretrained)
 
 
 # ---- report ----

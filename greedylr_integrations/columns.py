@@ -285,6 +285,8 @@ def _decision(
     entry: Mapping[str, Any], header: Mapping[str, Any], earlier: int, reasons: Collection[str] | None
 ) -> Mapping[str, Any]:
     new = header["greedylr_history"] == 2 and "slope" in entry
+    if new and "distance" not in entry:  # the first files of version 2 had none
+        entry = {"distance": None, **entry}
     _checked(entry, DECISION_BY_SLOPE if new else DECISION, "a decision")
     if reasons is not None and entry["reason"] not in reasons:
         raise ValueError(f"this is not a decision: reason={entry['reason']!r:.80} is not known in this version")

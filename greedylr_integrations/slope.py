@@ -6,7 +6,7 @@
 g is the gradient at an optimizer step, w the weights that it was taken at, w0 the weights at the start of training.
 The slope is the derivative of the loss along the whole way from the start, as a cosine. Below 0, going farther the same
 way would lower the loss: the LR is too low. Above 0, the way has overshot: the LR is too high. The distance is of the
-weight matrices that did not start at 0; biases and the scales of norms are left out.
+weight matrices that did not start at 0; biases and the scales of norms are left out, unless FSDP1 has flattened them.
 
 `measure` only queues work on the device of the weights: a few dot products of a sample of coordinates. The sums travel
 with the loss in its all-reduce.
@@ -116,7 +116,7 @@ class SlopeMeter:
     def end_step(self) -> None:
         """The optimizer has stepped."""
         if self._step is not None:
-            self._total = self._step if self._total is None else self._total + self._step
+            self._total = self._step if self._total is None else self._total.to(self._step) + self._step
             self._count += 1
             self._step = None
 
@@ -198,7 +198,9 @@ class _Part:
 
     def refer_to(self, reference: torch.Tensor) -> None:
         """Measure the way from these weights, which are ordered as in a sample."""
-        self.reference = reference.to(self._matrices.device)
+        reference = reference.to(self._matrices.device)
+        # the way is taken in float32: what has not moved must differ by 0
+        self.reference = reference.float() if reference.dtype == torch.float64 else reference
         # a coordinate that starts at 0 has no size to compare its way with
         self._sized = self._matrices & (self.reference != 0)
         self._size = (self.reference * self._sized).float().square().sum()
@@ -237,7 +239,7 @@ class _Buffers:
 
     def __init__(self, sample: list[torch.Tensor]) -> None:
         sizes = [rows.numel() for rows in sample]
-        self._both = torch.zeros(2, sum(sizes), device=sample[0].device)
+        self._both = torch.zeros(2, sum(sizes), dtype=torch.float32, device=sample[0].device)
         self._gradients, self._weights = (
             [place.view(rows.shape) for place, rows in zip(half.split(sizes), sample, strict=True)]
             for half in self._both
@@ -248,8 +250,9 @@ class _Buffers:
     def fill(self, parameters: list[torch.Tensor], rows_of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """The gradients, 0 where there is none, and the weights."""
         for i, p in enumerate(parameters):
-            pointer = p.data_ptr()
-            if not pointer or pointer != self._pointers[i]:  # a DTensor has none
+            # a DTensor has no pointer, and the rows of weights that are not contiguous may be a copy
+            pointer = p.data_ptr() if p.is_contiguous() else 0
+            if not pointer or pointer != self._pointers[i]:
                 self._views[i], self._pointers[i] = rows_of(p), pointer
         places, gradients = self._gradients, [p.grad for p in parameters]
         seen = [rows_of(gradient) for gradient in gradients if gradient is not None]
@@ -274,7 +277,7 @@ def for_all_ranks(scheduler_state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_lost(why: str) -> None:
-    logger.warning("GreedyLR measures the slope from here on, not from the start of the run: %s", why)
+    logger.warning("GreedyLR measures slope and distance from here on, not from the start of the run: %s", why)
 
 
 is_slope_state = fits(

@@ -50,6 +50,10 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("question")
     made.add_argument("--tokens", type=int, default=40, help="of the reply, at most (default: %(default)s)")
     args = made.parse_args(argv)
+    if args.tokens < 1:
+        fail(f"--tokens {args.tokens} is not allowed: it must be at least 1")
+    if not args.question.strip():
+        fail("the question is empty: ask something")
     print(answer(args.folder, args.question, args.tokens))
 
 

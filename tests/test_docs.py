@@ -51,6 +51,8 @@ def reader(out):
         "module": Module(),
         "dataset": data,
         "data": data,
+        "held_out": data,
+        "make_model": lambda: net,
         "loader": loader,
         "batches": loader,
         "optimizer": torch.optim.AdamW(net.parameters(), lr=1e-3),

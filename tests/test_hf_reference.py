@@ -75,7 +75,7 @@ def test_a_checkpoint_without_it_starts_a_new_reference_and_says_so(whole, damag
     finally:
         path.write_bytes(kept)
     *damage, lost = warnings_of()
-    assert lost.startswith("GreedyLR measures the slope from here on, not from the start of the run")
+    assert lost.startswith("GreedyLR measures slope and distance from here on, not from the start of the run")
     assert [message.startswith("GreedyLR cannot read the reference") for message in damage] == [True] * damaged
 
 

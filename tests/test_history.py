@@ -512,6 +512,17 @@ def test_version_2_has_slopes_and_the_id_of_the_run(tmp_path, lines):
         read_lines(tmp_path, [*encoded, resumed])
 
 
+def test_the_first_files_of_version_2_had_no_distance(tmp_path, lines):
+    header = {**json.loads(lines[0]), "greedylr_history": 2, "run": "a"}
+    rows = [{**json.loads(line), "slope": 0.5} for line in lines[1:]]
+    for row in rows:
+        row.pop("distance", None)
+    read_lines(tmp_path, [json.dumps(entry).encode() for entry in (header, *rows)])
+    _, columns, _ = history.read_columns(tmp_path / "history.jsonl")
+    assert list(columns.slopes) == [0.5] * len(rows)
+    assert all(map(math.isnan, columns.distances))
+
+
 def test_columns_are_the_records(tmp_path):
     path = tmp_path / "h.jsonl"
     scheduler = scheduler_of(path, 0.1, 0.02, linear_warmup_steps=3)

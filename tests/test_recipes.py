@@ -80,6 +80,12 @@ def test_a_model_that_is_not_there_cannot_be_asked(tmp_path, folder):
         ask.main([str(tmp_path / folder), "Hello!"])
 
 
+@pytest.mark.parametrize("words", [["m", "Hi", "--tokens", "0"], ["m", " "]])
+def test_a_question_that_cannot_be_answered_is_one_line(words):
+    with pytest.raises(RecipeError, match="--tokens 0 is not allowed|the question is empty"):
+        ask.main(words)
+
+
 def test_plain_text(parts, tmp_path):
     finetune_llm.main(flags(parts, tmp_path, dataset="plain.txt", schedule="linear"))
     (run,) = json.loads((tmp_path / "metrics.json").read_text())["runs"]

@@ -297,6 +297,68 @@ def test_one_group_of_weights_without_any_gradient_counts_as_zeros():
     assert slope_of([float(number) for number in meter.take()]) == pytest.approx(expected, abs=1e-6)
 
 
+def observed(model, x, steps=4, **kwargs):
+    """Slopes and distances of a model on the mean square of its outputs."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    meter, seen = SlopeMeter(optimizer, **kwargs), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        meter.measure()
+        optimizer.step()
+        meter.end_step()
+        sums = [float(number) for number in meter.take()]
+        seen.append((slope_of(sums), distance_of(sums)))
+    return seen
+
+
+@pytest.mark.parametrize("sample", [100, 1_000_000])
+def test_weights_that_are_not_contiguous_are_followed(sample):
+    """Their sampled rows are copies, which would never move."""
+    torch.manual_seed(0)
+    plain = torch.nn.Conv2d(16, 8, 3)
+    other = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 16, 5, 5)
+    seen, expected = observed(other, x, sample=sample), observed(plain, x, sample=sample)
+    assert math.isnan(seen[0][0])
+    assert all(distance > 0 for _, distance in seen[1:])
+    for one, two in zip(seen[1:], expected[1:], strict=True):
+        assert one[1] == pytest.approx(two[1], rel=0.2)  # of other coordinates, if it is a sample
+        assert one[0] < -0.9
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64])
+def test_torchs_default_type_does_not_matter(default):
+    torch.manual_seed(0)
+    model, x = torch.nn.Linear(20, 8), torch.randn(4, 20)
+    expected = observed(copy.deepcopy(model), x)
+    torch.set_default_dtype(default)
+    try:
+        seen = observed(model, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert str(seen) == str(expected)
+
+
+def test_what_has_not_moved_has_no_slope_in_float64():
+    torch.manual_seed(0)
+    seen = observed(torch.nn.Linear(20, 8, dtype=torch.float64), torch.randn(4, 20, dtype=torch.float64))
+    assert math.isnan(seen[0][0])
+    assert seen[0][1] == 0.0
+    assert seen[1][0] < -0.9
+
+
+def test_sums_that_waited_in_a_checkpoint_come_to_the_device_of_the_weights():
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    meter = SlopeMeter(optimizer)
+    slopes(model, optimizer, meter, steps=1)
+    meter.load_state_dict({**meter.state_dict(), "sums": [1.0] * 5, "count": 1})
+    meter._step = torch.ones(5, dtype=torch.float64, device="meta")  # in place of a GPU
+    meter.end_step()
+    assert meter._total.device.type == "meta"
+
+
 def test_a_model_that_starts_at_0_has_no_distance():
     model = torch.nn.Linear(6, 2)
     torch.nn.init.zeros_(model.weight)
@@ -486,7 +548,7 @@ def test_a_reference_of_other_weights_begins_anew_with_a_warning(warnings_of):
     other[2].load_state_dict(state)
     train(other, 10, 12)
     (message,) = warnings_of()
-    assert message.startswith("GreedyLR measures the slope from here on")
+    assert message.startswith("GreedyLR measures slope and distance from here on")
     assert math.isnan(seen(other[2])[0])
     assert -1 <= seen(other[2])[1] <= 1
 
