@@ -50,6 +50,10 @@ def slope(draw, mean):
     return draw.choice((None, math.nan, -1.0, 1.0, 0.0))
 
 
+def distance(draw, way):
+    return way if draw.random() < 0.9 else draw.choice((None, math.nan, 0.0, 1e308, 0.03, 0.16))
+
+
 def sequence(seed):
     draw = random.Random(seed)
     made, horizon = config(draw), draw.choice((None, draw.randint(1, 60), draw.randint(60, 400)))
@@ -58,13 +62,13 @@ def sequence(seed):
     length = draw.randint(1, 40) if draw.random() < 0.9 else draw.randint(40, 300)
     cut, other = draw.randrange(length), None
     fall, turn = draw.uniform(0.9, 1.02), draw.uniform(-0.02, 0.02)
-    level, mean = draw.uniform(0.1, 10), draw.uniform(-0.5, 0.2)
+    level, mean, way = draw.uniform(0.1, 10), draw.uniform(-0.5, 0.2), draw.uniform(0.0, 0.02)
     for i in range(length):
         if i == cut:
             other = GreedyController(made, BASES, horizon, first_pass)
             other.load_state_dict(through_json(controller.state_dict()))
-        level, mean = level * fall, mean + turn
-        observation, before = (loss(draw, level), slope(draw, mean)), controller.scales
+        level, mean, way = level * fall, mean + turn, way * draw.uniform(1.0, 1.2)
+        observation, before = (loss(draw, level), slope(draw, mean), distance(draw, way)), controller.scales
         try:
             decision = controller.observe(*observation)
         except FloatingPointError:

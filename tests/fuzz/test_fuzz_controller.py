@@ -22,6 +22,7 @@ ordinary = st.floats(0.1, 10)
 outliers = st.builds(lambda value, power: value * 10.0**power, ordinary, st.integers(2, 8))
 extremes = st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0.0, -0.0, -3.0])
 losses = ordinary | ordinary | ordinary | outliers | extremes
+distances = st.none() | st.floats(0, 2) | st.sampled_from([math.nan, 0.0, 1e308])
 slopes = st.none() | st.floats(-1, 1) | st.sampled_from([math.nan, -1.0, 1.0, 0.0])
 horizons = st.none() | st.integers(1, 400)
 bounded = {"min_lr": st.sampled_from([0.0, 1e-12, 1e-5]), "max_lr": st.sampled_from([0.5, 1e6])}
@@ -72,23 +73,26 @@ def check(decision, before, config, bases=BASES):
 
 @fuzzed(60)
 @given(
-    configs(), st.none() | st.integers(1, 400), st.lists(st.tuples(losses, slopes), max_size=120), st.integers(0, 120)
+    configs(),
+    st.none() | st.integers(1, 400),
+    st.lists(st.tuples(losses, slopes, distances), max_size=120),
+    st.integers(0, 120),
 )
 def test_a_controller_stays_within_its_bounds_and_resumes_exactly(config, horizon, observations, cut):
     controller, other = (GreedyController(config, BASES, horizon) for _ in range(2))
-    for i, (loss, slope) in enumerate(observations):
+    for i, observation in enumerate(observations):
         if i == cut:
             other.load_state_dict(through_json(controller.state_dict()))
         before = controller.scales
         try:
-            decision = controller.observe(loss, slope)
+            decision = controller.observe(*observation)
         except FloatingPointError:
             assert config.on_nonfinite == "reduce"
             return
         check(decision, before, config)
         assert controller.scales == decision.scales
         if i >= cut:
-            assert same(other.observe(loss, slope), decision)
+            assert same(other.observe(*observation), decision)
     assert isinstance(controller.wants_slope, bool)
     through_json(controller.state_dict())
 
