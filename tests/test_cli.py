@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import random
@@ -15,6 +16,8 @@ for needed in ("click", "rich", "pyarrow", "matplotlib", "plotext", "bokeh"):
     pytest.importorskip(needed)
 from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import cli, read
+from greedylr_integrations.runs.run import RunError
+from greedylr_integrations.runs.tables import read_csv
 
 ROOT = Path(__file__).parents[1]
 
@@ -494,3 +497,16 @@ def test_every_command_on_a_history_of_a_million_rows(million, tmp_path):
         assert seconds < 60
         assert megabytes < 300
     assert (tmp_path / "r.html").stat().st_size < 6e6
+
+
+@pytest.mark.parametrize("bad", [b"9,9,9,\xe2\x82\n9,9,9\n", b"9,\xff,9\n9,9,9\n", b"9,9,9,9,\xff\n"])
+def test_bytes_that_are_not_text_far_into_a_table_are_one_error(tmp_path, bad, capfd):
+    """Without a word of pyarrow, which fails while it says what is wrong with such a line."""
+    file = tmp_path / "log.csv"
+    file.write_bytes(b"step,loss,lr\n" + b"1,2.0,0.1\n" * 20_000 + bad)
+    with pytest.raises(RunError) as error:
+        read_csv(file, "log", None)
+    gc.collect()
+    assert str(error.value).startswith(f"{file}")
+    assert len(str(error.value).splitlines()) == 1
+    assert capfd.readouterr().err == ""

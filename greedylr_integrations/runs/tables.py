@@ -59,7 +59,7 @@ def read_csv(file: Path, name: str, column: str | None) -> Run:
 
     try:
         table = reader.read_csv(
-            file,
+            _utf8(file),
             read_options=reader.ReadOptions(use_threads=False),
             parse_options=reader.ParseOptions(delimiter=delimiter, invalid_row_handler=skip),
             convert_options=reader.ConvertOptions(
@@ -88,6 +88,16 @@ def read_json_lines(file: Path, name: str, column: str | None) -> Run:
     except (arrow.ArrowException, KeyError):  # NaN, a torn last line, or broken: slower, and it can say where
         columns = _json_columns(file, names)
     return _run(file, name, "JSON lines", columns, names)
+
+
+def _utf8(file: Path) -> Path | io.BytesIO:
+    """The file, with U+FFFD for what is not UTF-8: pyarrow fails on such a line while it says what is wrong with it."""
+    data = file.read_bytes()
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return io.BytesIO(data.decode(errors="replace").encode())
+    return file
 
 
 def _arrow(module: str) -> Any:
