@@ -35,7 +35,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.report import replace_part
 from benchmarks.store import RESULTS, Job, Results
 from greedylr_integrations import GreedyLR
-from recipes.common.decoder import SIZES
+from recipes.common.decoder import SIZES, llama
 from recipes.common.schedules import fixed
 from recipes.common.speed import flops_per_token, peak_flops
 
@@ -80,20 +80,11 @@ def rows_of(language: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def decoder(tiny: bool, device: torch.device, seed: int = 0) -> torch.nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+    from transformers import LlamaForCausalLM, set_seed
 
     width, layers = (16, 2) if tiny else SIZES["125M"]
     set_seed(seed)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=width,
-        intermediate_size=width * 8 // 3 // 8 * 8,
-        num_hidden_layers=layers,
-        num_attention_heads=max(1, width // 64),
-        tie_word_embeddings=True,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(device)
+    return LlamaForCausalLM(llama(256, width, layers, use_cache=False)).to(device)
 
 
 class Lora(torch.nn.Module):

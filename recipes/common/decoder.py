@@ -39,20 +39,29 @@ def load_config(args):
 
 
 def config_of_size(args, tokenizer):
-    from transformers import LlamaConfig
-
     width, layers = args.width or SIZES[args.model][0], args.layers or SIZES[args.model][1]
-    heads = max(1, width // (64 if width >= 512 else 32))
+    heads = heads_of(width)
     if width % (2 * heads):
         raise RecipeError(f"--width {width} is not a multiple of {2 * heads}, twice its number of heads: try another")
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return llama(len(tokenizer), width, layers, **ends)
+
+
+def heads_of(width: int) -> int:
+    return max(1, width // (64 if width >= 512 else 32))
+
+
+def llama(vocabulary: int, width: int, layers: int, **more):
+    """Configuration of a decoder with one matrix for embeddings and head."""
+    from transformers import LlamaConfig
+
     return LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=max(8, width * 8 // 3 // 8 * 8),
         num_hidden_layers=layers,
-        num_attention_heads=heads,
+        num_attention_heads=heads_of(width),
         max_position_embeddings=CONTEXT,
         tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **more,
     )
