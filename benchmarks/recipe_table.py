@@ -1,13 +1,13 @@
-"""Greedy against linear, cosine and warmup-stable-decay in two recipes: the table of recipes in RESULTS.md.
+"""Greedy against fixed schedules in the recipes: the table of recipes in RESULTS.md.
 
-    python -m benchmarks.recipe_table            all of it: about an hour on one core; continues where it stopped
-    python -m benchmarks.recipe_table search     the LR that is best for the strongest fixed schedule
-    python -m benchmarks.recipe_table pretrain   four schedules at a tenth to ten times of it, five seeds
-    python -m benchmarks.recipe_table lora       four schedules at finetune_llm's own LR, three seeds
+    python -m benchmarks.recipe_table            all of it: about four hours on one core; continues where it stopped
+    python -m benchmarks.recipe_table lora       one of PARTS: the LR that is best for a fixed schedule if it is not
+                                                 given, then each schedule at multiples of it
     python -m benchmarks.recipe_table show       the table, from what is there, to RESULTS.md
 
-`pretrain_llm` trains a decoder of 1.3M parameters on Python's documentation, its vocabulary 4,096 tokens learned from
-that, so that a run of a minute on one core gets somewhere; `finetune_llm` is LoRA on SmolLM2-135M and real chats.
+`pretrain_llm` trains a decoder on Python's documentation, its vocabulary 4,096 tokens learned from that, so that a run
+of a minute on one core gets somewhere; `finetune_llm` is SmolLM2-135M on real chats; `lightning_vision` is a CNN on
+Fashion-MNIST.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import importlib
 import io
 import itertools
 import json
@@ -24,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +36,52 @@ from benchmarks.scoring import reach
 from benchmarks.store import RESULTS, Job, Results
 from recipes.common.stop import Stopped
 
-FIXED = ("linear", "cosine", "wsd")
-SEARCHED = (3e-4, 1e-3, 3e-3, 1e-2)
-MULTIPLES = (0.1, 1.0, 3.0, 10.0)
-SEEDS, LORA_SEEDS, SEARCH_SEED = 5, 3, 100
-STEPS, LORA_STEPS, LORA_LR = 280, 30, 2e-4
-VOCABULARY = 4096
-PRETRAIN = "--model 5M --width 128 --layers 4 --max-length 128 --batch-size 4 --validation-rows 64 --save-steps 0"
-LORA = "--rows 200 --batch-size 2 --max-length 64 --validation-rows 32 --eval-steps 0.5 --save-strategy no --no-plot"
 NAMES = {"greedy": "greedy", "linear": "linear", "cosine": "cosine", "wsd": "warmup-stable-decay"}
+VOCABULARY = 4096
+SEARCH_SEED = 100
+PRETRAIN = "--model 5M --max-length 128 --batch-size 4 --validation-rows 64 --save-steps 0 "
+FINETUNE = "--rows 400 --batch-size 2 --max-length 64 --validation-rows 32 --eval-steps 80 --save-strategy no "
+
+
+@dataclass(frozen=True)
+class Part:
+    """A recipe and how it is run."""
+
+    label: str
+    recipe: str
+    flags: str
+    steps: int
+    multiples: tuple[float, ...] = (0.1, 1.0, 10.0)
+    seeds: int = 3
+    arms: tuple[str, ...] = ("greedy", "cosine", "wsd")
+    lr: float | None = None  # None: the best of `searched`
+    searched: tuple[float, ...] = ()
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        return tuple(arm for arm in self.arms if arm != "greedy")
+
+
+PARTS = {
+    "pretrain": Part(
+        "pretrain_llm, 1.3M",
+        "pretrain_llm",
+        PRETRAIN + "--width 128 --layers 4",
+        280,
+        multiples=(0.1, 1.0, 3.0, 10.0),
+        seeds=5,
+        arms=("greedy", "linear", "cosine", "wsd"),
+        searched=(3e-4, 1e-3, 3e-3, 1e-2),
+    ),
+    "pretrain_10M": Part(
+        "pretrain_llm, 10M", "pretrain_llm", PRETRAIN + "--width 352 --layers 6", 280, seeds=1, lr=1e-3
+    ),
+    "lora": Part("finetune_llm, LoRA", "finetune_llm", FINETUNE, 80, lr=2e-4),
+    "full": Part("finetune_llm, full", "finetune_llm", FINETUNE + "--full", 80, seeds=1, lr=2e-5),
+    "vision": Part(
+        "lightning_vision", "lightning_vision", "--save-steps 100000", 1000, searched=(3e-3, 1e-2, 3e-2, 1e-1)
+    ),
+}
 
 
 # ---- runs ----
@@ -86,12 +125,12 @@ def pretrain(job: Job, flags: str) -> dict[str, Any]:
     return result_of(run.to_row())
 
 
-def lora(job: Job, flags: str) -> dict[str, Any]:
-    from recipes import finetune_llm
-
+def whole(job: Job, recipe: str, flags: str) -> dict[str, Any]:
+    """A run by the recipe's own command."""
+    main = importlib.import_module(f"recipes.{recipe}").main
     with tempfile.TemporaryDirectory() as out:
         given = ["--learning-rate", job.lr, "--seed", job.seed, "--max-steps", job.steps, "--schedule", job.arm]
-        finetune_llm.main([*flags.split(), *map(str, given), "--output-dir", f"{out}/run"])
+        main([*flags.split(), *map(str, given), "--no-plot", "--output-dir", f"{out}/run"])
         (run,) = json.loads(Path(out, "run/metrics.json").read_text())["runs"]
     return result_of(run)
 
@@ -99,46 +138,56 @@ def lora(job: Job, flags: str) -> dict[str, Any]:
 def result_of(run: dict[str, Any]) -> dict[str, Any]:
     """Final validation loss, None for a run that diverged: it ends above its start, or is NaN or infinite."""
     start, loss = run["train_loss"][0][1], run["validation_loss"][-1][1]
-    return {"loss": loss if loss < start else None, "start": start, "seconds": round(run["seconds"], 1)}
+    result = {"loss": loss if loss < start else None, "start": start, "seconds": round(run["seconds"], 1)}
+    return {**result, "found": run["next_learning_rate"]}
 
 
-def do(results: Results, jobs: list[Job], flags: dict[str, str]) -> None:
+def do(results: Results, jobs: list[Job]) -> None:
     import torch
 
     torch.set_num_threads(1)
     missing = [job for job in jobs if job.key not in results.runs]
     for i, job in enumerate(missing, 1):
-        begun = time.perf_counter()
+        part, begun = PARTS[job.workload], time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            result = (lora if job.workload == "lora" else pretrain)(job, flags[job.workload])
-        results.add(job, result)
+            train = pretrain(job, part.flags) if part.recipe == "pretrain_llm" else whole(job, part.recipe, part.flags)
+        results.add(job, train)
         seconds = time.perf_counter() - begun
-        print(f"{i}/{len(missing)} {job.stage} {job.arm} {job.lr:.0e}: {result['loss']}, {seconds:.0f} s", flush=True)
+        print(
+            f"{i}/{len(missing)} {job.stage} {job.workload} {job.arm} {job.lr:.0e}: {train['loss']}, {seconds:.0f} s",
+            flush=True,
+        )
 
 
-def search_jobs(steps: int) -> list[Job]:
-    return [Job("search", "pretrain", arm, lr, SEARCH_SEED, steps) for lr, arm in itertools.product(SEARCHED, FIXED)]
-
-
-def tuned(results: Results) -> tuple[float, str] | None:
-    """LR and schedule of the lowest loss of the search; None before it is done."""
-    found = results.of(stage="search")
-    if len(found) < len(SEARCHED) * len(FIXED):
-        return None
-    best = min(found, key=lambda entry: math.inf if entry["loss"] is None else entry["loss"])
-    return best["job"]["lr"], best["job"]["arm"]
-
-
-def pretrain_jobs(lr: float, steps: int) -> list[Job]:
-    """One seed of all first, so that what is there at any time is a table."""
-    arms = itertools.product(range(SEEDS), MULTIPLES, NAMES)
-    return [Job("table", "pretrain", arm, lr * multiple, seed, steps, multiple) for seed, multiple, arm in arms]
-
-
-def lora_jobs(steps: int) -> list[Job]:
+def search_jobs(name: str) -> list[Job]:
+    part = PARTS[name]
     return [
-        Job("table", "lora", arm, LORA_LR, seed, steps, 1.0)
-        for seed, arm in itertools.product(range(LORA_SEEDS), NAMES)
+        Job("search", name, arm, lr, SEARCH_SEED, part.steps)
+        for lr, arm in itertools.product(part.searched, part.fixed)
+    ]
+
+
+def base_lr(results: Results, name: str) -> float | None:
+    """The LR of 1x: that of the lowest loss of the search, if there is one. None before it is done."""
+    jobs = search_jobs(name)
+    if not jobs:
+        return PARTS[name].lr
+    if not all(job.key in results.runs for job in jobs):
+        return None
+    best = min(jobs, key=lambda job: loss_of(results.runs[job.key]))
+    return best.lr
+
+
+def loss_of(entry: dict[str, Any]) -> float:
+    return math.inf if entry["loss"] is None else entry["loss"]
+
+
+def table_jobs(name: str, lr: float) -> list[Job]:
+    """One seed of all first, so that what is there at any time is a table."""
+    part = PARTS[name]
+    return [
+        Job("table", name, arm, lr * multiple, seed, part.steps, multiple)
+        for seed, multiple, arm in itertools.product(range(part.seeds), part.multiples, part.arms)
     ]
 
 
@@ -168,67 +217,57 @@ def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
 def table(results: Results) -> str:
     lines = [f"| run | base LR | seeds | {' | '.join(NAMES.values())} | greedy against the best of the others |"]
     lines += ["|---|" + "---|" * (len(NAMES) + 3)]
-    found = tuned(results)
-    rows = [("lora", "finetune_llm, LoRA", LORA_LR, 1.0, "")]
-    if found is not None:
-        labels = {0.1: ", a tenth", 1.0: ", tuned", 3.0: ", three times", 10.0: ", ten times"}
-        rows = [("pretrain", "pretrain_llm", found[0] * m, m, labels[m]) for m in MULTIPLES] + rows
-    for workload, name, lr, multiple, label in rows:
-        losses: dict[str, dict[int, float]] = {arm: {} for arm in NAMES}
-        for entry in results.of(stage="table", workload=workload, lr=lr, multiple=multiple):
-            losses[entry["job"]["arm"]][entry["job"]["seed"]] = math.inf if entry["loss"] is None else entry["loss"]
-        seeds = set.intersection(*map(set, losses.values()))  # those of all schedules, while runs are missing
-        if not seeds:
-            continue
-        losses = {arm: {seed: values[seed] for seed in seeds} for arm, values in losses.items()}
-        means = {arm: mean_and_error(list(values.values())) for arm, values in losses.items()}
-        cells = [
-            "diverged" if not math.isfinite(mean) else f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
-            for mean, error in means.values()
-        ]
-        best = min(FIXED, key=lambda arm: means[arm][0])
-        against = f"{verdict(losses['greedy'], losses[best])} ({NAMES[best]})"
-        lines.append(f"| {name} | {lr:.0e}{label} | {len(seeds)} | {' | '.join(cells)} | {against} |")
+    for name, part in PARTS.items():
+        lr = base_lr(results, name)
+        if lr is not None:
+            lines += [row for m in part.multiples if (row := row_of(results, name, lr, m))]
     if len(lines) == 2:
         return "No runs yet: `python -m benchmarks.recipe_table`.\n"
-    seconds = [entry["seconds"] for entry in results.of(stage="table", workload="pretrain")]
     note = (
         "Final validation loss, mean and standard error over the seeds; wins and losses are paired by seed, and decided"
-        " if Student's 95% interval excludes 0."
+        " if Student's 95% interval excludes 0. The tuned LR is the best of four for the strongest fixed schedule."
     )
-    if found is not None:
-        note += f" The tuned LR is the best of {len(SEARCHED)} for the strongest fixed schedule, {NAMES[found[1]]}."
-    if seconds:
-        note += (
-            f" On one core a run of pretrain_llm took {statistics.median(seconds):.0f} s, at most {max(seconds):.0f} s."
-        )
     return "\n".join([*lines, "", note, ""])
+
+
+def row_of(results: Results, name: str, lr: float, multiple: float) -> str | None:
+    """One base LR of a recipe, from the seeds that all its schedules have. None if there are none yet."""
+    part = PARTS[name]
+    losses: dict[str, dict[int, float]] = {arm: {} for arm in part.arms}
+    for job in table_jobs(name, lr):
+        if job.multiple == multiple and job.key in results.runs:
+            losses[job.arm][job.seed] = loss_of(results.runs[job.key])
+    seeds = set.intersection(*map(set, losses.values()))
+    if not seeds:
+        return None
+    losses = {arm: {seed: values[seed] for seed in seeds} for arm, values in losses.items()}
+    means = {arm: mean_and_error(list(values.values())) for arm, values in losses.items()}
+    best = min(part.fixed, key=lambda arm: means[arm][0])
+    against = f"{verdict(losses['greedy'], losses[best])} ({NAMES[best]})"
+    cells = " | ".join(cell(*means[arm]) if arm in means else "" for arm in NAMES)
+    at = "tuned" if part.searched and multiple == 1 else f"{multiple:g}x"
+    return f"| {part.label} | {lr * multiple:.0e}, {at} | {len(seeds)} | {cells} | {against} |"
+
+
+def cell(mean: float, error: float) -> str:
+    return "diverged" if not math.isfinite(mean) else f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe_table", description=__doc__.split("\n")[0])
-    parser.add_argument("what", nargs="?", default="all", choices=["all", "search", "pretrain", "lora", "show"])
+    parser.add_argument("what", nargs="*", default=["all"], help=f"{', '.join(PARTS)}, or show (default: all of it)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of recipe_table.jsonl")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of pretrain_llm (default: %(default)s)")
-    parser.add_argument("--lora-steps", type=int, default=LORA_STEPS, help="of finetune_llm (default: %(default)s)")
-    parser.add_argument("--pretrain-flags", default=PRETRAIN, help="to try it small")
-    parser.add_argument("--lora-flags", default=LORA, help="to try it small")
     parser.add_argument("--output", type=Path, help="a folder with RESULTS.md in place of the project's")
     args = parser.parse_args(argv)
+    for name in set(args.what) - {*PARTS, "all", "show"}:
+        parser.error(f"{name!r} is unknown: choose from {', '.join(PARTS)}, all and show")
     results = Results(args.results / "recipe_table.jsonl")
-    flags = {"pretrain": args.pretrain_flags, "lora": args.lora_flags}
-    if args.what in ("all", "search"):
-        do(results, search_jobs(args.steps), flags)
-    if args.what in ("all", "pretrain"):
-        found = tuned(results)
-        if found is None:
-            parser.error("the tuned LR is not known yet: run `search` first")
-        do(results, pretrain_jobs(found[0], args.steps), flags)
-    if args.what in ("all", "lora"):
-        do(results, lora_jobs(args.lora_steps), flags)
+    for name in PARTS if "all" in args.what else [name for name in args.what if name in PARTS]:
+        do(results, search_jobs(name))
+        do(results, table_jobs(name, base_lr(results, name)))
     made = table(results)
     print(made)
-    if args.what in ("all", "show"):
+    if {"all", "show"} & {*args.what}:
         replace_part((args.output or Path(__file__).parent) / "RESULTS.md", made, "recipes")
 
 
