@@ -189,7 +189,8 @@ class GreedyController:
             loss (float): the raw (unsmoothed) loss since the last decision.
             slope (float): the slope, from -1 to 1; see `slope.SlopeMeter`. NaN if it could not be computed. Default
                 None: not measured.
-            distance (float): how far the weights have come, relative to their size at the start. NaN and None likewise.
+            distance (float): how far the weights have moved, relative to their norm at the start; NaN and None
+                likewise.
 
         Raises:
             TypeError: if the loss is not a number.

@@ -28,7 +28,7 @@ class Observation(NamedTuple):
         loss (float): mean loss of all ranks and of all steps since the last decision. None if no rank has one.
         slope (float): slope of the same steps, from -1 to 1; NaN if it could not be computed, None if no rank measured
             it.
-        distance (float): how far the weights have come, relative to their size at the start; NaN and None likewise.
+        distance (float): how far the weights have moved, relative to their norm at the start; NaN and None likewise.
         command (Command): a command that came with it. None if there is none.
     """
 

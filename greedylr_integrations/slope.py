@@ -1,12 +1,13 @@
-"""The slope meter: is the loss still falling along the way that the weights have come, and how far have they come?
+"""The slope meter: does the loss still fall in the direction of the weights' displacement, and how far have they moved?
 
     slope    = <g, w - w0> / (|g| |w - w0|)
     distance = |w - w0| / |w0|
 
 g is the gradient at an optimizer step, w the weights that it was taken at, w0 the weights at the start of training.
-The slope is the derivative of the loss along the whole way from the start, as a cosine. Below 0, going farther the same
-way would lower the loss: the LR is too low. Above 0, the way has overshot: the LR is too high. The distance is of the
-weight matrices that did not start at 0; biases and the scales of norms are left out, unless FSDP1 has flattened them.
+The slope is the derivative of the loss in the direction of the displacement w - w0, as a cosine. Below 0, moving
+further in that direction would lower the loss: the LR is too low. Above 0, the weights have overshot: the LR is too
+high. The distance counts the weight matrices that did not start at 0; it leaves out biases and the scales of norms,
+unless FSDP1 has flattened them.
 
 `measure` only queues work on the device of the weights: a few dot products of a sample of coordinates. The sums travel
 with the loss in its all-reduce.
@@ -26,7 +27,7 @@ from greedylr_integrations.distributed import is_flat, is_sharded, part_of, rank
 from greedylr_integrations.log import logger
 
 Sums = list[torch.Tensor | float]
-"""<g, d>, <g, g> and <d, d> with d = w - w0; <d, d> and <w0, w0> of what the distance is of; and how many steps had a
+"""<g, d>, <g, g> and <d, d> with d = w - w0; <d, d> and <w0, w0> of what the distance counts; and how many steps had a
 gradient."""
 SUMS = 6
 

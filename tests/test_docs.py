@@ -94,3 +94,15 @@ def test_the_site_builds_without_warnings_and_its_links_lead_somewhere(tmp_path)
             target = pages.get(link or name)
             if anchor and target is not None:
                 assert f'id="{anchor}"' in target, f"{name} links to {link}#{anchor}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().split()) <= 1200
+
+
+def test_the_readmes_commands_are_there():
+    text = (ROOT / "README.md").read_text()
+    targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.M)
+    made = re.findall(r"^make (\w+)|`make (?:[A-Z_]+=\S+ )*(\w+)`", text, re.M)
+    assert {name for pair in made for name in pair if name} == {"demo", "test"} <= {*targets}
+    assert {*re.findall(r"`greedylr (\w+)", text)} == {"plot", "explain"}  # run by test_cli

@@ -1,14 +1,15 @@
 """The default rule: search for the LR by the slope of the loss, then hold it.
 
-The slope is the cosine of the gradient and of the way that the weights have come since the start of training. If it is
-below 0, going farther the same way would lower the loss, so the LR is too low; if it is above 0, it has overshot.
+The slope is the cosine of the angle between the gradient and the displacement of the weights since the start of
+training. If it is below 0, moving further in the same direction would lower the loss, so the LR is too low; if it is
+above 0, the weights have overshot.
 
     search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative,
-             or the weights have moved far for so few steps
+             or the weights have moved a long way in few steps
     hold     keep an LR half a doubling lower, since an LR that is too high costs more than one that is too low; if the
-             slope becomes clearly negative again, the stop was chance: search on, slowly; if it is positive and the
-             loss far above its best, the search has overshot: go back to 0.3 of the LR
-    done     after 40% of the run, or the first pass over the data, nothing moves any more; the final decay follows
+             slope becomes clearly negative again, the search stopped too early: continue, slowly; if it is positive
+             and the loss far above its best, the search has overshot: multiply the LR by 0.3
+    done     after 40% of the run, or the first pass over the data, the rule changes nothing; the final decay follows
 
 How each part was chosen, and what did worse, is in benchmarks/LOG.md.
 """
@@ -73,7 +74,7 @@ class SlopeConfig(BoundedConfig):
     """Search for the LR by the slope, hold it, decay: the default rule.
 
     The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error (above
-    0 if the weights have hardly moved), or when the weights have moved far: by 16% of their size if the LR doubles
+    0 if the weights have hardly moved), or when the weights have moved far: by 16% of their norm if the LR doubles
     every 4 steps, and in proportion. Then the LR goes back by half a doubling. If the mean of a longer window (2% of
     the run, at least 12) is below -1 standard error later on, the search goes on: at half the speed below the base LR,
     at a quarter above it. If the slope has never said anything, as on a plateau, the LR climbs to the base LR at half
