@@ -7,8 +7,9 @@ above 0, the weights have overshot.
     search   start far below the base LR and double it every few steps, until the slope is no longer clearly negative,
              or the weights have moved a long way in few steps
     hold     keep an LR half a doubling lower, since an LR that is too high costs more than one that is too low; if the
-             slope becomes clearly negative again, the search stopped too early: continue, slowly; if it is positive
-             and the loss far above its best, the search has overshot: multiply the LR by 0.3
+             slope of the LR that is held is clearly negative, the search stopped too early: raise it by half a
+             doubling, and hold that; if the slope is positive and the loss far above its best, the search has
+             overshot: multiply the LR by 0.3
     done     after 40% of the run, or the first pass over the data, the rule changes nothing; the final decay follows
 
 How each part was chosen, and what did worse, is in benchmarks/LOG.md.
@@ -63,6 +64,8 @@ LONGEST_SHARE = 0.4  # of the run, for searching
 FAR_AWAY = 0.04  # distance that ends the first search, for each optimizer step in which the LR doubles
 NEARBY = 0.0075  # likewise, below which a slope that is negative at all does not end a search
 BELOW = 0.5  # doublings by which the LR that is held lies below the one at which the search ended
+ON = 0.5  # doublings by which it rises if its slope asks for more
+CLEARLY = 1.5  # standard errors by which that slope must be below 0
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 LATE_FAR = 8.0  # the same, later on: by then, the best is that of many windows
@@ -75,10 +78,10 @@ class SlopeConfig(BoundedConfig):
 
     The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error (above
     0 if the weights have hardly moved), or when the weights have moved far: by 16% of their norm if the LR doubles
-    every 4 steps, and in proportion. Then the LR goes back by half a doubling. If the mean of a longer window (2% of
-    the run, at least 12) is below -1 standard error later on, the search goes on: at half the speed below the base LR,
-    at a quarter above it. If the slope has never said anything, as on a plateau, the LR climbs to the base LR at half
-    the speed. The standard errors of these follow from the noise of all slopes so far.
+    every 4 steps, and in proportion. Then the LR goes back by half a doubling. Whenever the mean of a longer window (2%
+    of the run, at least 12) of slopes of the LR that is held is below -1.5 standard errors, it rises by half a
+    doubling. If the slope has never said anything, as on a plateau, the LR climbs towards the base LR at half the
+    speed, until the weights have moved far. The standard errors of these follow from the noise of all slopes so far.
     """
 
     MIN_SCALE: ClassVar[float] = 0.001
@@ -169,7 +172,7 @@ class SlopeRule(OneScaleRule):
         self._longer = max(2 * NEWEST, int(0.02 * length))
         self._until = min(LONGEST_SHARE * length, measured) if config.searches(horizon, first_pass) else 0
         self._count = 0  # decisions so far
-        self._searching = self._first_search = True
+        self._searching = True
         self._slopes: deque[float] = deque(maxlen=self._longer)  # since the search began, or ended
         self._all = Average()  # of all slopes
         self._losses = RollingMean(self._longer)  # since the LR went back, if it did
@@ -190,12 +193,12 @@ class SlopeRule(OneScaleRule):
         if slope is not None and slope == slope:
             self._slopes.append(slope)
             self._look(slope)
-            newest = self._newest()
+            newest = list(self._slopes)[-NEWEST:] if self._searching else list(self._slopes)
         mean = sum(newest) / len(newest) if newest else None
         if not self.wants_slope or mean is None:  # at the first step, the weights have not moved yet
-            reason = SEARCHING if self._first_search else HOLDING
+            reason = SEARCHING if self._searching else HOLDING
             return Decision(HOLD, reason, self.scales, loss, mean, None, slope, distance)
-        growth, reason = self._search(newest, distance) if self._searching else self._hold()
+        growth, reason = self._search(newest, distance) if self._searching else self._hold(distance)
         if self._overshot(loss, held=not self._searching):
             action = self._go_back()
             reason = FLOOR if action is HOLD else WORSENED
@@ -208,10 +211,6 @@ class SlopeRule(OneScaleRule):
         reason = CEILING if action is HOLD and growth > 1 else reason
         return Decision(action, reason, self.scales, loss, mean, None, slope, distance)
 
-    def _newest(self) -> list[float]:
-        """The slopes that the stage under way looks at."""
-        return list(self._slopes)[-NEWEST:] if self._searching else list(self._slopes)
-
     def _look(self, slope: float) -> None:
         """Whether the slope has said anything yet: clearly negative on the whole, or clearly positive while held."""
         self._all.push(slope)
@@ -223,33 +222,30 @@ class SlopeRule(OneScaleRule):
 
     def _search(self, newest: Sequence[float], distance: float | None) -> tuple[float, Reason]:
         """Factor on the scale, and why."""
-        first = self._first_search
-        if len(newest) < (NEWEST if first else 1):
-            found = None
-        elif first and distance is not None and distance > self._far:
+        if len(newest) < NEWEST:
+            return self._fast, SEARCHING
+        found = FOUND
+        if self._is_far(distance):
             found = FAR_ENOUGH
         else:
             near = distance is not None and distance < self._near
-            found = FOUND if self._all.in_errors_of(newest) > (0 if near else -1) else None
-        if found is None:
-            return (self._fast, SEARCHING) if first else (self._slow, SEARCHING_ON)
-        self._searching = self._first_search = False
+            if self._all.in_errors_of(newest) <= (0 if near else -1):
+                return self._fast, SEARCHING
+        self._searching = False
         self._slopes.clear()
-        return (2**-BELOW if first else 1.0), found
+        return 2**-BELOW, found
 
-    @property
-    def _slow(self) -> float:
-        """Factor on the scale for each decision after the first search: the base LR is likely to be about right."""
-        return self._fast ** (0.5 if self._scale < 1.0 else 0.25)
-
-    def _hold(self) -> tuple[float, Reason]:
-        growth, reason = 1.0, HOLDING
-        if not self._seen and self._scale < 1.0:
-            growth, reason = self._slow, CLIMBING
-        if len(self._slopes) == self._longer and self._all.in_errors_of(self._slopes) < -1:
-            self._searching = True
+    def _hold(self, distance: float | None) -> tuple[float, Reason]:
+        """Factor on the scale, and why."""
+        if len(self._slopes) == self._longer and self._all.in_errors_of(self._slopes) < -CLEARLY:
             self._slopes.clear()
-        return growth, reason
+            return 2**ON, SEARCHING_ON
+        if not self._seen and self._scale < 1.0 and not self._is_far(distance):
+            return math.sqrt(self._fast), CLIMBING  # the base LR is likely to be about right
+        return 1.0, HOLDING
+
+    def _is_far(self, distance: float | None) -> bool:
+        return distance is not None and distance > self._far
 
     def _overshot(self, loss: float, held: bool) -> bool:
         """Whether the slope is positive and the mean loss far above the lowest that it has been."""
@@ -268,7 +264,7 @@ class SlopeRule(OneScaleRule):
 
     def _go_back(self) -> Action:
         """Go back to 0.3 of the scale, and hold it; the search may go on from there."""
-        self._searching = self._first_search = False
+        self._searching = False
         self._slopes.clear()
         self._losses = RollingMean(self._longer)
         return self.move(self._scale * BACK)
@@ -278,7 +274,6 @@ class SlopeRule(OneScaleRule):
             **super().state_dict(),
             "count": self._count,
             "searching": self._searching,
-            "first_search": self._first_search,
             "risen": self._risen,
             "seen": self._seen,
             "slopes": list(self._slopes),
@@ -290,7 +285,7 @@ class SlopeRule(OneScaleRule):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         check_state(state, SLOPE_RULE_STATE, "slope rule")
         self._count, self._risen, self._seen = state["count"], state["risen"], state["seen"]
-        self._searching, self._first_search = state["searching"], state["first_search"]
+        self._searching = state["searching"]
         self._slopes = deque(state["slopes"], maxlen=self._longer)
         self._all = Average(*state["all"])
         self._losses = RollingMean(self._longer)
@@ -304,7 +299,6 @@ SLOPE_RULE_STATE = {
     "scale": is_scale,
     "count": is_count,
     "searching": is_flag,
-    "first_search": is_flag,
     "risen": is_count,
     "seen": is_flag,
     "slopes": is_list_of(is_finite),
