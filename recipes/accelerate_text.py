@@ -9,7 +9,8 @@ A dataset is a hub id, a folder or a json, jsonl, csv or parquet file, with the 
 names) in a split `train`. Validation is on the split `test`, or on rows held out from `train` if there is none.
 
 Saves a checkpoint every --save-steps steps to --output-dir/SCHEDULE, and on Ctrl-C and SIGTERM; --resume continues with
-the same learning rates and the same rows. Writes metrics.json and loss_and_lr.png to --output-dir.
+the same learning rates and the same rows. Writes metrics.json, loss_and_lr.png and the model (greedy/model) to
+--output-dir.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ MINILM = "minilm"
 REVIEWS = "reviews"
 
 
-def load_model(args, labels: int):
+def load_model(args, labels: list[str]):
     """Model and tokenizer. The model gets a new head if it has none for that many labels."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -35,18 +36,18 @@ def load_model(args, labels: int):
     with loading("model", args.model):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=labels, ignore_mismatched_sizes=True
+            path, id2label=dict(enumerate(labels)), ignore_mismatched_sizes=True
         )
     check_length(args.max_length, model.config)
     return model, tokenizer
 
 
 def load_data(args):
-    """Rows of `text` and `label` to train on and to validate on. Labels are numbered from 0."""
-    from datasets import Dataset
+    """Rows of `text` and `label` to train on and to validate on. Labels are numbered from 0, and keep their names."""
+    from datasets import ClassLabel, Dataset
 
     if args.dataset == REVIEWS:
-        return reviews()
+        return [part.cast_column("label", ClassLabel(names=["rotten", "fresh"])) for part in reviews()]
     parts = load(args.dataset, None)
     if "train" not in parts:
         raise RecipeError(f"dataset {args.dataset!r} has no split 'train', only: {', '.join(parts)}")
@@ -59,9 +60,11 @@ def load_data(args):
         raise RecipeError(f"dataset {args.dataset!r} has only one label, {labels[0]!r}: give one with two or more")
     if unknown := set(parts["test"].unique("label")) - set(labels):
         raise RecipeError(f"dataset {args.dataset!r} has the label {min(unknown)!r} in 'test' but not in 'train'")
-    number = {label: i for i, label in enumerate(labels)}
+    number, names = {label: i for i, label in enumerate(labels)}, ClassLabel(names=[str(label) for label in labels])
     return [
-        Dataset.from_dict({"text": parts[part]["text"], "label": [number[label] for label in parts[part]["label"]]})
+        Dataset.from_dict(
+            {"text": parts[part]["text"], "label": [number[label] for label in parts[part]["label"]]}
+        ).cast_column("label", names)
         for part in ("train", "test")
     ]
 
@@ -106,13 +109,11 @@ def train(schedule: str, args, data) -> Run:
     accelerator = make_accelerator()
     folder, batch = args.output_dir / schedule, args.batch_size * accelerator.num_processes
     set_seed(args.seed)
-    model, tokenizer = load_model(args, len(data[0].unique("label")))
+    model, tokenizer = load_model(args, data[0].features["label"].names)
     rows, validation_rows = tokenize(args, data, tokenizer)
     model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=args.learning_rate))
-    scheduler = accelerator.prepare(
-        make_scheduler(schedule, optimizer, folder, args.max_steps, max(1, len(rows) // batch))
-    )
-    result = resumed(accelerator, schedule, folder)
+    scheduler = accelerator.prepare(make_scheduler(schedule, optimizer, args, max(1, len(rows) // batch)))
+    result = resumed(accelerator, schedule, args)
     order = Order(len(rows), args.seed, len(result.train_loss) * batch, args.max_steps * batch)
     # With the default generator, a loader that is started again after a resume would change the dropout.
     more = {"collate_fn": DataCollatorWithPadding(tokenizer), "generator": torch.Generator()}
@@ -133,8 +134,10 @@ def train(schedule: str, args, data) -> Run:
         model.train()
         return float(torch.cat(losses).mean()), float(torch.cat(right).mean())
 
+    start, accuracy = time.perf_counter() - result.seconds, 0.0
+    if not result.train_loss:
+        result.validation_loss.append((0, validate()[0]))
     model.train()
-    start, accuracy = time.perf_counter(), 0.0
     progress = tqdm(total=args.max_steps, disable=not accelerator.is_main_process, desc=schedule)
     progress.update(len(result.train_loss))
     with StopOnSignal() as stop:
@@ -152,6 +155,7 @@ def train(schedule: str, args, data) -> Run:
             if last or step % max(1, args.max_steps // 4) == 0:
                 loss, accuracy = validate()
                 result.validation_loss.append((step, loss))
+            result.seconds = time.perf_counter() - start
             if last or stopped or step % args.save_steps == 0:
                 save(accelerator, folder, step)
             if stopped and not last:
@@ -159,9 +163,12 @@ def train(schedule: str, args, data) -> Run:
                 raise Stopped(stop.number, args.output_dir)
     progress.close()
     accelerator.print(f"{schedule}: validation accuracy {accuracy:.4f}")
-    result.seconds, result.peak_memory_gib = time.perf_counter() - start, peak_memory_gib()
+    result.peak_memory_gib = peak_memory_gib()
     if schedule == "greedy" and accelerator.is_main_process:
-        add_decisions(result, scheduler, folder, args.learning_rate)
+        add_decisions(result, scheduler, args.learning_rate)
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
     return result
 
 
@@ -173,7 +180,7 @@ def parse_flags(argv: list[str] | None = None):
     )
     made.add_argument("--max-length", type=int, default=64, help="tokens of a row to use (default: %(default)s)")
     made.add_argument("--save-steps", type=int, default=60, help="steps between checkpoints (default: %(default)s)")
-    args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length"))
+    args = parse(made, argv, same=("max_steps", "learning_rate", "max_length", "validation_rows"))
     check_at_least_one(args, "max_steps", "batch_size", "validation_rows", "max_length", "save_steps")
     return args
 
@@ -183,7 +190,8 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = make_accelerator()  # makes the process group
     args.output_dir = agreed(args.output_dir)
     data = load_data(args)
-    finish(run_all(args, lambda schedule: train(schedule, args, data)), args)
+    runs = run_all(args, lambda schedule: train(schedule, args, data))
+    finish(runs, args, load="transformers.pipeline('text-classification', {model!r})")
     accelerator.end_training()
 
 

@@ -8,8 +8,11 @@ The folder is one that a recipe saved: a whole model, or an adapter, whose base 
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 
+from greedylr_integrations.log import environment_rank
 from recipes.common.flags import fail, loading, run
 
 
@@ -41,6 +44,17 @@ def answer(folder: str | Path, question: str, tokens: int = 40) -> str:
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
     )
     return tokenizer.decode(made[0, asked["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def show(folder: Path, question: str = "") -> None:
+    """How to use a model that was trained, and what it replies. In the first process only."""
+    if environment_rank() != 0 or not folder.exists():
+        return
+    print(f"load it: transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})")
+    if question:
+        print(f"> {question}\n{answer(folder, question)}")
+    words = shlex.join([str(folder), question or "Hello!"])
+    print(f"ask it: {sys.executable} -m recipes.ask {words}")
 
 
 def main(argv: list[str] | None = None) -> None:

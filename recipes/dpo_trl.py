@@ -9,11 +9,12 @@
 A dataset has the columns `chosen` and `rejected`, and `prompt` if these do not include it, in TRL's preference format.
 If it has `messages` instead, as the default does, pairs are made of it: the real reply is chosen, and a reply from
 another chat is rejected. That teaches a model to answer what was said, not what people prefer. Every field of TRL's
-`DPOConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints to --output-dir.
+`DPOConfig` is a flag. Writes metrics.json, loss_and_lr.png, checkpoints and the adapter (greedy/model) to --output-dir.
 """
 
 from __future__ import annotations
 
+from recipes.ask import show
 from recipes.common import trainer as common
 from recipes.common.chat import check_rows, load_rows
 from recipes.common.data import split_rows
@@ -78,7 +79,9 @@ def main(argv: list[str] | None = None) -> None:
     recipe, args = parse_flags(argv)
     tokenizer = common.load_tokenizer(recipe)
     data = load_data(recipe, tokenizer)
-    finish(run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data)), recipe)
+    runs = run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data))
+    finish(runs, recipe)
+    show(recipe.output_dir / runs[0].schedule / "model", recipe.ask)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,8 @@ model to --output-dir.
 from __future__ import annotations
 
 import dataclasses
-import shlex
-import sys
-from pathlib import Path
 
-from recipes.ask import answer
+from recipes.ask import show
 from recipes.common import llm
 from recipes.common import trainer as common
 from recipes.common.flags import finish, run, run_all
@@ -37,12 +34,10 @@ def parse_flags(argv: list[str] | None = None):
 def train(schedule: str, recipe: llm.RecipeArguments, args, tokenizer, data) -> Run:
     folder = recipe.output_dir / schedule
     args = dataclasses.replace(args, output_dir=str(folder))
-    callbacks = [common.greedy_callback(folder)] if schedule == "greedy" else []
+    callbacks = [common.greedy_callback(recipe, folder)] if schedule == "greedy" else []
     trainer = llm.make_trainer(llm.load_model(recipe, args), args, tokenizer, data, callbacks)
     run = common.train(trainer, schedule)
-    trainer.save_model(str(folder / "model"))
-    if args.process_index == 0:
-        tokenizer.save_pretrained(folder / "model")
+    common.save_model(trainer, folder / "model")
     return run
 
 
@@ -53,16 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     data = llm.load_data(recipe, tokenizer)
     runs = run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data))
     finish(runs, recipe)
-    if args.process_index == 0:
-        show(recipe.output_dir / runs[0].schedule / "model", recipe.ask)
-
-
-def show(folder: Path, question: str) -> None:
-    """How to use the trained model, and what it replies."""
-    if question:
-        print(f"> {question}\n{answer(folder, question)}")
-    words = shlex.join([str(folder), question or "Hello!"])
-    print(f"ask it: {sys.executable} -m recipes.ask {words}")
+    show(recipe.output_dir / runs[0].schedule / "model", recipe.ask)
 
 
 if __name__ == "__main__":

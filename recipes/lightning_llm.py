@@ -8,7 +8,7 @@
 
 The loss counts only the replies, and all tokens of a step equally, whichever process they are on. So two devices with
 half the --batch-size do the same run. Ctrl-C saves, and --resume continues as if there had been no interruption, on any
-such number of devices. Writes metrics.json, loss_and_lr.png and the adapter (greedy/adapter) to --output-dir.
+such number of devices. Writes metrics.json, loss_and_lr.png and the adapter (greedy/model) to --output-dir.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 from transformers import DataCollatorForSeq2Seq
 
+from recipes.ask import show
 from recipes.common import lightning as common
 from recipes.common.chat import load_tokens
 from recipes.common.flags import check_at_least, check_at_least_one, finish, parse, parser, run, run_all
@@ -52,7 +53,9 @@ def parse_flags(argv: list[str] | None = None):
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
     made.add_argument("--dtype", choices=PRECISION, default="float32", help="of the weights (default: %(default)s)")
-    args = parse(made, argv, same=("max_steps", "learning_rate"))
+    made.add_argument("--ask", default="", metavar="TEXT", help="a question for the trained model; prints its reply")
+    same = ("max_steps", "learning_rate", "split", "rows", "validation_rows", "max_length", "lora_r", "lora_alpha")
+    args = parse(made, argv, same=(*same, "warmup_steps", "dtype"))
     check_at_least_one(args, "max_steps", "batch_size", "save_steps", "devices", "num_nodes")
     check_at_least_one(args, "validation_rows", "max_length", "lora_r", "lora_alpha")
     check_at_least(0, args, "rows", "warmup_steps")
@@ -105,7 +108,8 @@ def train(schedule: str, args, tokenizer, data) -> Run:
     more = {"num_nodes": args.num_nodes, "precision": PRECISION[args.dtype]}
     run, trainer = common.train(module, (data["train"], data["test"]), 8, collate, **more)
     if trainer.is_global_zero:
-        module.model.save_pretrained(args.output_dir / schedule / "adapter")
+        for each in (module.model, tokenizer):
+            each.save_pretrained(args.output_dir / schedule / "model")
     return run
 
 
@@ -114,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args)
     data = load_tokens(args, tokenizer, args.max_length)
     common.check_rows(args, (data["train"], data["test"]), args.devices * args.num_nodes)
-    finish(run_all(args, lambda schedule: train(schedule, args, tokenizer, data)), args)
+    runs = run_all(args, lambda schedule: train(schedule, args, tokenizer, data))
+    finish(runs, args)
+    show(args.output_dir / runs[0].schedule / "model", args.ask)
 
 
 if __name__ == "__main__":

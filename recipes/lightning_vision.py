@@ -5,7 +5,7 @@
     python -m recipes.lightning_vision --devices 2                   # two processes
 
 Saves a checkpoint every --save-steps steps to --output-dir/SCHEDULE, and on Ctrl-C; --resume continues as if there had
-been no interruption. Writes metrics.json and loss_and_lr.png to --output-dir.
+been no interruption. Writes metrics.json, loss_and_lr.png and the network (greedy/model) to --output-dir.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ CNN = "cnn"
 class Module(common.Module):
     """A small CNN, trained by SGD with momentum."""
 
+    accuracy = float("nan")  # of the last validation
+
     def __init__(self, schedule: str, args, side: int):
         super().__init__(schedule, args)
         self.net = nn.Sequential(
@@ -42,21 +44,29 @@ class Module(common.Module):
         self.log_step(self.reduced(loss.detach())[0])
         return loss
 
+    def on_validation_epoch_start(self):
+        self.sums = [0.0, 0, 0]
+
     def validation_step(self, batch, batch_idx):
-        scores = self.net(batch["image"])
-        self.log("val_loss", nn.functional.cross_entropy(scores, batch["label"]), sync_dist=True, prog_bar=True)
-        self.log("val_accuracy", (scores.argmax(1) == batch["label"]).float().mean(), sync_dist=True, prog_bar=True)
+        scores, labels = self.net(batch["image"]), batch["label"]
+        loss = nn.functional.cross_entropy(scores, labels, reduction="sum")
+        counts = (scores.argmax(1) == labels).sum(), torch.ones_like(labels).sum()
+        self.sums = [total + value for total, value in zip(self.sums, (loss, *counts), strict=True)]
 
     def on_validation_epoch_end(self):
-        self.validation_loss.append((self.global_step, float(self.trainer.callback_metrics["val_loss"])))
+        loss, right, rows = self.reduced(*self.sums).tolist()
+        self.accuracy = right / rows
+        self.validation_loss.append((self.global_step, loss / rows))
+        self.log_dict({"val_loss": loss / rows, "val_accuracy": self.accuracy}, sync_dist=True, prog_bar=True)
 
 
 def train(schedule: str, args, data) -> Run:
     pl.seed_everything(args.seed, verbose=False)
     module = Module(schedule, args, side=round(len(data[0][0]["image"]) ** 0.5))
     run, trainer = common.train(module, data, validation_batch=500)
-    if "val_accuracy" in trainer.callback_metrics and trainer.is_global_zero:
-        print(f"{schedule}: validation accuracy {float(trainer.callback_metrics['val_accuracy']):.4f}")
+    if trainer.is_global_zero:
+        print(f"{schedule}: validation accuracy {module.accuracy:.4f}")
+        torch.save(module.net.cpu(), args.output_dir / schedule / "model")
     return run
 
 
@@ -65,7 +75,7 @@ def parse_flags(argv: list[str] | None = None):
     made = parser("lightning_vision", __doc__, **defaults)
     made.add_argument("--devices", type=int, default=1, help="processes, or GPUs (default: %(default)s)")
     made.add_argument("--save-steps", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
-    args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size"))
+    args = parse(made, argv, same=("max_steps", "learning_rate"))
     check_at_least_one(args, "max_steps", "batch_size", "devices", "save_steps")
     if args.model != CNN:
         raise RecipeError(f"--model {args.model!r} is unknown: this recipe has only {CNN!r}")
@@ -76,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_flags(argv)
     data = images(args.dataset)
     common.check_rows(args, data, args.devices)
-    finish(run_all(args, lambda schedule: train(schedule, args, data)), args)
+    runs = run_all(args, lambda schedule: train(schedule, args, data))
+    finish(runs, args, load="torch.load({model!r}, weights_only=False)")
 
 
 if __name__ == "__main__":

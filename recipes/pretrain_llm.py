@@ -10,7 +10,8 @@ followed by an end-of-text token, and cut into rows of --max-length tokens witho
 folder or a json, jsonl, csv, parquet or txt file; --streaming never holds more than a buffer of it in memory.
 
 Saves a checkpoint every --save-steps steps to --output-dir/SCHEDULE, and on Ctrl-C and SIGTERM; --resume continues with
-the same learning rates and the same rows. Writes metrics.json and loss_and_lr.png to --output-dir.
+the same learning rates and the same rows. Writes metrics.json, loss_and_lr.png and the model (greedy/model) to
+--output-dir.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
+from recipes.ask import show
 from recipes.common.accelerated import WHOLE, Sharded, add_decisions, make_accelerator, make_scheduler, resumed, save
 from recipes.common.decoder import load_config
 from recipes.common.flags import (
@@ -102,7 +104,7 @@ def prepare(schedule: str, args, config, accelerator, steps_per_epoch: int | Non
         optimizer = AcceleratedOptimizer(optimizer)  # `prepare` would save the shards of one process
     else:
         model, optimizer = accelerator.prepare(model, optimizer)
-    scheduler = make_scheduler(schedule, optimizer, args.output_dir / schedule, args.max_steps, steps_per_epoch)
+    scheduler = make_scheduler(schedule, optimizer, args, steps_per_epoch)
     return model, optimizer, accelerator.prepare(scheduler)
 
 
@@ -115,15 +117,22 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
     model, optimizer, scheduler = prepare(schedule, args, config, accelerator, per_epoch)
     loss_of = torch.compile(next_token_loss, backend=args.compile) if args.compile else next_token_loss
     mixed = torch.autocast(accelerator.device.type, torch.bfloat16, enabled=args.bf16)
-    result = resumed(accelerator, schedule, folder)
-    step = len(result.train_loss)
+    result = resumed(accelerator, schedule, args)
+    start, step = time.perf_counter() - result.seconds, len(result.train_loss)
     loader = make_loader(args, data[0], rows_a_step // parts, step * rows_a_step, args.max_steps * rows_a_step)
     loader = accelerator.prepare(loader)
     flops = flops_per_token(model, config, args.max_length)
     speedometer = Speedometer(flops, accelerator.device, args.bf16, processes)
     losses, lrs = [], []  # since the last reading
     progress = tqdm(total=args.max_steps, initial=step, desc=schedule, disable=not accelerator.is_main_process)
-    start = time.perf_counter()
+
+    def validated() -> tuple[int, float]:
+        with mixed:
+            return step, validate(model, loss_of, data[1], max(1, args.batch_size // parts), accelerator)
+
+    if not step:
+        result.validation_loss.append(validated())
+        speedometer.restart()
     with StopOnSignal() as stop:
         for rows in loader:
             with accelerator.accumulate(model):
@@ -157,9 +166,8 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
             lrs.clear()
             progress.set_postfix_str(f"loss {means[-1]:.3f}, lr {lr:.1e}, {speed}")
             if validates:
-                with mixed:
-                    loss = validate(model, loss_of, data[1], max(1, args.batch_size // parts), accelerator)
-                result.validation_loss.append((step, loss))
+                result.validation_loss.append(validated())
+            result.seconds = time.perf_counter() - start
             if saves or stopped:
                 save(accelerator, folder, step)
             if stopped and not last:
@@ -167,12 +175,12 @@ def train(schedule: str, args, tokenizer, config, data) -> Run:
                 raise Stopped(stop.number, args.output_dir)
             speedometer.restart()
     progress.close()
-    result.seconds, result.peak_memory_gib = time.perf_counter() - start, peak_memory_gib()
+    result.peak_memory_gib = peak_memory_gib()
     result.more = speedometer.summary()
     tokens, mfu = result.more.values()
     accelerator.print(f"{schedule}: {tokens:.0f} tokens/s, MFU {mfu:.1%} of {speedometer.source}")
     if schedule == "greedy" and accelerator.is_main_process:
-        add_decisions(result, scheduler, folder, args.learning_rate)
+        add_decisions(result, scheduler, args.learning_rate)
     if args.save_steps:
         save_model(accelerator, model, tokenizer, folder / "model")
     return result
@@ -210,7 +218,9 @@ def parse_flags(argv: list[str] | None = None):
     add("--fsdp", action=BOOLEAN, default=False, help="shard the model over the processes with `fully_shard`")
     add("--save-steps", type=int, default=60, help="steps between checkpoints; 0 saves nothing (default: %(default)s)")
     add("--log-steps", type=int, default=1, help="steps between readings of the loss, which wait for the device")
-    args = parse(made, argv, same=("max_steps", "learning_rate", "batch_size", "max_length", "width", "layers"))
+    add("--ask", default="", metavar="TEXT", help="for the trained model to continue; prints what it replies")
+    same = ("max_steps", "learning_rate", "max_length", "width", "layers", "tokenizer", "subset", "split", "column")
+    args = parse(made, argv, same=(*same, "streaming", "validation_rows", "bf16", "float64"))
     counts = ("max_steps", "batch_size", "max_length", "validation_rows", "gradient_accumulation_steps", "log_steps")
     check_at_least_one(args, *counts, "width", "layers")
     check_at_least(0, args, "save_steps")
@@ -236,6 +246,7 @@ def main(argv: list[str] | None = None) -> None:
     accelerator.print(f"{tokens:,} tokens: {length}")
     runs = run_all(args, lambda schedule: train(schedule, args, tokenizer, config, data))
     finish(runs, args, tokens=tokens, epochs=epochs)
+    show(args.output_dir / runs[0].schedule / "model", args.ask)
     accelerator.end_training()
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 # Send no usage statistics, do not change the working directory, and leave `print` alone.
 os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_CHDIR_TO_TRIAL_DIR="0", RAY_TRAIN_ENABLE_PRINT_PATCH="0")
 
+from recipes.ask import show
 from recipes.common import llm
 from recipes.common import trainer as common
 from recipes.common.data import check_length
@@ -120,10 +121,9 @@ def train_on_worker(config: dict) -> Run | None:
     callbacks = [RayTrainReportCallback()]
     checkpoint = ray.train.get_checkpoint()
     if schedule == "greedy":
-        file = folder / "history.jsonl"
         if checkpoint is None:
-            file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
-        callbacks.append(GreedyLRCallback(history_file=str(file)))
+            recipe.greedy.forget_unfinished(folder)
+        callbacks.append(GreedyLRCallback(**recipe.greedy.arguments(folder)))
     tokenizer = load_tokenizer(recipe)
     data = llm.load_data(recipe, tokenizer)
     # Ray merges the folders of the workers. With a shared one, a worker might upload a file that is only half written.
@@ -135,7 +135,7 @@ def train_on_worker(config: dict) -> Run | None:
         )
         trainer = llm.make_trainer(load_model(recipe, args, tokenizer), args, tokenizer, data, callbacks)
         try:
-            return common.train(
+            run = common.train(
                 prepare_trainer(trainer),
                 schedule,
                 checkpoint=saved and Path(saved) / RayTrainReportCallback.CHECKPOINT_NAME,
@@ -143,6 +143,8 @@ def train_on_worker(config: dict) -> Run | None:
             )
         except Stopped:
             return None
+        common.save_model(trainer, folder / "model")
+        return run
 
 
 def train(schedule: str, recipe: RecipeArguments, args) -> Run:
@@ -192,7 +194,9 @@ def main(argv: list[str] | None = None) -> None:
         "logging_config": ray.LoggingConfig(log_level="ERROR"),
     }
     ray.init(**({} if "RAY_ADDRESS" in os.environ else local))
-    finish(run_all(recipe, lambda schedule: train(schedule, recipe, args)), recipe)
+    runs = run_all(recipe, lambda schedule: train(schedule, recipe, args))
+    finish(runs, recipe)
+    show(recipe.output_dir / runs[0].schedule / "model", recipe.ask)
 
 
 if __name__ == "__main__":

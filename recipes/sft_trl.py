@@ -10,13 +10,15 @@ The loss counts only the replies. For that, TRL needs a chat template with `{% g
 best-known models, and this recipe has one for SmolLM2. For other models, give one by `--chat-template-path`, or count
 every token with `--assistant-only-loss false`. A dataset is a hub id, a folder or a file. Its rows are chats
 (`messages`, prompt and completion, Alpaca, ShareGPT, question and answer), or have a column `text`. Every field of
-TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png and checkpoints to --output-dir.
+TRL's `SFTConfig` is a flag. Writes metrics.json, loss_and_lr.png, checkpoints and the adapter
+(greedy/model) to --output-dir.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from recipes.ask import show
 from recipes.common import trainer as common
 from recipes.common.chat import check_rows, has_reply, load_rows
 from recipes.common.data import split_rows
@@ -81,7 +83,9 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = common.load_tokenizer(recipe)
     data = load_data(recipe, args, tokenizer)
     check_marks(recipe, args, tokenizer)
-    finish(run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data)), recipe)
+    runs = run_all(recipe, lambda schedule: train(schedule, recipe, args, tokenizer, data))
+    finish(runs, recipe)
+    show(recipe.output_dir / runs[0].schedule / "model", recipe.ask)
 
 
 if __name__ == "__main__":

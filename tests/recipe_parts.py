@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 WRONG = [  # flags of every recipe on chats, and what it says of them
     ({"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
     ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
-    ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+    ({"dataset": "missing.jsonl"}, "is not there: give a file, a folder, or the id of a dataset on the hub"),
     ({"model": "nothing"}, "cannot be loaded"),
     ({"model": "no-template"}, "has no chat template"),
     ({"dataset": "strings.jsonl"}, "has in row 0 messages 'w1 w2': make it a list of {role, content}"),

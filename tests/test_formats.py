@@ -108,3 +108,59 @@ def test_rows_that_are_cut_are_counted(tmp_path, capsys):
     data = chat.load_tokens(Args, tiny.tokenizer(), 5)
     assert "2 of 4 rows are longer than --max-length 5 tokens, and were cut there" in capsys.readouterr().out
     assert max(len(ids) for part in data.values() for ids in part["input_ids"]) == 5
+
+
+# ---- where data may be ----
+
+
+def places(folder):
+    """Three rows of text in a file of another spelling, a folder with two splits, and folders of `save_to_disk`."""
+    write(folder / "rows.jsonl", TEXTS)
+    (folder / "rows.jsonl").rename(folder / "ROWS.JSONL")
+    (folder / "parts").mkdir()
+    for split in ("train", "test"):
+        write(folder / "parts" / f"{split}.jsonl", TEXTS)
+    datasets.Dataset.from_list(TEXTS).save_to_disk(folder / "saved")
+    datasets.DatasetDict(train=datasets.Dataset.from_list(TEXTS)).save_to_disk(folder / "saved-parts")
+    (folder / "nothing-in-it").mkdir()
+    (folder / "rows.xml").write_text("<a/>")
+    (folder / "torn.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (folder / "no-bytes.jsonl").write_text("")
+
+
+TEXTS = [{"text": f"t{i}"} for i in range(3)]
+
+
+@pytest.mark.parametrize("place", ["ROWS.JSONL", "parts", "saved", "saved-parts", "~/parts"])
+def test_a_file_and_a_folder(place, tmp_path, monkeypatch):
+    places(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert list(chat.load_rows(place)["text"]) == ["t0", "t1", "t2"]
+    if place != "parts":  # datasets' own message
+        with pytest.raises(RecipeError, match=r"has no split 'validation', only: train|Unknown split .validation"):
+            chat.load_rows(place, "validation")
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("rows.xml", r"is a file of no kind that is known: its name must end in \.json, \.jsonl, \.csv, "),
+        ("torn.jsonl", "cannot be loaded .*JSON parse error.* in row 1"),
+        ("no-bytes.jsonl", "is empty: give one that has rows"),
+        ("nothing-in-it", "cannot be loaded .*doesn't contain any data files"),
+        ("rows.jsonll", "cannot be loaded .*Couldn't reach 'rows.jsonll' on the Hub"),  # it might be an id
+        ("missing.csv", "is not there: give a file, a folder, or the id of a dataset on the hub"),
+        ("./missing", "is not there"),
+        ("~/missing", "is not there"),
+        ("/a/b/c", "is not there"),
+        ("nobody/nothing", "cannot be loaded .*Couldn't reach 'nobody/nothing' on the Hub"),
+    ],
+)
+def test_data_that_is_not_there_is_one_sentence(place, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    places(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=says) as error:
+        chat.load_rows(place)
+    assert "\n" not in str(error.value)

@@ -211,7 +211,7 @@ def test_two_processes_are_killed_and_resumed(parts, tmp_path, more):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+        ({"dataset": "missing.jsonl"}, "is not there: give a file, a folder, or the id of a dataset on the hub"),
         ({"dataset": "other.csv"}, "has no column 'text', only: a, b"),
         ({"dataset": "empty.jsonl"}, "empty.jsonl' "),
         (

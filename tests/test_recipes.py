@@ -16,7 +16,7 @@ import torch
 from recipe_parts import ROOT, assert_same, flags, runs_of
 
 pytest.importorskip("peft")
-from greedylr_integrations import GreedyConfig, Reason
+from greedylr_integrations import Reason
 from recipes import ask, finetune_llm
 from recipes.common import chat, llm, offline, report, schedules, trainer
 from recipes.common import flags as common_flags
@@ -42,7 +42,7 @@ def test_the_command_line(parts, tmp_path):
     assert [run["schedule"] for run in metrics["runs"]] == ["greedy", "cosine"]
     for run in metrics["runs"]:
         assert [step for step, _ in run["train_loss"]] == list(range(1, 25))
-        assert len(run["validation_loss"]) == 4
+        assert [step for step, _ in run["validation_loss"]] == [0, 6, 12, 18, 24]
         assert run["validation_loss"][-1][1] < run["validation_loss"][0][1]
     assert greedy["train_loss"][0] == cosine["train_loss"][0]  # the same start and data
     assert {decision["reason"] for decision in greedy["decisions"]} == {"TOO_SHORT"}  # 24 steps: no search
@@ -197,6 +197,10 @@ def test_a_signal_while_the_ranks_agree_is_not_lost(monkeypatch):
         assert stop.number == signal.SIGTERM
 
 
+def plain_parser():
+    return common_flags.parser("some_recipe", "Text.", model="m", dataset="d", learning_rate=0.1, batch_size=4)
+
+
 def run_of(schedule):
     return Run(schedule, [(1, 2.0)], [(1, 2.0)], [(1, 0.1)], 1.0, 1.0)
 
@@ -260,7 +264,7 @@ def test_who_writes_the_results(monkeypatch, tmp_path, environment, first):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    made = common_flags.parser("some_recipe", "Text.", model="m", dataset="d", learning_rate=0.1)
+    made = plain_parser()
     file = tmp_path / "file"
     file.write_text("")
     if first:  # only that process looks at the output folder
@@ -270,10 +274,9 @@ def test_who_writes_the_results(monkeypatch, tmp_path, environment, first):
         common_flags.parse(made, ["--output-dir", str(file)])
 
 
-def test_a_run_that_is_all_warmup(parts, tmp_path, capsys, monkeypatch):
-    made = trainer.greedy_callback  # the default rule has no warmup
-    monkeypatch.setattr(trainer, "greedy_callback", lambda folder: made(folder, config=GreedyConfig()))
-    finetune_llm.main(flags(parts, tmp_path, max_steps=3, warmup_steps=3, plot=True))
+def test_a_run_that_is_all_warmup(parts, tmp_path, capsys):
+    words = flags(parts, tmp_path, max_steps=3, warmup_steps=3, plot=True)
+    finetune_llm.main([*words, "--greedy.rule", "loss"])  # the default rule has no warmup
     (run,) = runs_of(tmp_path)
     assert run["decisions"] == []
     assert "greedy" in capsys.readouterr().out
@@ -432,38 +435,6 @@ def test_the_command_line_wins_by_either_name(tmp_path, name, flag):
     for more, size in (([], 3), ([flag, "8"], 8)):
         _, args = finetune_llm.parse_flags([*words, *more])
         assert args.per_device_train_batch_size == size
-
-
-def plain(file, *words):
-    made = common_flags.parser("some_recipe", "Text.", max_steps=10, learning_rate=0.1)
-    return common_flags.parse(made, ["--config", str(file), *words])
-
-
-def test_flags_in_a_file(tmp_path):
-    file = tmp_path / "a.yaml"
-    file.write_text("max_steps: 7\nlearning-rate: 2e-4\nplot: false\ncompare: [greedy, wsd]\nresume: false\n")
-    args = plain(file, "--learning-rate", "0.5")
-    assert (args.max_steps, args.learning_rate, args.plot, args.resume) == (7, 0.5, False, False)
-    assert args.schedules == ["greedy", "wsd"]
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("max-stepz: 7", "has 'max-stepz', which is not a flag of some_recipe"),
-        ("just words", "is not a list of `flag: value`"),
-        ("a: [", "cannot be loaded"),
-        ("max-steps: many", "invalid int value: 'many'"),
-        (None, "cannot be loaded (FileNotFoundError"),
-    ],
-)
-def test_a_wrong_file_is_one_line(tmp_path, text, says):
-    if text is not None:
-        (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(RecipeError) as error:
-        plain(tmp_path / "a.yaml")
-    assert says in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def test_fixed_schedules_have_one_ramp():

@@ -110,7 +110,7 @@ def test_a_rejected_reply_is_of_another_chat(parts):
     ("name", "more", "says"),
     [
         *((name, more, says) for name in RECIPES for more, says in [
-            ({"dataset": "missing.jsonl"}, "cannot be loaded"),
+            ({"dataset": "missing.jsonl"}, "is not there: give a file, a folder, or the id of a dataset on the hub"),
             ({"dataset": "empty.csv"}, "is empty: give one that has rows"),
             ({"model": "nothing"}, "cannot be loaded"),
             ({"model": "no-template"}, "has no chat template"),

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.utils.data import Sampler
 
 from recipes.common.report import Run, decisions_in, next_learning_rate
-from recipes.common.schedules import fixed, greedy_lengths
+from recipes.common.schedules import fixed
 
 ON_CPU = not torch.accelerator.is_available()  # Accelerate needs to know, or the processes of torchrun train separately
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -25,15 +25,15 @@ def make_accelerator(**more):
     return Accelerator(cpu=ON_CPU, dataloader_config=DataLoaderConfiguration(split_batches=True), **more)
 
 
-def make_scheduler(schedule: str, optimizer, folder: Path, total_steps: int, steps_per_epoch: int | None):
-    """A schedule with a warmup over a twentieth of the run. The decisions of "greedy" are kept in `folder`."""
+def make_scheduler(schedule: str, optimizer, args, steps_per_epoch: int | None):
+    """A schedule with a warmup over a twentieth of the run."""
     from greedylr_integrations.accelerate import GreedyLR
 
-    warmup = total_steps // 20
+    warmup = args.max_steps // 20
     if schedule != "greedy":
-        return fixed(schedule, optimizer, total_steps, warmup)
-    lengths = greedy_lengths(total_steps, steps_per_epoch, warmup)
-    return GreedyLR(optimizer, **lengths, history_file=folder / "history.jsonl")
+        return fixed(schedule, optimizer, args.max_steps, warmup)
+    lengths = args.greedy.lengths(args.max_steps, steps_per_epoch, warmup)
+    return GreedyLR(optimizer, **lengths, **args.greedy.arguments(args.output_dir / schedule))
 
 
 class Order(Sampler):
@@ -70,18 +70,18 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
 
 
-def resumed(accelerator, schedule: str, folder: Path) -> Run:
+def resumed(accelerator, schedule: str, args) -> Run:
     """The run so far. Everything that was prepared is set to the last checkpoint, if there is one.
 
     What is added to the run is part of later checkpoints.
     """
-    result = Run(schedule, [], [], [], 0.0, 0.0)
+    result, folder = Run(schedule, [], [], [], 0.0, 0.0), args.output_dir / schedule
     kept = SimpleNamespace(state_dict=lambda: vars(result), load_state_dict=vars(result).update)
     accelerator.register_for_checkpointing(kept)
     if found := checkpoints(folder):
         accelerator.load_state(str(found[-1]))
-    elif accelerator.is_main_process:
-        (folder / "history.jsonl").unlink(missing_ok=True)  # left by a run that was killed before it saved
+    elif accelerator.is_main_process and schedule == "greedy":
+        args.greedy.forget_unfinished(folder)
     return result
 
 
@@ -105,8 +105,8 @@ def save(accelerator, folder: Path, step: int) -> None:
                 shutil.rmtree(path)
 
 
-def add_decisions(result: Run, scheduler, folder: Path, base_lr: float) -> None:
+def add_decisions(result: Run, scheduler, base_lr: float) -> None:
     """Add the decisions of the whole run, including those before a resume. For the main process, at the end."""
     scheduler.finish()
-    result.decisions = decisions_in(folder / "history.jsonl")
+    result.decisions = decisions_in(scheduler.history_file.path)
     result.next_learning_rate = next_learning_rate(result.decisions, base_lr)

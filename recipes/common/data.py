@@ -14,19 +14,31 @@ def load(name: str, split: str | None, subset: str | None = None, **more):
     """A split, or a dictionary of all splits if it is None. A file has one split, "train".
 
     `more` is passed to `load_dataset`.
-    """
-    from datasets import DatasetDict, load_dataset, load_from_disk
 
-    path = Path(name)
+    Raises:
+        RecipeError: if there is no such file, folder, hub id or split, or it cannot be read, in one sentence.
+    """
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    path = Path(name).expanduser()
+    kind = FILES.get(path.suffix.lower())
+    if path.is_file() and kind is None:
+        raise RecipeError(
+            f"dataset {name!r} is a file of no kind that is known: its name must end in {', '.join(FILES)}"
+        )
+    if not path.exists() and (kind or name.startswith((".", "/", "~")) or name.count("/") > 1):
+        raise RecipeError(f"dataset {name!r} is not there: give a file, a folder, or the id of a dataset on the hub")
     with loading("dataset", name):
-        if path.is_file() and path.suffix in FILES:
-            return load_dataset(FILES[path.suffix], data_files=name, split=split and "train", **more)
-        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
-            found = load_from_disk(name)
-            if not isinstance(found, DatasetDict):
-                return found if split else DatasetDict(train=found)
-            return found[split] if split else found
-        return load_dataset(name, subset, split=split, **more)
+        if path.is_file():
+            parts = load_dataset(kind, data_files=str(path), **more)
+        elif (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            parts = load_from_disk(path)
+            parts = {"train": parts} if isinstance(parts, Dataset) else parts
+        else:
+            return load_dataset(str(path), subset, split=split, **more)
+    if split is not None and split not in parts:
+        raise RecipeError(f"dataset {name!r} has no split {split!r}, only: {', '.join(parts)}")
+    return parts[split] if split else parts
 
 
 def split_rows(rows, validation_rows: int, seed: int, dataset: str, what: str = "rows"):

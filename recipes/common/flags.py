@@ -14,21 +14,25 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from greedylr_integrations.log import environment_rank
+from recipes.common import greedy
+from recipes.common.config_file import meant, words_of
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run, plot, print_table, save_metrics, write
 from recipes.common.schedules import SCHEDULES
 from recipes.common.stop import StopOnSignal, Stopped, resume_command
+from recipes.common.usage import Formatter, Usage
 
 # ---- the command line ----
 
 
 def parser(recipe: str, description: str, **defaults) -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(recipe, description=description.split("\n")[0])
+    made = new_parser(argparse.ArgumentParser, recipe, description)
     made.add_argument("--config", metavar="FILE.yaml", help="file of flags; the command line takes precedence")
     made.add_argument("--model", help="model to train (default: %(default)s)")
     made.add_argument("--dataset", help="data to train on (default: %(default)s)")
@@ -41,8 +45,31 @@ def parser(recipe: str, description: str, **defaults) -> argparse.ArgumentParser
     made.add_argument("--output-dir", help="folder of results and checkpoints (default: runs/RECIPE/DATE-TIME)")
     made.add_argument("--resume", action="store_true", help="continue the run in --output-dir from its last checkpoint")
     made.add_argument("--plot", action=argparse.BooleanOptionalAction, default=True, help="draw loss_and_lr.png")
+    greedy.add_flags(made)
     made.set_defaults(**defaults)
+    add_help(made, {}, {})
     return made
+
+
+def new_parser(kind: Callable[..., Any], recipe: str, description: str) -> Any:
+    """A parser whose errors are one line each, in place of two screens of usage."""
+    more = {"add_help": False, "allow_abbrev": False, "formatter_class": Formatter}
+    made = kind(prog=recipe, description=description.split("\n")[0], **more)
+    made.error = fail
+    return made
+
+
+def add_help(made: argparse.ArgumentParser, by_name: dict[str, list[str]], defaults: dict[str, Any]) -> None:
+    """Add --help and --help-all; see `Usage` for the arguments."""
+    by_name = {"settings of GreedyLR (docs/recipes.md)": greedy.NAMES, **by_name}
+    made.add_argument("-h", "--help", "--help-all", action=Usage, by_name=by_name, defaults=defaults)
+
+
+def parse_words(made: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    values, unknown = made.parse_known_args(argv)
+    if unknown:
+        raise RecipeError(f"{unknown[0]!r} is not a flag of {made.prog}{meant(made, unknown[0])}")
+    return values
 
 
 def parse(made: argparse.ArgumentParser, argv: list[str] | None, same: tuple[str, ...] = ()) -> argparse.Namespace:
@@ -53,8 +80,7 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None, same: tuple[str
     Raises:
         RecipeError: if a flag is wrong, in one line.
     """
-    made.error = fail  # instead of two screens of usage
-    return settle(made.prog, made.parse_args(with_config(made, argv)), same)
+    return settle(made.prog, parse_words(made, with_config(made, argv)), same)
 
 
 def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) -> argparse.Namespace:
@@ -67,11 +93,40 @@ def settle(recipe: str, args: argparse.Namespace, same: tuple[str, ...] = ()) ->
     if args.resume and not args.output_dir:
         raise RecipeError("--resume needs the --output-dir of the run to go on with")
     args.output_dir = Path(args.output_dir or f"runs/{recipe}/{time.strftime('%Y%m%d-%H%M%S')}")
-    args.settings = {"recipe": recipe, "model": args.model, "dataset": args.dataset, "seed": args.seed}
-    args.settings |= {name: getattr(args, name) for name in same}
+    args.greedy = greedy.from_flags(args)
+    args.settings = settings_of(recipe, args, same)
     if environment_rank() == 0:  # the others may see what it has written
         check_output_dir(args.output_dir, args.resume, args.settings)
     return args
+
+
+def settings_of(recipe: str, args: argparse.Namespace, same: Iterable[str]) -> dict[str, Any]:
+    """What must be the same when a run is resumed, as JSON."""
+    processes = getattr(args, "workers", None) or int(os.environ.get("WORLD_SIZE", 1))
+    if hasattr(args, "devices"):  # Lightning's, which starts processes of its own
+        processes = args.devices * getattr(args, "num_nodes", 1)
+    size = "batch_size" if hasattr(args, "batch_size") else "per_device_train_batch_size"
+    parts = args.gradient_accumulation_steps if size != "batch_size" else 1  # else they are parts of the batch
+    settings = {
+        "recipe": recipe,
+        "model": args.model,
+        "dataset": args.dataset,
+        "bytes_of_data": size_of(args.dataset, args.output_dir),
+        "seed": args.seed,
+        "rows_per_step": getattr(args, size) * parts * processes,
+        **{name: getattr(args, name) for name in same},
+    }
+    if "greedy" in args.schedules:
+        settings["greedy"] = args.greedy.to_settings()
+    return json.loads(json.dumps(settings, default=str))
+
+
+def size_of(dataset: str, output_dir: Path) -> int | None:
+    """Bytes of a file, or of all files of a folder that are not results; None for a hub id and data of a package."""
+    path, results = Path(dataset).absolute(), output_dir.absolute()
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    sizes = [file.stat().st_size for file in files if results not in file.parents]
+    return sum(sizes) if path.exists() else None
 
 
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
@@ -98,28 +153,8 @@ def with_config(made: argparse.ArgumentParser, argv: list[str] | None) -> list[s
     file = first.parse_known_args(argv)[0].config
     if file is None:
         return argv
-    import yaml
-
     with loading("--config", file):
-        flags = yaml.safe_load(Path(file).read_text())
-    if not isinstance(flags, dict):
-        raise RecipeError(f"--config {file!r} is not a list of `flag: value`")
-    words = []
-    for name, value in flags.items():
-        flag = f"--{name}".replace("_", "-")  # either spelling
-        no = f"--no-{flag[2:]}"
-        action = made._option_string_actions.get(flag)
-        if action is None:
-            raise RecipeError(f"--config {file!r} has {name!r}, which is not a flag of {made.prog}")
-        if isinstance(value, list):
-            words += [flag, *map(str, value)]
-        elif isinstance(value, dict):
-            words.append(f"{flag}={json.dumps(value)}")
-        elif isinstance(value, bool) and action.nargs == 0:
-            words += [flag] if value else [no] if no in made._option_string_actions else []
-        else:
-            words.append(f"{flag}={value}")
-    return [*words, *argv]
+        return [*words_of(made, file), *argv]
 
 
 def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
@@ -139,11 +174,20 @@ def check_output_dir(path: Path, resume: bool, settings: dict) -> None:
     elif not begun.exists() or not (results or checkpoints):
         raise RecipeError(f"{path} has no checkpoint of a run to resume: leave out --resume to start one")
     else:
-        for name, value in json.loads(begun.read_text()).items():
-            if settings.get(name) != value:
-                raise RecipeError(
-                    f"{path} was started with {name} {value!r}, so it cannot be resumed with {settings.get(name)!r}"
-                )
+        for name, value in changed(json.loads(begun.read_text()), settings):
+            raise RecipeError(
+                f"{path} was started with {name} {value[0]!r}, so it cannot be resumed with {value[1]!r}: give the same"
+                " again, or choose another --output-dir for a new run"
+            )
+
+
+def changed(begun: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The settings that differ, with both values; those that only one of them has do not count."""
+    for name in (name for name in begun if name in now):
+        if isinstance(begun[name], dict) and isinstance(now[name], dict):
+            yield from changed(begun[name], now[name], f"{prefix}{name}.")
+        elif begun[name] != now[name]:
+            yield f"{prefix}{name}", (begun[name], now[name])
 
 
 def agreed(value):
@@ -169,7 +213,8 @@ def loading(what: str, name: str) -> Iterator[None]:
         if type(error).__name__ == "DatasetGenerationError" and error.__cause__:  # its own message says nothing
             cause = error.__cause__
         reason = (str(cause).strip().splitlines() or [""])[0]
-        if "corresponds to no data" in reason or "the first 0 values" in reason:  # the messages of datasets
+        no_rows = "corresponds to no data" in reason or "the first 0 values" in reason  # the messages of datasets
+        if no_rows or isinstance(cause, StopIteration):
             raise RecipeError(f"{what} {name!r} is empty: give one that has rows") from error
         raise RecipeError(f"{what} {name!r} cannot be loaded ({type(cause).__name__}: {reason})") from error
 
@@ -201,8 +246,11 @@ def run_all(args: argparse.Namespace, train: Callable[[str], Run]) -> list[Run]:
     return runs
 
 
-def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
-    """Write table, metrics.json and picture, in the first process only."""
+def finish(runs: list[Run], args: argparse.Namespace, load: str | None = None, **more) -> None:
+    """Write table, metrics.json and picture, in the first process only.
+
+    `load` is the code that loads the model, with {model!r} for its place; `more` goes to metrics.json.
+    """
     if environment_rank() != 0:
         return
     more = {**args.settings, "base_lr": args.learning_rate, **more}
@@ -211,6 +259,8 @@ def finish(runs: list[Run], args: argparse.Namespace, **more) -> None:
         plot(runs, args.output_dir / "loss_and_lr.png")
     print_table(runs, args.learning_rate)
     print(f"written to {args.output_dir}")
+    if load is not None:
+        print("load it:", load.format(model=str(args.output_dir / runs[0].schedule / "model")))
 
 
 def run(recipe: str, main: Callable[[], None]) -> None:

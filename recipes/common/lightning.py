@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from greedylr_integrations.lightning import GreedyLRCallback
 from recipes.common.offline import RecipeError
 from recipes.common.report import Run, decisions_in, next_learning_rate, peak_memory_gib
-from recipes.common.schedules import fixed, greedy_lengths
+from recipes.common.schedules import fixed
 from recipes.common.stop import StopOnSignal, Stopped
 
 
@@ -27,6 +27,7 @@ class Module(pl.LightningModule):
         super().__init__()
         self.schedule, self.args, self.warmup_steps = schedule, args, warmup_steps
         self.train_loss, self.validation_loss, self.learning_rate = [], [], []
+        self.start = time.perf_counter()
 
     def log_step(self, loss: torch.Tensor) -> None:
         """For `training_step`: log the loss, as a mean over the ranks, and the LR of the step."""
@@ -51,10 +52,16 @@ class Module(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
-        checkpoint["log"] = self.log_so_far()
+        checkpoint["log"], checkpoint["seconds"] = self.log_so_far(), self.seconds
 
     def on_load_checkpoint(self, checkpoint):
         self.train_loss, self.validation_loss, self.learning_rate = checkpoint["log"]
+        self.start -= checkpoint.get("seconds", 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, as far as checkpoints know."""
+        return time.perf_counter() - self.start
 
 
 class Batches:
@@ -118,7 +125,8 @@ class Saving(pl.Callback):
             self.save(trainer)
 
     def on_validation_end(self, trainer, module):
-        self.save(trainer)
+        if not trainer.sanity_checking:
+            self.save(trainer)
 
     def save(self, trainer):
         if self.stopped or trainer.global_step % self.every == 0:
@@ -143,21 +151,22 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
     decisions are kept in --output-dir/SCHEDULE.
     """
     args, folder = module.args, module.args.output_dir / module.schedule
-    found, log = checkpoints(folder), folder / "history.jsonl"
-    if not found:
-        log.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
+    found, callback = checkpoints(folder), None
     validated = max(1, args.max_steps // 4)
     callbacks = [Saving(folder, args.save_steps, validated)]
     if module.schedule == "greedy":
+        if not found:
+            args.greedy.forget_unfinished(folder)
         per_epoch = len(data[0]) // (args.batch_size * args.devices * more.get("num_nodes", 1))
-        lengths = greedy_lengths(args.max_steps, per_epoch, module.warmup_steps)
-        callbacks.insert(0, GreedyLRCallback(**lengths, history_file=str(log), prog_bar=True))
+        lengths = args.greedy.lengths(args.max_steps, per_epoch, module.warmup_steps)
+        callback = GreedyLRCallback(**lengths, **args.greedy.arguments(folder))
+        callbacks.insert(0, callback)
     trainer = pl.Trainer(
         max_steps=args.max_steps,
         max_epochs=-1,
         val_check_interval=validated,
         check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=-1,  # all of the validation, before a run that is not resumed
         devices=args.devices,
         use_distributed_sampler=False,
         callbacks=callbacks,
@@ -172,7 +181,7 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
         DataLoader(data[0], batch_sampler=batches, collate_fn=collate_fn),
         DataLoader(own, validation_batch, collate_fn=collate_fn),
     )
-    start = time.perf_counter()
+    module.start = time.perf_counter()
     try:
         trainer.fit(module, *loaders, ckpt_path=found[-1] if found else None)
     except Stopped:
@@ -180,13 +189,13 @@ def train(module: Module, data, validation_batch: int, collate_fn=None, **more) 
             sys.exit()  # if this process ended with an error, Lightning would kill the first one
         raise
     train_loss, validation_loss, learning_rate = module.log_so_far()
-    decisions = decisions_in(log) if module.schedule == "greedy" and trainer.is_global_zero else []
+    decisions = decisions_in(callback.scheduler.history_file.path) if callback and trainer.is_global_zero else []
     run = Run(
         schedule=module.schedule,
         train_loss=train_loss,
         validation_loss=validation_loss,
         learning_rate=learning_rate,
-        seconds=time.perf_counter() - start,
+        seconds=module.seconds,
         peak_memory_gib=peak_memory_gib(),
         next_learning_rate=next_learning_rate(decisions, args.learning_rate),
         decisions=decisions,

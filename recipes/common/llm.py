@@ -18,7 +18,6 @@ class RecipeArguments(common.RecipeArguments):
     )
     qlora: bool = field(default=False, metadata={"help": "LoRA on 4-bit weights"})
     full: bool = field(default=False, metadata={"help": "train all weights instead of LoRA's"})
-    ask: str = field(default="", metadata={"help": "a question for the trained model; prints its reply"})
 
 
 def parse_flags(recipe: str, description: str, kind: type[RecipeArguments], argv: list[str] | None, **defaults):
@@ -74,6 +73,7 @@ def make_trainer(model, args, tokenizer, data, callbacks):
         args,
         train_dataset=data["train"],
         eval_dataset=data["test"],
+        processing_class=tokenizer,
         data_collator=lambda rows: (default_data_collator if "position_ids" in rows[0] else padded)(rows),
         callbacks=callbacks,
     )

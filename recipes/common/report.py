@@ -20,7 +20,8 @@ from recipes.common.offline import RecipeError
 class Run:
     """One training run as the report shows it, with (step, value) pairs.
 
-    If the run was resumed, `seconds` and `peak_memory_gib` are those of the last process.
+    If the run was resumed, `seconds` are those of all its processes up to their last checkpoints, and
+    `peak_memory_gib` is that of the last one.
     """
 
     schedule: str

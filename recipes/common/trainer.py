@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -9,17 +10,30 @@ import os
 import time
 import warnings
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from transformers import HfArgumentParser, ProgressCallback, TrainerCallback
+from transformers import HfArgumentParser, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import SchedulerType
 
 from greedylr_integrations.transformers import GreedyLRCallback
+from recipes.common import greedy
 from recipes.common.data import check_length
-from recipes.common.flags import agreed, check_at_least, check_at_least_one, fail, loading, settle, with_config
+from recipes.common.flags import (
+    add_help,
+    agreed,
+    check_at_least,
+    check_at_least_one,
+    loading,
+    new_parser,
+    parse_words,
+    settle,
+    with_config,
+)
 from recipes.common.offline import CHITCHAT, SMOLLM2, RecipeError, smollm2
 from recipes.common.report import Run, decisions_in, next_learning_rate, peak_memory_gib
 from recipes.common.schedules import SCHEDULES, kind_and_arguments
@@ -43,8 +57,11 @@ class RecipeArguments:
     lora_r: int = field(default=8, metadata={"help": "rank of the LoRA matrices"})
     lora_alpha: int = field(default=16, metadata={"help": "the scale of LoRA is alpha / rank"})
     plot: bool = field(default=True, metadata={"help": "draw loss_and_lr.png"})
+    ask: str = field(default="", metadata={"help": "a question for the trained model; prints its reply"})
 
 
+# when a run is resumed
+MAY_CHANGE = ("config", "schedule", "compare", "resume", "plot", "ask", "workers", "max_failures")
 DEFAULTS = {
     "max_steps": 80,
     "per_device_train_batch_size": 4,
@@ -52,12 +69,40 @@ DEFAULTS = {
     "warmup_steps": 3,
     "logging_steps": 1,
     "eval_strategy": "steps",
+    "eval_on_start": True,
     "eval_steps": 0.25,  # share of the run
     "save_strategy": "steps",
     "save_steps": 0.25,
     "save_total_limit": 2,
     "report_to": "none",
 }
+
+# of TrainingArguments, what must be the same when a run is resumed
+THE_SAME = ("max_steps", "num_train_epochs", "learning_rate", "warmup_steps", "weight_decay", "optim", "bf16", "fp16")
+BY_SCHEDULE = f"choose by --schedule, one of {', '.join(SCHEDULES)}"
+NOT_HONOURED = {
+    "lr_scheduler_type": BY_SCHEDULE,
+    "lr_scheduler_kwargs": BY_SCHEDULE,
+    "resume_from_checkpoint": "use --resume with the --output-dir of the run",
+}
+
+
+def trainer_parser(recipe: str, description: str, kinds: tuple[type, type], defaults: dict) -> HfArgumentParser:
+    """A parser of the recipe's arguments and of TrainingArguments, of which --help has only the names."""
+    import torch
+
+    made = new_parser(partial(HfArgumentParser, kinds), recipe, description)
+    short = {"dest": "per_device_train_batch_size", "help": "short for --per-device-train-batch-size"}
+    made.add_argument("--batch-size", "--batch_size", type=int, metavar="ROWS", **short)
+    greedy.add_flags(made)
+    listed = [each.name for each in dataclasses.fields(kinds[1]) if each.init and each.name not in NOT_HONOURED]
+    add_help(made, {f"fields of {kinds[1].__name__}": listed}, defaults)
+    for action in made._actions:
+        if action.dest in NOT_HONOURED:
+            action.help = argparse.SUPPRESS
+    more = {"output_dir": None, "dataloader_pin_memory": torch.cuda.is_available(), **dict.fromkeys(NOT_HONOURED)}
+    made.set_defaults(**more, **defaults)
+    return made
 
 
 def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv: list[str] | None, **defaults):
@@ -66,31 +111,32 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
     Raises:
         RecipeError: if a flag is wrong, in one line.
     """
-    import torch
-
-    made = HfArgumentParser(kinds, prog=recipe, description=description.split("\n")[0])
-    made.error = fail
-    short = {"dest": "per_device_train_batch_size", "help": "short for --per-device-train-batch-size"}
-    made.add_argument("--batch-size", "--batch_size", type=int, **short)
-    made.set_defaults(output_dir=None, dataloader_pin_memory=torch.cuda.is_available(), **{**DEFAULTS, **defaults})
+    made = trainer_parser(recipe, description, kinds, {**DEFAULTS, **defaults})
     argv = with_config(made, argv)
     given = {word.split("=")[0].replace("-", "_") for word in argv}
     if "__num_train_epochs" in given and "__max_steps" not in given:
         made.set_defaults(max_steps=-1)
-    values, unknown = made.parse_known_args(argv)
-    if unknown:
-        raise RecipeError(f"{unknown[0]!r} is not a flag of {recipe}")
-    settle(recipe, values, same=("max_steps", "num_train_epochs", "learning_rate"))
+    values = parse_words(made, argv)
+    refuse_what_is_not_honoured(values)
+    own, theirs, general = ({each.name for each in dataclasses.fields(kind)} for kind in (*kinds, TrainingArguments))
+    settle(recipe, values, same=sorted(own - set(MAY_CHANGE) | theirs - general | set(THE_SAME)))
     values.output_dir = str(values.output_dir)
     check_numbers(values)
     try:
         args, training_args = made.parse_dict(vars(values), allow_extra_keys=True)
     except ValueError as error:
         raise RecipeError(str(error).strip().splitlines()[0]) from error
-    for name in ("schedules", "settings", "learning_rate", "seed"):
+    for name in ("schedules", "settings", "learning_rate", "seed", "greedy"):
         setattr(args, name, getattr(values, name))
     args.output_dir = Path(agreed(values.output_dir))
     return args, training_args
+
+
+def refuse_what_is_not_honoured(values) -> None:
+    """Refuse what the recipe decides by other flags, and leave it to TrainingArguments otherwise."""
+    for name, instead in NOT_HONOURED.items():
+        if (value := vars(values).pop(name)) is not None:
+            raise RecipeError(f"--{name.replace('_', '-')} {value} has no effect in a recipe: {instead}")
 
 
 def check_numbers(values) -> None:
@@ -155,11 +201,27 @@ def loss_in_float64(logits, labels, vocab_size, num_items_in_batch=None, **kwarg
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
-class _AtStepEnd(TrainerCallback):
-    """Saves and stops after a signal, and logs the last step for any --logging-steps."""
+class _AtStepEnd(TrainerCallback, ExportableState):
+    """Saves and stops after a signal, logs the last step for any --logging-steps, and counts the time of all resumes.
+
+    Attributes:
+        seconds (float): since the run began, as far as checkpoints know.
+    """
 
     def __init__(self, stop: StopOnSignal) -> None:
-        self.stop = stop
+        self.stop, self.start = stop, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+    def state(self):
+        return {"args": {}, "attributes": {"seconds": self.seconds}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        mine = state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        if state.global_step:
+            self.start -= mine["attributes"]["seconds"]
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.stop.asked():
@@ -201,12 +263,11 @@ def _is_json(file: Path) -> bool:
     return True
 
 
-def greedy_callback(folder: Path, **more) -> GreedyLRCallback:
+def greedy_callback(args: RecipeArguments, folder: Path) -> GreedyLRCallback:
     """A callback that keeps its decisions in `folder`, across resumes."""
-    file = folder / "history.jsonl"
     if last_checkpoint(folder) is None:
-        file.unlink(missing_ok=True)  # left by a run that ended before its first checkpoint
-    return GreedyLRCallback(history_file=str(file), **more)
+        args.greedy.forget_unfinished(folder)
+    return GreedyLRCallback(**args.greedy.arguments(folder))
 
 
 def train_lora(kind, schedule: str, recipe: RecipeArguments, args, tokenizer, data) -> Run:
@@ -223,9 +284,18 @@ def train_lora(kind, schedule: str, recipe: RecipeArguments, args, tokenizer, da
         eval_dataset=data["test"],
         processing_class=tokenizer,
         peft_config=LoraConfig(r=recipe.lora_r, lora_alpha=recipe.lora_alpha, target_modules="all-linear"),
-        callbacks=[greedy_callback(folder)] if schedule == "greedy" else None,
+        callbacks=[greedy_callback(recipe, folder)] if schedule == "greedy" else None,
     )
-    return train(trainer, schedule)
+    run = train(trainer, schedule)
+    save_model(trainer, folder / "model")
+    return run
+
+
+def save_model(trainer, folder: Path) -> None:
+    """The model or adapter and its tokenizer, for `recipes.ask`. Every rank must call it."""
+    trainer.save_model(str(folder))
+    if trainer.args.process_index == 0:
+        trainer.processing_class.save_pretrained(folder)
 
 
 def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSignal | None = None) -> Run:
@@ -243,12 +313,14 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
             steps = math.ceil(math.ceil(steps) * args.num_train_epochs)
         kind, args.lr_scheduler_kwargs = kind_and_arguments(schedule, steps)
         args.lr_scheduler_type = SchedulerType(kind)
-    start = time.perf_counter()
+    checkpoint = checkpoint or last_checkpoint(folder)
+    args.eval_on_start &= checkpoint is None and args.eval_strategy != "no"
     with stop or StopOnSignal() as stop:
         if trainer.pop_callback(ProgressCallback) is not None:
             trainer.add_callback(_Bar(schedule))
-        trainer.add_callback(_AtStepEnd(stop))
-        trainer.train(resume_from_checkpoint=checkpoint or last_checkpoint(folder))
+        at_step_end = _AtStepEnd(stop)
+        trainer.add_callback(at_step_end)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if stop.number and trainer.state.global_step < trainer.state.max_steps:
         raise Stopped(stop.number, folder.parent)
     log = trainer.state.log_history
@@ -258,7 +330,7 @@ def train(trainer, schedule: str, checkpoint: Path | None = None, stop: StopOnSi
         train_loss=[(entry["step"], entry["loss"]) for entry in log if "loss" in entry],
         validation_loss=[(entry["step"], entry["eval_loss"]) for entry in log if "eval_loss" in entry],
         learning_rate=[(entry["step"], entry["learning_rate"]) for entry in log if "loss" in entry],
-        seconds=time.perf_counter() - start,
+        seconds=at_step_end.seconds,
         peak_memory_gib=peak_memory_gib(),
         next_learning_rate=next_learning_rate(decisions, args.learning_rate),
         decisions=decisions,
