@@ -1,6 +1,8 @@
 """Every Python block of the docs and the README runs, page by page, on small models in place of the reader's."""
 
+import os
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -25,6 +27,7 @@ def blocks(page):
 def reader(out):
     """What a reader of the docs has: a model, data, an optimizer, in the names that the pages use."""
     import lightning.pytorch as pl
+    from datasets import Dataset
     from transformers.utils import ModelOutput
 
     class Model(tiny.Regressor):
@@ -53,6 +56,9 @@ def reader(out):
         "data": data,
         "held_out": data,
         "make_model": lambda: net,
+        "llm": tiny.llama(),
+        "tokenizer": tiny.tokenizer(),
+        "texts": Dataset.from_list([{"text": f"w{i} w{i + 1}"} for i in range(20)]),
         "loader": loader,
         "batches": loader,
         "optimizer": torch.optim.AdamW(net.parameters(), lr=1e-3),
@@ -70,6 +76,52 @@ def test_every_block_runs(page, tmp_path, monkeypatch):
     names = reader(tmp_path)
     for line, code in blocks(page):
         exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+PROSE = [
+    page
+    for pattern in ("*.md", "docs/*.md", "recipes/**/*.md", "benchmarks/*.md")
+    for page in sorted(ROOT.glob(pattern))
+]
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    prose = re.sub(r"^ *```.*?^ *```|`[^`\n]+`", "", page.read_text(), flags=re.M | re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in link:
+            assert re.fullmatch(r"https://[\w-]+(\.[\w-]+)+(/[^\s<>\"]*)?", link), f"{page.name}: {link}"
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        if anchor:
+            assert anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def anchors(page):
+    """The anchors of a page's headings, as MkDocs and GitHub make them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).lower()) for heading in headings}
+
+
+def test_a_release_has_the_readme_with_absolute_links(tmp_path):
+    pytest.importorskip("setuptools")
+    for name in ("README.md", "pyproject.toml", "setup.py", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "greedylr_integrations").mkdir()
+    build = "from setuptools.build_meta import prepare_metadata_for_build_wheel as make; make('.')"
+    address = "https://example.org/owner/name"
+    done = run([sys.executable, "-c", build], cwd=tmp_path, env={**os.environ, "REPOSITORY_URL": address})
+    assert done.returncode == 0, done.stderr[-3000:]
+    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
+    text = metadata.read_text()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) == len(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text()))
+    assert all(link.startswith("https://") for link in links)
+    assert f"{address}/raw/HEAD/docs/img/loss-over-base-lr.png" in links
+    assert f"{address}/blob/HEAD/docs/trainer.md" in links
+    assert "Description-Content-Type: text/markdown" in text
 
 
 def test_the_pages_are_in_the_navigation_and_their_pictures_there():

@@ -288,6 +288,27 @@ def test_the_loss_of_a_reward_trainer_is_none_to_follow(tmp_path, warnings_of):
     assert "follow the reward instead, with GreedyLRCallback(monitor='reward', mode='max')" in message
 
 
+@pytest.mark.filterwarnings("ignore")  # of trl
+def test_a_reward_is_followed(tmp_path):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    callback = GreedyLRCallback(monitor="reward", mode="max", **FAST)
+    settings = {"num_generations": 2, "max_completion_length": 4, "bf16": False, "max_steps": 6}
+    tokenizer = tiny.tokenizer()
+    tokenizer.padding_side = "left"
+    trainer = trl.GRPOTrainer(
+        tiny.llama(),
+        lambda completions, **_: [float(text.count("w1")) for text in completions],
+        tiny.arguments(tmp_path, trl.GRPOConfig, **settings),
+        datasets.Dataset.from_list([{"prompt": f"w{i} w{i + 1}"} for i in range(20)]),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer.train()
+    rewards = [row["reward"] for row in trainer.state.log_history if "reward" in row]
+    assert [record.decision.loss for record in callback.history] == pytest.approx(rewards)
+    assert len(rewards) == 6
+
+
 @pytest.mark.parametrize(
     ("steps", "settings", "options", "warmup"),
     [
