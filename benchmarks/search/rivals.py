@@ -134,7 +134,7 @@ def mechanic(parameter: nn.Parameter, job: Job, workload: Workload, **knob: floa
     from mechanic_pytorch import mechanize
 
     base = type(of_torch(workload.optimizer, [parameter], 1.0))
-    more = {"momentum": 0.9} if base is torch.optim.SGD else {}
+    more = {"momentum": 0.9} if workload.optimizer == "sgd" else {}
     return Method(mechanize(base, **knob)([parameter], lr=1.0, **more), job.steps, arms.SHAPES["linear"])
 
 
