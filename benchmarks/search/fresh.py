@@ -20,7 +20,7 @@ from benchmarks.search.workload import Batch, Rows, Weights, normal
 class WeatherFlow(Rows):
     """A normalizing flow of couplings over the weather: nats to write down a number to a sixteenth of its deviation."""
 
-    name, family, optimizer, lr, batch = "weather-flow", "weather-flow", "adamw", 5e-3, 32
+    name, family, optimizer, lr, batch = "weather-flow", "weather-flow", "adamw", 1e-2, 32
 
     def sides(self) -> tuple[Batch, Batch]:
         return fresh_data.weather()
@@ -56,7 +56,7 @@ class WeatherFlow(Rows):
 class StormsScore(Rows):
     """A diffusion model of storms: what noise has been added, by layers that know how much of it."""
 
-    name, family, optimizer, lr, batch = "storms-score", "storms-score", "adamw", 3e-3, 64
+    name, family, optimizer, lr, batch = "storms-score", "storms-score", "adamw", 1e-2, 64
 
     def sides(self) -> tuple[Batch, Batch]:
         return fresh_data.storms()
@@ -91,7 +91,7 @@ class StormsScore(Rows):
 class GlyphsVae(Rows):
     """A variational autoencoder of characters of many typefaces: nats of a pixel."""
 
-    name, family, optimizer, lr, batch = "glyphs-vae", "glyphs-vae", "adamw", 3e-3, 16
+    name, family, optimizer, lr, batch = "glyphs-vae", "glyphs-vae", "adamw", 2e-2, 16
 
     def sides(self) -> tuple[Batch, Batch]:
         return fresh_data.glyphs()
@@ -125,7 +125,7 @@ class GlyphsVae(Rows):
 class BaseballExperts(Rows):
     """A batter's runs in a season, by four small networks and a gate that says which of them knows."""
 
-    name, family, optimizer, lr, batch = "baseball-experts", "baseball-experts", "sgd", 0.03, 16
+    name, family, optimizer, lr, batch = "baseball-experts", "baseball-experts", "sgd", 0.1, 16
     experts: ClassVar[int] = 4
 
     def sides(self) -> tuple[Batch, Batch]:
@@ -151,7 +151,7 @@ class BaseballExperts(Rows):
 class ExamsOrdinal(Rows):
     """A pupil's grade by ordinal regression: one number, and five bounds between the grades."""
 
-    name, family, optimizer, lr, batch = "exams-ordinal", "exams-ordinal", "plain sgd", 0.1, 32
+    name, family, optimizer, lr, batch = "exams-ordinal", "exams-ordinal", "plain sgd", 0.5, 32
 
     def sides(self) -> tuple[Batch, Batch]:
         return fresh_data.exams()

@@ -60,10 +60,12 @@ def reviews() -> Pair:
 
 @cache
 def weather() -> Sides:
-    """Temperature, dew point, two sides of the wind and pressure at three airports, in an hour and three hours before."""
+    """Temperature, dew point, wind and pressure at an airport, in an hour and three hours before."""
     table = frame("nycflights13", "weather").dropna(subset=["temp", "dewp", "wind_dir", "wind_speed", "pressure"])
     angle = table["wind_dir"] * math.pi / 180
-    table = table.assign(east=table["wind_speed"] * angle.map(math.sin), north=table["wind_speed"] * angle.map(math.cos))
+    table = table.assign(
+        east=table["wind_speed"] * angle.map(math.sin), north=table["wind_speed"] * angle.map(math.cos)
+    )
     x = columns(table, "temp", "dewp", "east", "north", "pressure")
     same = torch.tensor((table["origin"].to_numpy()[3:] == table["origin"].to_numpy()[:-3]).copy())
     return older._split(torch.cat([x[3:], x[:-3]], 1)[same], held_out=2_000)
@@ -107,7 +109,7 @@ def baseball() -> Sides:
 
 @cache
 def exams() -> Sides:
-    """Grades of 31,022 pupils in chemistry, from 0 to 5; their earlier grades, age and sex; where they went to school."""
+    """Earlier grades, age and sex of 31,022 pupils; where they went to school; their grades in chemistry, 0 to 5."""
     table = frame("mlmRev", "Chem97")
     table = table.assign(girl=(table["gender"] == "F").astype(float))
     x = columns(table, "gcsescore", "age", "girl")
@@ -133,7 +135,7 @@ def demand() -> Sides:
 
 @cache
 def births() -> Sides:
-    """Births of a day in a state of the USA, 372,557 of them: state, weekday, day of the year, year; births; the usual number."""
+    """372,864 times a day in a state: the state, weekday, day of the year and year; births; how many are usual there."""
     table = frame("mosaicData", "Birthdays").dropna()
     state = numbers(table["state"])
     count = torch.tensor(table["births"].to_numpy(dtype="float32", copy=True))

@@ -35,7 +35,8 @@ class TitlesDilated(Text):
     """Gated convolutions over titles of films, each over two characters that are twice as far apart."""
 
     name, family, optimizer, lr, batch, clip = "titles-dilated", "titles-dilated", "adamw", 1e-2, 8, 1.0
-    width: ClassVar[int] = 20
+    length: ClassVar[int] = 12
+    width: ClassVar[int] = 18
 
     def text(self) -> data.Pair:
         return fresh_data.titles()
@@ -74,7 +75,7 @@ class ReviewsLstm(Text):
 
     name, family, optimizer, lr, batch, clip = "reviews-lstm", "reviews-lstm", "sgd", 0.3, 8, 1.0
     length: ClassVar[int] = 12
-    width: ClassVar[int] = 24
+    width: ClassVar[int] = 20
 
     def text(self) -> data.Pair:
         return fresh_data.reviews()
@@ -105,7 +106,7 @@ class ReviewsLstm(Text):
 class DemandQuantiles(Rows):
     """Five quantiles of the demand for electricity in six hours, by a highway network."""
 
-    name, family, optimizer, lr, batch = "demand-quantiles", "demand-quantiles", "rmsprop", 3e-3, 16
+    name, family, optimizer, lr, batch = "demand-quantiles", "demand-quantiles", "rmsprop", 1e-2, 16
     quantiles = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
 
     def start(self, g: torch.Generator) -> Weights:

@@ -1,4 +1,4 @@
-"""Optimizers that need no LR, and other ways to follow the gradient, on the held-out half.
+"""Optimizers that need no LR, and other ways to follow the gradient, on the half that rules are judged on.
 
 Each run has its optimizer from its authors' package, on one tensor that holds all weights: all of these optimizers
 work by coordinates or on all of them together, so it is the same. Only the gradients of many runs are computed at once.
