@@ -185,7 +185,7 @@ class ExamsOrdinalEpochs(ExamsOrdinal):
 class BirthsPoisson(Rows):
     """Poisson regression of a day's births in a state, from the weekday, the day and the year: half the deviance."""
 
-    name, family, optimizer, lr, batch = "births-poisson", "births-poisson", "adagrad", 0.03, 32
+    name, family, optimizer, lr, batch = "births-poisson", "births-poisson", "adagrad", 0.05, 32
 
     def sides(self) -> tuple[Batch, Batch]:
         return fresh_data.births()
@@ -211,7 +211,7 @@ class BirthsPoisson(Rows):
 class TerrainCoordinates(Rows):
     """The height of a place from where it is: 32 random waves and two layers."""
 
-    name, family, optimizer, lr, batch = "terrain-coordinates", "terrain-coordinates", "sgd", 0.03, 64
+    name, family, optimizer, lr, batch = "terrain-coordinates", "terrain-coordinates", "sgd", 0.05, 64
     waves = 4 * torch.randn(2, 32, generator=torch.Generator().manual_seed(3))
 
     def sides(self) -> tuple[Batch, Batch]:

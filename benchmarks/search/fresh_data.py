@@ -135,7 +135,7 @@ def demand() -> Sides:
 
 @cache
 def births() -> Sides:
-    """372,864 times a day in a state: the state, weekday, day of the year and year; births; how many are usual there."""
+    """Births on 372,864 days: state, weekday, day of the year and year; how many; how many are usual in the state."""
     table = frame("mosaicData", "Birthdays").dropna()
     state = numbers(table["state"])
     count = torch.tensor(table["births"].to_numpy(dtype="float32", copy=True))
