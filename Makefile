@@ -58,7 +58,7 @@ bench-full: setup  ## all of it, from nothing if benchmarks/results is empty: ab
 	$(RUN) -m benchmarks.suite full
 
 bench-search: setup  ## the evidence for the default: about an hour on one core; continues where it stopped
-	$(RUN) -m benchmarks.search held-out
+	$(RUN) -m benchmarks.search fresh
 	$(RUN) -m benchmarks.search rivals
 	$(RUN) -m benchmarks.search report
 

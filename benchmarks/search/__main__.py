@@ -3,9 +3,10 @@
     python -m benchmarks.search quick       two workloads, 100 steps, with a report: a minute or two
     python -m benchmarks.search tune        the half that rules are tuned on
     python -m benchmarks.search noisy       its workloads with noisy slopes, with a report: --lengths 300 is minutes
-    python -m benchmarks.search held-out    the half that they are judged on
+    python -m benchmarks.search held-out    the half that they were judged on until it had been looked at five times
+    python -m benchmarks.search fresh       the half that they are judged on
     python -m benchmarks.search rivals      optimizers that need no LR, and others, on that half
-    python -m benchmarks.search report      tables and picture
+    python -m benchmarks.search report      its tables and picture
 
 Continues where it stopped.
 """
@@ -16,18 +17,40 @@ import argparse
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.search import held_out, noisy, report, rivals, stages, tuning
+from benchmarks.search import fresh, held_out, noisy, report, rivals, stages, tuning
 from benchmarks.search.store import RESULTS, Results
 from benchmarks.search.workload import Workload
 
-LENGTHS = (100, 300, 1000)
 LONG = 3000
-RIVAL_LENGTHS = (300, 1000)
-CHEAP = ("flights-machine", "photos-autoencoder")  # also at 3,000 steps, and from farther away
+
+
+@dataclass(frozen=True)
+class Half:
+    """
+    Attributes:
+        file: of its runs.
+        lengths: optimizer steps of its runs.
+        cheap: workloads that are also run with 3,000 steps, and from farther away.
+    """
+
+    file: str
+    workloads: Sequence[Workload]
+    lengths: Sequence[int] = (100, 300, 1000)
+    cheap: Sequence[str] = ()
+
+
+HALVES = {
+    "tune": Half("search-tune.jsonl", tuning.WORKLOADS),
+    "noisy": Half("search-noisy.jsonl", noisy.WORKLOADS),
+    "held-out": Half("search-held-out.jsonl", held_out.WORKLOADS, cheap=("flights-machine", "photos-autoencoder")),
+    "fresh": Half("search-fresh.jsonl", fresh.WORKLOADS, (300, 1000), cheap=("births-poisson", "baseball-experts")),
+}
+JUDGED = HALVES["fresh"]  # what rules are judged on
 
 
 def run_half(
@@ -57,10 +80,10 @@ def run_half(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", choices=["quick", "tune", "noisy", "held-out", "rivals", "report"])
+    parser.add_argument("part", choices=["quick", *HALVES, "rivals", "report"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON-lines files")
     parser.add_argument("--fixed-only", action="store_true", help="without the rules: what does not change with them")
-    parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="optimizer steps of the runs")
+    parser.add_argument("--lengths", type=int, nargs="+", help="optimizer steps of the runs")
     parser.add_argument("--only", nargs="+", default=(), help="names of workloads, and nothing that needs all of them")
     args = parser.parse_args(argv)
     logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)  # runs that meet a bound say so
@@ -69,27 +92,23 @@ def main(argv: list[str] | None = None) -> None:
     rules = not args.fixed_only
     if args.part == "quick":
         folder = args.results / "quick" if args.results == RESULTS else args.results
-        quick = [workload for workload in held_out.WORKLOADS if workload.name in CHEAP]
-        results = Results(folder / "search-held-out.jsonl")
+        quick = [workload for workload in JUDGED.workloads if workload.name in JUDGED.cheap]
+        results = Results(folder / JUDGED.file)
         run_half(results, quick, [100], rules=rules)
         report.write(results, quick, folder / "search.md", folder / "loss-over-base-lr.png")
-    elif args.part == "tune":
-        run_half(
-            Results(args.results / "search-tune.jsonl"), tuning.WORKLOADS, args.lengths, rules=rules, only=args.only
-        )
-    elif args.part == "noisy":
-        results = Results(args.results / "search-noisy.jsonl")
-        run_half(results, noisy.WORKLOADS, args.lengths, rules=rules, only=args.only)
-        report.write(results, noisy.WORKLOADS, args.results / "search-noisy.md", args.results / "search-noisy.png")
-    elif args.part == "held-out":
-        results = Results(args.results / "search-held-out.jsonl")
-        run_half(results, held_out.WORKLOADS, args.lengths, rules=rules, cheap=CHEAP, only=args.only)
     elif args.part == "rivals":
-        fresh = [workload for workload in held_out.WORKLOADS if workload.epochs == 1]
-        for steps in RIVAL_LENGTHS:
-            rivals.run(Results(args.results / "search-held-out.jsonl"), fresh, steps)
+        once = [workload for workload in JUDGED.workloads if workload.epochs == 1]
+        for steps in args.lengths or JUDGED.lengths:
+            rivals.run(Results(args.results / JUDGED.file), once, steps)
+    elif args.part == "report":
+        report.main(Results(args.results / JUDGED.file), JUDGED.workloads, args.results)
     else:
-        report.main(args.results)
+        half = HALVES[args.part]
+        results = Results(args.results / half.file)
+        lengths = args.lengths or half.lengths
+        run_half(results, half.workloads, lengths, rules=rules, cheap=half.cheap, only=args.only)
+        if args.part == "noisy":
+            report.write(results, half.workloads, args.results / "search-noisy.md", args.results / "search-noisy.png")
 
 
 if __name__ == "__main__":

@@ -48,6 +48,10 @@ def sgd(table: Table, gradient: torch.Tensor, lr: torch.Tensor, t: int) -> None:
     table.weights.sub_(lr[:, None] * table.first)
 
 
+def plain_sgd(table: Table, gradient: torch.Tensor, lr: torch.Tensor, t: int) -> None:
+    table.weights.sub_(lr[:, None] * gradient)
+
+
 def adagrad(table: Table, gradient: torch.Tensor, lr: torch.Tensor, t: int) -> None:
     table.second.addcmul_(gradient, gradient)
     table.weights.sub_(lr[:, None] * gradient / table.second.sqrt().add_(1e-10))
@@ -96,13 +100,21 @@ def _orthogonal(x: torch.Tensor) -> torch.Tensor:
     return x.mT if tall else x
 
 
-OPTIMIZERS: dict[str, Step] = {"sgd": sgd, "adagrad": adagrad, "rmsprop": rmsprop, "adamw": adamw, "muon": muon}
+OPTIMIZERS: dict[str, Step] = {
+    "sgd": sgd,
+    "plain sgd": plain_sgd,
+    "adagrad": adagrad,
+    "rmsprop": rmsprop,
+    "adamw": adamw,
+    "muon": muon,
+}
 
 
 def of_torch(name: str, parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
     """The same optimizer for one run; there is no such Muon."""
     make: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9),
+        "plain sgd": lambda p: torch.optim.SGD(p, lr=lr),
         "adagrad": lambda p: torch.optim.Adagrad(p, lr=lr),
         "rmsprop": lambda p: torch.optim.RMSprop(p, lr=lr),
         "adamw": lambda p: torch.optim.AdamW(p, lr=lr),

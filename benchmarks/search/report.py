@@ -297,11 +297,9 @@ def insert(path: Path, lines: str) -> None:
     path.write_text(f"{before}{BEGIN}\n{lines.rstrip()}\n{END}{after}")
 
 
-def main(folder: Path) -> None:
-    from benchmarks.search import held_out
-
+def main(results: Results, workloads: Sequence[Workload], folder: Path) -> None:
+    """Write the tables of one half into RESULTS.md and README.md; elsewhere if the results are."""
     output = RESULTS.parent / "RESULTS.md" if folder == RESULTS else folder / "search.md"
     root = RESULTS.parent.parent
     images, short = (root / "docs" / "img", root / "README.md") if folder == RESULTS else (folder, None)
-    results = Results(folder / "search-held-out.jsonl")
-    write(results, held_out.WORKLOADS, output, images / "loss-over-base-lr.png", short=short)
+    write(results, workloads, output, images / "loss-over-base-lr.png", short=short)

@@ -1,4 +1,4 @@
-"""Optimizers that need no LR, and other ways to follow the gradient, on the held-out half.
+"""Optimizers that need no LR, and other ways to follow the gradient, on the half that rules are judged on.
 
 Each run has its optimizer from its authors' package, on one tensor that holds all weights: all of these optimizers
 work by coordinates or on all of them together, so it is the same. Only the gradients of many runs are computed at once.
@@ -134,7 +134,7 @@ def mechanic(parameter: nn.Parameter, job: Job, workload: Workload, **knob: floa
     from mechanic_pytorch import mechanize
 
     base = type(of_torch(workload.optimizer, [parameter], 1.0))
-    more = {"momentum": 0.9} if base is torch.optim.SGD else {}
+    more = {"momentum": 0.9} if workload.optimizer == "sgd" else {}
     return Method(mechanize(base, **knob)([parameter], lr=1.0, **more), job.steps, arms.SHAPES["linear"])
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks.search import data
-from benchmarks.search.optimizers import of_torch
-from benchmarks.search.workload import Batch, Weights, Workload, next_token, normal, spread, windows
+from benchmarks.search.workload import Batch, Weights, Workload, next_token, normal, pretrained, spread, windows
 
 WIDTH, DEPTH, HEADS = 32, 2, 4
 
@@ -112,7 +110,7 @@ class Finetuning(SourceTransformer):
         return data.reference()
 
     def start(self, g: torch.Generator) -> Weights:
-        return {name: tensor.clone() for name, tensor in pretrained().items()}
+        return {name: tensor.clone() for name, tensor in source_decoder().items()}
 
 
 class Lora(Finetuning):
@@ -123,14 +121,14 @@ class Lora(Finetuning):
 
     def start(self, g: torch.Generator) -> Weights:
         w: Weights = {}
-        for name, tensor in pretrained().items():
+        for name, tensor in source_decoder().items():
             if name[:-1] in ("qkv", "mix", "up", "down"):
                 w[f"{name} a"] = normal(g, tensor.shape[0], self.rank)
                 w[f"{name} b"] = torch.zeros(self.rank, tensor.shape[1])
         return w
 
     def loss(self, w: Weights, *batch: torch.Tensor) -> torch.Tensor:
-        frozen = pretrained()
+        frozen = source_decoder()
         whole = {
             name: tensor + 2 * w[f"{name} a"] @ w[f"{name} b"] if f"{name} a" in w else tensor
             for name, tensor in frozen.items()
@@ -138,18 +136,9 @@ class Lora(Finetuning):
         return super().loss(whole, *batch)
 
 
-@cache
-def pretrained() -> Weights:
+def source_decoder() -> Weights:
     """A decoder trained on source code, for 800 steps."""
-    workload, steps = SourceTransformer(), 800
-    w = {name: tensor.requires_grad_() for name, tensor in workload.start(torch.Generator().manual_seed(77)).items()}
-    optimizer = of_torch("adamw", w.values(), 5e-3)  # type: ignore[arg-type]
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 16, (steps - step) / 240)
-        optimizer.zero_grad()
-        workload.loss(w, *workload.draw(77, 2 * step, steps)).backward()
-        optimizer.step()
-    return {name: tensor.detach() for name, tensor in w.items()}
+    return pretrained(SourceTransformer, 5e-3, 800)
 
 
 class FashionMlp(Workload):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
+
+from benchmarks.search.optimizers import of_torch
 
 Weights = dict[str, torch.Tensor]
 Batch = tuple[torch.Tensor, ...]
@@ -83,6 +85,23 @@ class Workload(ABC):
         return self.examine(rows, step / steps, g)
 
 
+class Rows(Workload):
+    """Examples that are rows of tensors."""
+
+    def sides(self) -> tuple[Batch, Batch]:
+        """What to train on, what to validate on."""
+        raise NotImplementedError
+
+    def rows(self) -> int:
+        return len(self.sides()[0][0])
+
+    def examine(self, rows: torch.Tensor, progress: float, g: torch.Generator | None) -> Batch:
+        return tuple(tensor[rows] for tensor in self.sides()[0])
+
+    def validation(self) -> Batch:
+        return self.sides()[1]
+
+
 @lru_cache(maxsize=64)
 def _order(seed: int, epoch: int, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(7_919 * (seed + 1) + epoch))
@@ -91,6 +110,20 @@ def _order(seed: int, epoch: int, count: int) -> torch.Tensor:
 @lru_cache(maxsize=16)
 def _some(seed: int, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(104_729 * (seed + 1)))
+
+
+@cache
+def pretrained(make: type[Workload], lr: float, steps: int) -> Weights:
+    """What a workload ends with, trained with warmup-stable-decay."""
+    workload = make()
+    w = {name: tensor.requires_grad_() for name, tensor in workload.start(torch.Generator().manual_seed(77)).items()}
+    optimizer = of_torch(workload.optimizer, w.values(), lr)  # type: ignore[arg-type]
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / (0.02 * steps), (steps - step) / (0.3 * steps))
+        optimizer.zero_grad()
+        workload.loss(w, *workload.draw(77, 2 * step, steps)).backward()
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in w.items()}
 
 
 # ---- parts of models and data ----
