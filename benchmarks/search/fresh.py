@@ -151,7 +151,7 @@ class BaseballExperts(Rows):
 class ExamsOrdinal(Rows):
     """A pupil's grade by ordinal regression: one number, and five bounds between the grades."""
 
-    name, family, optimizer, lr, batch = "exams-ordinal", "exams-ordinal", "plain sgd", 1.0, 32
+    name, family, optimizer, lr, batch = "exams-ordinal", "exams-ordinal", "plain sgd", 0.5, 32
 
     def sides(self) -> tuple[Batch, Batch]:
         return fresh_data.exams()

@@ -34,7 +34,7 @@ class Text(Workload):
 class TitlesDilated(Text):
     """Gated convolutions over titles of films, each over two characters that are twice as far apart."""
 
-    name, family, optimizer, lr, batch, clip = "titles-dilated", "titles-dilated", "adamw", 2e-2, 8, 1.0
+    name, family, optimizer, lr, batch, clip = "titles-dilated", "titles-dilated", "adamw", 1e-2, 8, 1.0
     length: ClassVar[int] = 12
     width: ClassVar[int] = 18
 
@@ -61,7 +61,7 @@ class TitlesDilated(Text):
 class HamletFinetuning(TitlesDilated):
     """The same, trained on titles for 800 steps, goes on with Hamlet."""
 
-    name, family, lr = "hamlet-finetuning", "hamlet-finetuning", 1e-2
+    name, family, lr = "hamlet-finetuning", "hamlet-finetuning", 5e-3
 
     def text(self) -> data.Pair:
         return fresh_data.hamlet()
@@ -73,7 +73,7 @@ class HamletFinetuning(TitlesDilated):
 class ReviewsLstm(Text):
     """Long short-term memory over reviews of films."""
 
-    name, family, optimizer, lr, batch, clip = "reviews-lstm", "reviews-lstm", "sgd", 1.0, 8, 1.0
+    name, family, optimizer, lr, batch, clip = "reviews-lstm", "reviews-lstm", "sgd", 0.3, 8, 1.0
     length: ClassVar[int] = 12
     width: ClassVar[int] = 20
 
