@@ -65,6 +65,7 @@ BELOW = 0.5  # doublings by which the LR that is held lies below the one at whic
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 LATE_FAR = 8.0  # the same, later on: by then, the best is that of many windows
+OUTLIER = 8.0  # times that the standard error of a window with an outlier in it is that of the next one, at least
 LATE = 5  # windows since the LR last rose
 
 
@@ -256,7 +257,9 @@ class SlopeRule(OneScaleRule):
         if not self._losses.full or mean - mean != 0.0:
             return False
         error, (best, error_of_best) = self._losses.standard_error(), self._best
-        if mean < best and error < math.inf:  # squares may overflow
+        # a low mean that an outlier makes is no best; as the first one, it is forgotten when the outlier has left
+        lower = mean < best and (error < OUTLIER * error_of_best or not error_of_best)
+        if error < math.inf and (lower or OUTLIER * error < error_of_best):  # squares may overflow
             self._best = (mean, error)
         late = self._count - self._risen > LATE * self._longer
         far = mean - best > (LATE_FAR if late else FAR) * math.hypot(error, error_of_best)
@@ -306,8 +309,8 @@ SLOPE_RULE_STATE = {
     "first_search": is_flag,
     "risen": is_count,
     "seen": is_flag,
-    "slopes": is_list_of(is_finite),
-    "all": is_average,
+    "slopes": is_list_of(lambda value: is_finite(value) and -1 <= value <= 1),  # type: ignore[operator]
+    "all": lambda value: is_average(value) and abs(value[1]) <= value[0] and abs(value[3]) <= 1,  # of slopes
     "losses": is_window,
-    "best": lambda value: value is None or (is_numbers(value) and len(value) == 2),
+    "best": lambda value: value is None or (is_numbers(value) and len(value) == 2 and value[1] >= 0),
 }
