@@ -32,10 +32,12 @@ def save(folder: str, state: Mapping[str, Any]) -> None:
         logger.warning("GreedyLR could not save the reference of its slope to %s: %s", path, error)
 
 
-def load(state: Mapping[str, Any], folder: str | None) -> dict[str, Any]:
+def load(state: Any, folder: str | None) -> Any:
     """A scheduler's state as it was, with the reference from a checkpoint's folder; without one if it is not there."""
+    if not isinstance(state, Mapping) or not isinstance(state.get("slope"), Mapping):
+        return state  # nothing, or damaged, which the scheduler says
     path = next((path for path in (_path(folder or "", rank()), _path(folder or "", 0)) if os.path.exists(path)), None)
-    if folder is None or path is None or "slope" not in state:
+    if folder is None or path is None:
         return dict(state)
     try:
         part = torch.load(path, map_location="cpu", weights_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -118,6 +119,24 @@ def fall_back(args: Any, state: Any) -> MonitoredMetric:
 
 def _kind(args: Any) -> str:
     return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+
+
+# ---- a checkpoint ----
+
+
+def attributes_of(entry: Any) -> Mapping[str, Any]:
+    """What the callback left in a checkpoint's `trainer_state.json`; nothing if the entry is None.
+
+    Raises:
+        ValueError: if the entry is damaged.
+    """
+    attributes: Any = {} if entry is None else entry.get("attributes") if isinstance(entry, Mapping) else None
+    if not isinstance(attributes, Mapping):
+        raise ValueError(
+            f"trainer_state.json has {entry!r:.80} for GreedyLRCallback, which is not what it saved: resume from"
+            " another checkpoint"
+        )
+    return attributes
 
 
 # ---- base LRs ----

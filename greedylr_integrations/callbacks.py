@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 
 from typing_extensions import Unpack
 
-from greedylr_integrations.checks import check, check_choice, check_integer
+from greedylr_integrations.checks import check, check_choice, check_integer, plain
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import FILLING
 from greedylr_integrations.history import History
@@ -64,6 +64,8 @@ class Settings:
     quiet: bool
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))  # the Trainer writes them as JSON
         if not isinstance(self.monitor, str) or not self.monitor:
             raise TypeError(f"monitor={self.monitor!r} is not allowed: it must be the name of a metric")
         if self.base_schedule is not None:
@@ -213,6 +215,12 @@ class SharedCallback(Steerable):
         if self.scheduler is not None:  # of an earlier run, which may have failed
             self.scheduler.hand_over()  # its LRs must not count as the schedule's
             self.scheduler.detach()
+        if schedule.get("horizon") == 0 and getattr(config, "window_size", 0) is None:
+            logger.warning(
+                "GreedyLR does not know how often %r will come in this run, so its window is that of a run of unknown"
+                " length (50 values): set window_size",
+                settings.monitor,
+            )
         self.scheduler = GreedyLR(
             optimizer,
             replace(config, mode=mode_of(settings.monitor, config.mode, greater_is_better)),

@@ -20,22 +20,35 @@ def check(ok: bool, field: str, value: object, allowed: str) -> None:
         raise ValueError(f"{field}={value!r} is not allowed: it must be {allowed}")
 
 
+def plain(value: Any) -> Any:
+    """Numbers, and lists of them, as Python's own, which JSON and checkpoints take; anything else as it is."""
+    if isinstance(value, (bool, int, float)) and type(value).__module__ == "builtins":
+        return value
+    if hasattr(value, "tolist"):  # of numpy and torch
+        return value.tolist()
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+
+
 def check_number(field: str, value: object) -> float:
     """`value` as a finite float or int; TypeError if it is not a real number. bool is not one."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{field}={value!r} is not allowed: it must be a number")
-    check(_finite(value), field, value, "finite")
-    return int(value) if isinstance(value, Integral) else float(value)
+    check(_finite(number), field, value, "finite")
+    return number
 
 
 def check_integer(field: str, value: object, *, least: int | None = None) -> int:
     """`value` as an int of at least `least`; TypeError if it is not an integer. bool is not one."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, int):
         raise TypeError(f"{field}={value!r} is not allowed: it must be an integer")
     if least is not None:
-        check(int(value) >= least, field, value, f"at least {least}")
-    check(abs(int(value)) <= LARGEST_INTEGER, field, value, f"at most {LARGEST_INTEGER}")
-    return int(value)
+        check(number >= least, field, value, f"at least {least}")
+    check(abs(number) <= LARGEST_INTEGER, field, value, f"at most {LARGEST_INTEGER}")
+    return number
 
 
 def _finite(value: Any) -> bool:

@@ -76,7 +76,9 @@ HEADER_OF_RUN = {
     "decisions": _at_least(0),
     "commands": _at_least(0),
 }
-DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(NUMBER), "distance": _or_none(NUMBER)}
+SLOPE: Check = (lambda value: _is_number(value) and -1 <= value <= 1, "a number from -1 to 1")
+DISTANCE: Check = (lambda value: _is_number(value) and value >= 0, "a finite number of at least 0")
+DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(SLOPE), "distance": _or_none(DISTANCE)}
 
 
 def _checked(entry: Mapping[str, Any], schema: Mapping[str, Check], what: str) -> Mapping[str, Any]:

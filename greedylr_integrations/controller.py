@@ -12,10 +12,10 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
 from greedylr_integrations.checks import (
+    LARGEST_LR,
     as_loss,
     check,
     check_choice,
@@ -26,6 +26,7 @@ from greedylr_integrations.checks import (
     is_count,
     is_integer,
     is_list_of,
+    plain,
 )
 from greedylr_integrations.decision import HOLD, NONFINITE, Decision
 from greedylr_integrations.log import logger
@@ -55,9 +56,7 @@ class ControllerConfig(ABC):
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Integral) and not isinstance(value, (int, bool)):
-                object.__setattr__(self, field.name, int(value))  # numpy's, which JSON does not write
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if self.mode is not None:
             check_choice("mode", self.mode, ("min", "max"))
         check_integer("every_n_steps", self.every_n_steps, least=1)
@@ -129,6 +128,7 @@ class GreedyController:
 
     Attributes:
         nonfinite (int): non-finite losses in a row.
+        monitor (str): what the losses are, for errors. "loss" at first.
 
     Raises:
         ValueError, TypeError: for base LRs or a horizon that cannot be, and for bounds that do not fit the base LRs.
@@ -145,7 +145,7 @@ class GreedyController:
             raise TypeError(f"config={config!r} is not allowed: it must be a ControllerConfig, such as SlopeConfig()")
         for lr in base_lrs:
             check_number("base_lrs", lr)
-            check(lr >= 0, "base_lrs", lr, "at least 0")
+            check(is_base_lr(plain(lr)), "base_lrs", lr, f"from 0 to {LARGEST_LR:g}")
         check(len(base_lrs) > 0, "base_lrs", base_lrs, "one base LR for each parameter group")
         self.horizon = None if horizon is None else check_integer("horizon", horizon, least=1)
         self._first_pass = first_pass
@@ -153,6 +153,7 @@ class GreedyController:
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
         self._rule = config.rule(self.base_lrs, self.horizon, first_pass)
         self.nonfinite = 0
+        self.monitor = "loss"
 
     @property
     def rule(self) -> Rule:
@@ -194,11 +195,16 @@ class GreedyController:
 
         Raises:
             TypeError: if the loss is not a number.
+            ValueError: if slope or distance cannot be one.
             FloatingPointError: on a non-finite loss with `on_nonfinite="raise"`, or at the third in a row with
                 "reduce".
         """
         if type(loss) is not float:
             loss = as_loss(loss)
+        if slope is not None and not -1 <= slope <= 1 and slope == slope:
+            raise ValueError(f"slope={slope!r} is not allowed: it must be from -1 to 1, NaN or None")
+        if distance is not None and distance < 0:
+            raise ValueError(f"distance={distance!r} is not allowed: it must be at least 0, NaN or None")
         if loss - loss != 0.0:
             return self._observe_nonfinite(loss)
         self.nonfinite = 0
@@ -207,13 +213,14 @@ class GreedyController:
     def _observe_nonfinite(self, loss: float) -> Decision:
         self.nonfinite += 1
         policy = self.config.on_nonfinite
+        what = "the loss" if self.monitor == "loss" else repr(self.monitor)
         if policy == "raise":
-            raise FloatingPointError(f"the loss is {loss}, and on_nonfinite='raise'")
+            raise FloatingPointError(f"{what} is {loss}, and on_nonfinite='raise'")
         if policy == "hold":
             return Decision(HOLD, NONFINITE, self.scales, loss)
         if self.nonfinite >= DEAD_AFTER:
             raise FloatingPointError(
-                f"the loss was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
+                f"{what} was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
                 " earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
             )
         before = self.scales

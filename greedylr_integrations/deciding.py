@@ -30,7 +30,7 @@ class RunLength:
 
     Args:
         steps (int): optimizer steps in which decisions are made. None if unknown.
-        horizon (int): decisions, if they are not one every `every_n_steps`. None otherwise.
+        horizon (int): decisions, if they are not one every `every_n_steps`; 0 if unknown. None otherwise.
         steps_per_epoch (int): optimizer steps of one pass over the data. None if all data is new.
     """
 
@@ -41,7 +41,7 @@ class RunLength:
     def decisions(self, config: ControllerConfig) -> int | None:
         """How many decisions there are; None if unknown."""
         if self._horizon is not None or self._steps is None:
-            return self._horizon
+            return self._horizon or None
         return math.ceil(self._steps / config.every_n_steps)
 
     def first_pass(self, config: ControllerConfig) -> int | None:
@@ -119,6 +119,7 @@ class Decider:
 
     def _decide_by(self, controller: GreedyController, command: Command | None) -> None:
         self.controller = controller
+        controller.monitor = self._monitor
         self.steering = Steering(controller)
         self.steering.obey(command)
         self._direct = False

@@ -32,7 +32,9 @@ class Envelope:
             if value is not None or field == "linear_warmup_steps":
                 object.__setattr__(self, field, check_integer(field, value, least=least))
         for field, share in (("decay_ratio", self.decay_ratio), ("decay_from", self.decay_from)):
-            check(0 <= check_number(field, share) <= 1, field, share, "between 0 and 1")
+            number = check_number(field, share)
+            check(0 <= number <= 1, field, share, "between 0 and 1")
+            object.__setattr__(self, field, number)
 
     def __call__(self, step: int) -> float:
         if self.decay_start is not None and self.decay_steps is not None:

@@ -162,7 +162,7 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._run is not None:  # not with validate, test or predict
-            self._run.saved = dict(state_dict)
+            self._run.saved = state_dict  # the scheduler says what is wrong with it
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**super().__getstate__(), "_fitted": None}
@@ -205,7 +205,7 @@ class GreedyLRCallback(SharedCallback, Callback):
             steps_per_epoch=settings.steps_per_epoch or _lightning_trainer.steps_per_epoch(trainer, pl_module),
             linear_warmup_steps=settings.linear_warmup_steps or 0,
             base_schedule=schedules[0].scheduler if multiplies else None,
-            horizon=None if metric is None else count(trainer, pl_module) or None,
+            horizon=None if metric is None else count(trainer, pl_module) or 0,
         )
 
     def _log(self, pl_module: Any) -> None:

@@ -13,13 +13,13 @@ from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
 from greedylr_integrations.decision import HOLD, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import History, Recorder, steady_scales
+from greedylr_integrations.history import History, Recorder
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger, say
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
-from greedylr_integrations.suggestion import suggested_lr
+from greedylr_integrations.suggestion import Settling
 
 
 class Readings(LRScheduler):
@@ -41,6 +41,7 @@ class Readings(LRScheduler):
     _decider: Decider
     _rates: LearningRates
     _recorder: Recorder
+    _settling: Settling
     _used: tuple[Sequence[float], float, Sequence[float]] | None = None  # in the last step: LRs, envelope, scales
 
     def _take_up_groups(self) -> None:
@@ -143,7 +144,7 @@ class Readings(LRScheduler):
     def suggested_lr(self) -> float | None:
         """The LR with which to start the next such run: the one this run settled on. None if it was too short."""
         speaker = self._rates.speaker
-        return suggested_lr(steady_scales(self.history, speaker), self.base_lrs[speaker])
+        return self._settling.suggested_lr(self.base_lrs[speaker], speaker)
 
     def __repr__(self) -> str:
         of = "" if self._total_steps is None else f" of {self._total_steps:,}"
@@ -175,7 +176,7 @@ class Readings(LRScheduler):
         if file is not None:
             file.close()
         if not self.history:
-            if self.last_epoch:
+            if self.last_epoch and not self._recorder.decision_count:  # before a resume, there may have been some
                 logger.warning(
                     "GreedyLR made no decision in %d optimizer steps: the LR followed nothing", self.last_epoch
                 )

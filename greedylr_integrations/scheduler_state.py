@@ -21,14 +21,17 @@ from greedylr_integrations.rule import is_scale
 from greedylr_integrations.signals import SIGNALS_STATE, WAITING
 from greedylr_integrations.slope import NOTHING_MEASURED
 from greedylr_integrations.steering import make_command
+from greedylr_integrations.suggestion import NOT_SETTLED, is_settling
 
 STATE_VERSION = 2
 
 
-def checked_state(state: Any, groups: int, *, with_schedule: bool) -> dict[str, Any]:
+def checked_state(state: Any, groups: int, *, with_schedule: bool, monitor: str) -> dict[str, Any]:
     """A state of this version, of so many parameter groups; ValueError if it does not fit the run."""
     if isinstance(state, Mapping) and state.get("version") == 1:
         state = _of_version_1(state)
+    if isinstance(state, Mapping):  # the first states of version 2 did not have them
+        state = {"monitor": monitor, "settling": NOT_SETTLED, **state}
     check_state(state, SCHEDULER_STATE, "GreedyLR")
     check(
         len(state["base_lrs"]) == groups,
@@ -36,6 +39,11 @@ def checked_state(state: Any, groups: int, *, with_schedule: bool) -> dict[str, 
         state["base_lrs"],
         f"a list of {groups}, one for each parameter group of this optimizer",
     )
+    if state["monitor"] != monitor:
+        raise ValueError(
+            f"the checkpoint's run followed {state['monitor']!r}, this one follows {monitor!r}, so their values cannot"
+            " be compared: make the monitor equal, or start without the scheduler's state"
+        )
     if (state["schedule_lrs"] is not None) != with_schedule:
         there, here = ("without", "with") if with_schedule else ("with", "without")
         raise ValueError(
@@ -75,12 +83,14 @@ def _is_decay(value: Any) -> bool:
 SCHEDULER_STATE = {
     "version": lambda value: value == STATE_VERSION and is_integer(value),
     "run": lambda value: value is None or isinstance(value, str),
+    "monitor": lambda value: isinstance(value, str),
     "last_epoch": is_count,
     "base_lrs": is_list_of(is_base_lr),
     "scales": is_list_of(is_scale),
     "envelope": is_share,
     "decisions": is_count,
     "commands": is_count,
+    "settling": is_settling,
     "decay": is_none_or(_is_decay),
     "order": _is_command,
     "schedule_lrs": is_none_or(is_list_of(is_base_lr)),

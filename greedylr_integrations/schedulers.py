@@ -33,6 +33,7 @@ from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
 from greedylr_integrations.steering import Command, Steerable
+from greedylr_integrations.suggestion import Settling
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -68,7 +69,8 @@ class GreedyLR(Readings, Steerable):
         base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
             and warmup and decay are its own. No decision is made while its LR first rises. Its state is not part of
             this one's: save and load it too. Default None.
-        horizon (int): decisions of the run, if they are not one every `every_n_steps`. Default None: from total_steps.
+        horizon (int): decisions of the run, if they are not one every `every_n_steps`; 0 if unknown. Default None: from
+            total_steps.
         shadow (bool): decide, but leave the optimizer alone. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
@@ -113,6 +115,7 @@ class GreedyLR(Readings, Steerable):
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
         config = make_config(config, fields)
+        check(isinstance(monitor, str) and 0 < len(monitor) <= 1000, "monitor", monitor, "a name")
         self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio
         envelope = Envelope(linear_warmup_steps=linear_warmup_steps, total_steps=total_steps, decay_ratio=ratio)
@@ -123,6 +126,7 @@ class GreedyLR(Readings, Steerable):
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self._decider = Decider(config, signals, length, monitor, self._carry_out)
         self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
+        self._settling = Settling()
         self._begun = False
         self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
@@ -208,6 +212,8 @@ class GreedyLR(Readings, Steerable):
     def _record(self, decision: Decision) -> None:
         rates, nonfinite = self._rates, self._decider.controller.nonfinite
         self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
+        if rates.factor == 1.0:
+            self._settling.push(decision.scales)
 
     def _take_up_groups(self) -> None:
         if len(self.optimizer.param_groups) != len(self._rates.base_lrs):
@@ -265,12 +271,14 @@ class GreedyLR(Readings, Steerable):
         return {
             "version": STATE_VERSION,
             "run": self._run,
+            "monitor": self.monitor,
             "last_epoch": self.last_epoch,
             "base_lrs": list(self.base_lrs),
             "scales": list(self.controller.scales),
             "envelope": self.envelope_value,
             "decisions": self._recorder.decision_count,
             "commands": self._recorder.command_count,
+            "settling": self._settling.state_dict(self._rates.speaker),
             **self._rates.state_dict(),
             **self._decider.state_dict(),
         }
@@ -280,13 +288,15 @@ class GreedyLR(Readings, Steerable):
 
         Raises:
             ValueError: for a state with missing, unknown or wrong values, of another version, of another number of
-                parameter groups, or that the controller refuses; then nothing has changed.
+                parameter groups, of another `monitor`, or that the controller refuses; then nothing has changed.
         """
         self._take_up_groups()
-        state = checked_state(state_dict, len(self.base_lrs), with_schedule=self._rates.schedule is not None)
+        with_schedule, groups = self._rates.schedule is not None, len(self.base_lrs)
+        state = checked_state(state_dict, groups, with_schedule=with_schedule, monitor=self.monitor)
         controller = self._decider.loaded(state, self.base_lrs)
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
         self._recorder.rewind(state["decisions"], state["commands"])
+        self._settling.load_state_dict(state["settling"], groups)
         self._write()

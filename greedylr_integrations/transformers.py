@@ -162,7 +162,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         run, settings = self._run, self.settings
         # whether or not the Trainer is set to restore callbacks
         entry = state.stateful_callbacks.get(type(self).__name__) if run.start_step else None
-        attributes = (entry or {}).get("attributes", {})
+        attributes = _hf_setup.attributes_of(entry)
         if run.replaces and run.start_step:
             _hf_setup.configure_lrs(optimizer, attributes.get("default_lr"))
         best = run.metric is not None and run.metric.is_best_metric()
@@ -177,10 +177,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
                 settings, self._rule_config(), args, state, per_epoch, run.replaces
             ),
             base_schedule=None if run.replaces else lr_scheduler,
-            horizon=None if run.metric is None else run.metric.count(state),
+            horizon=None if run.metric is None else run.metric.count(state) or 0,
         )
-        saved = attributes.get("saved")
-        self._resume(saved and _hf_reference.load(saved, run.resumed_from), run.start_step)
+        self._resume(_hf_reference.load(attributes.get("saved"), run.resumed_from), run.start_step)
 
     # ---- pieces ----
 

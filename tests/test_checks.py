@@ -1,13 +1,16 @@
 """What is let in, and what the one sentence about the rest says."""
 
+import json
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from greedylr_integrations import GreedyConfig, GreedyLR
+from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, SlopeConfig, TransformersConfig, history
 from greedylr_integrations import checks as c
+from greedylr_integrations.rules import config_from_dict
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), True * 3])
@@ -20,6 +23,40 @@ def test_an_integer_comes_back_as_a_plain_one(value):
 def test_a_number_comes_back_as_a_plain_one(value):
     assert c.check_number("x", value) == value
     assert type(c.check_number("x", value)) in (int, float)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.bool_(True), True),
+        (np.array([1, 2]), [1, 2]),
+        (torch.tensor(0.25), 0.25),
+        (Fraction(1, 4), 0.25),
+        ([np.int8(3), 0.5], [3, 0.5]),
+        ((np.float32(0.5),), (0.5,)),
+        ("text", "text"),
+        (None, None),
+    ],
+)
+def test_numbers_of_other_libraries_become_pythons_own(value, expected):
+    made = c.plain(value)
+    assert made == expected
+    assert type(made) is type(expected)
+    assert json.dumps(made) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SlopeConfig(start_scale=np.float32(0.25), doubling=np.int64(5), min_lr=[np.float32(0.5)], max_scale=np.int8(3)),
+        GreedyConfig(factor=np.float32(0.5), threshold=np.float16(1), pace=torch.tensor(0.5), max_lr=np.array([1.0])),
+        PaperConfig(factor=np.float32(0.5), eps=np.float32(0), min_lr=np.float32(0), smooth=np.bool_(True)),
+        TransformersConfig(threshold=np.float32(0), max_lr=(np.float32(1),), cooldown=np.int64(1)),
+    ],
+)
+def test_a_configuration_of_other_librarys_numbers_is_written_as_json(config):
+    assert config_from_dict(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize("value", ["3", True, None, [3], 1j, np.bool_(True), math.nan, math.inf, 10**400])
@@ -54,6 +91,23 @@ def test_numpy_integers_are_taken_and_written_as_json():
     scheduler = GreedyLR(torch.optim.SGD([parameter], lr=0.1), config, total_steps=np.int64(1000))
     assert scheduler.controller.horizon == 1000
     assert type(scheduler.envelope.total_steps) is int
+
+
+def test_a_run_of_numpys_numbers_has_plain_lrs_and_a_history(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    scheduler = GreedyLR(
+        optimizer,
+        total_steps=np.int64(8),
+        decay_ratio=np.float32(0.5),
+        factor=np.float32(0.5),
+        history_file=tmp_path / "h.jsonl",
+    )
+    for _ in range(7):
+        scheduler.step(1.0)
+        scheduler.pin(np.float32(0.5))
+    assert type(optimizer.param_groups[0]["lr"]) is float
+    json.dumps(scheduler.state_dict())
+    assert history.read(tmp_path / "h.jsonl")[0]["config"]["factor"] == 0.5
 
 
 @pytest.mark.parametrize("field", ["patience", "warmup", "cooldown", "every_n_steps"])

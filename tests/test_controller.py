@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greedylr_integrations import Decision, GreedyConfig, GreedyController, PaperConfig, TransformersConfig
+from greedylr_integrations import Decision, GreedyConfig, GreedyController, PaperConfig, SlopeConfig, TransformersConfig
 from greedylr_integrations.decision import Action, Reason
 
 any_floats = st.lists(
@@ -119,6 +119,28 @@ def test_a_loss_that_is_not_a_number(loss):
     controller = GreedyController(GreedyConfig())
     with pytest.raises(TypeError, match="^loss=.* is not allowed: it must be a"):
         controller.observe(loss)
+
+
+@pytest.mark.parametrize("seen", [{"slope": 1.5}, {"slope": -math.inf}, {"slope": 1e308}, {"distance": -0.1}])
+def test_a_slope_or_distance_that_cannot_be(seen):
+    controller = GreedyController(SlopeConfig(), (1.0,), 1000)
+    with pytest.raises(ValueError, match="is not allowed: it must be"):
+        controller.observe(1.0, **seen)
+    controller.observe(1.0, math.nan, math.nan)  # could not be computed
+    json.dumps(controller.state_dict(), allow_nan=False)
+
+
+def test_an_error_names_the_metric():
+    controller = GreedyController(GreedyConfig(on_nonfinite="raise"))
+    controller.monitor = "eval_f1"
+    with pytest.raises(FloatingPointError, match="^'eval_f1' is nan, and on_nonfinite='raise'$"):
+        controller.observe(math.nan)
+
+
+@pytest.mark.parametrize("base_lr", [-0.1, 1e31, math.nan, math.inf])
+def test_a_base_lr_whose_state_would_not_load(base_lr):
+    with pytest.raises(ValueError, match="^base_lrs="):
+        GreedyController(GreedyConfig(), (base_lr,))
 
 
 @pytest.mark.parametrize("loss", [3, 10**400])

@@ -22,6 +22,7 @@ def scheduler_of(config=None, **kwargs):
         ((100, None, 30), 8, 13, 4),
         ((100, 7, 30), 8, 7, 4),
         ((None, 7, 1), 8, 7, 1),
+        ((100, 0, None), 1, None, None),  # unknown, for example of a metric that comes at any time
     ],
 )
 def test_the_length_of_a_run_in_decisions(length, every, decisions, first_pass):

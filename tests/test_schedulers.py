@@ -2,6 +2,7 @@ import copy
 import io
 import json
 import math
+import random
 import statistics
 
 import pytest
@@ -367,9 +368,57 @@ def test_a_decay_begun_by_hand_is_in_the_state():
     assert other.get_last_lr() == scheduler.get_last_lr() == [pytest.approx(0.09)]
 
 
+@pytest.mark.parametrize("steps", [16, 150, 700])
+def test_the_suggestion_survives_a_resume_in_the_final_decay(steps):
+    def make():
+        return GreedyLR(optimizer_of(0.1, 0.01), total_steps=steps, window_size=2, factor=0.9)
+
+    rng = random.Random(0)
+    losses = [3 - i / steps + rng.gauss(0, 0.1) for i in range(steps)]
+    whole, resumed = make(), make()
+    for step, loss in enumerate(losses):
+        whole.step(loss)
+        if step == int(0.8 * steps):
+            state = through_json(whole.state_dict())
+    resumed.load_state_dict(state)
+    assert not resumed.history
+    for loss in losses[int(0.8 * steps) + 1 :]:
+        resumed.step(loss)
+    assert resumed.suggested_lr() == whole.suggested_lr() is not None
+    assert through_json(resumed.state_dict()) == through_json(whole.state_dict())
+
+
+def test_a_run_that_is_resumed_at_its_end_has_made_decisions(caplog):
+    scheduler = GreedyLR(optimizer_of(0.1), total_steps=3)
+    for _ in range(3):
+        scheduler.step(1.0)
+    other = GreedyLR(optimizer_of(0.1), total_steps=3)
+    other.load_state_dict(through_json(scheduler.state_dict()))
+    caplog.clear()
+    other.finish()
+    assert not caplog.records
+
+
+def test_the_state_of_another_metric_is_refused():
+    state = GreedyLR(optimizer_of(0.1), GreedyConfig()).state_dict()
+    other = GreedyLR(optimizer_of(0.1), GreedyConfig(), monitor="eval_loss")
+    with pytest.raises(ValueError, match="^the checkpoint's run followed 'loss', this one follows 'eval_loss'"):
+        other.load_state_dict(through_json(state))
+    for key in ("monitor", "settling"):  # the first states of version 2 had neither
+        del state[key]
+    other.load_state_dict(state)
+
+
+@pytest.mark.parametrize("monitor", [None, "", 3, "x" * 1001])
+def test_a_monitor_that_no_history_could_have(monitor):
+    with pytest.raises(ValueError, match="^monitor=.* is not allowed: it must be a name"):
+        GreedyLR(optimizer_of(0.1), monitor=monitor)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
+        ("settling", {"count": 1, "scales": [-1.0]}, "settling="),
         ("version", 9, "version=9 is not allowed"),
         ("controller", KeyError, "controller is missing"),
         ("x", 1, "x is unknown"),

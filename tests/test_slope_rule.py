@@ -322,6 +322,20 @@ def test_an_overshoot_shows_soon(held, goes_back):
     assert (Reason.WORSENED in {decision.reason for decision in decisions}) == goes_back
 
 
+@pytest.mark.parametrize("outlier", [0.0, -10.0, -1e4, -1e8, -1e150, 1e2, 1e8, 1e150])
+@pytest.mark.parametrize("at", [0, 5, 20, 25])
+def test_an_outlier_does_not_hide_a_later_overshoot(outlier, at):
+    """At first in the very first window, at last in the one in which the loss rises."""
+    rule = rule_of()
+    rng = random.Random(0)
+    until_found(rule, below(1.0, rule))
+    losses = [rng.gauss(1.0 + 2.0 * (i >= 30), 0.05) for i in range(80)]
+    losses[at] = outlier
+    feed(rule, next_of(slopes(0.0), 30), lambda i: losses[i])
+    decisions = feed(rule, next_of(slopes(0.2), 50), lambda i: losses[30 + i])
+    assert Reason.WORSENED in {decision.reason for decision in decisions}
+
+
 def test_no_overshoot_while_it_searches():
     rule = rule_of()
     decisions = feed(rule, next_of(slopes(-0.3), 60), lambda i: 1.0 + (i > 30) * 5)

@@ -24,6 +24,15 @@ def train(out, *callbacks, resume=None, **kwargs):
     return trainer, spy
 
 
+def test_a_metric_whose_number_of_values_is_not_known_has_no_horizon(tmp_path, warnings_of):
+    callback = GreedyLRCallback(monitor="eval_loss")  # evaluated by nobody, or by another callback
+    train(tmp_path, callback)
+    assert callback.scheduler.controller.horizon is None
+    assert any(
+        message.startswith("GreedyLR does not know how often 'eval_loss' will come") for message in warnings_of()
+    )
+
+
 # ---- the state of another run ----
 
 
@@ -214,9 +223,10 @@ def test_an_evaluation_metric_without_evaluation_is_said_at_the_start(tmp_path, 
             early.append(len(warnings_of()))
 
     train(tmp_path, GreedyLRCallback(monitor="eval_loss"), Early())
-    assert early[0] == 1
+    assert early[0] == 2
     assert warnings_of()[0].startswith("monitor='eval_loss' does not come by itself, because eval_strategy is 'no'")
-    assert warnings_of()[1].startswith("GreedyLR made no decision in 12 optimizer steps")
+    assert warnings_of()[1].startswith("GreedyLR does not know how often 'eval_loss' will come")
+    assert warnings_of()[2].startswith("GreedyLR made no decision in 12 optimizer steps")
 
 
 def test_a_run_of_another_length_than_total_steps(tmp_path, warnings_of):

@@ -69,6 +69,7 @@ CLEARLY = 1.5  # standard errors by which that slope must be below 0
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 LATE_FAR = 8.0  # the same, later on: by then, the best is that of many windows
+OUTLIER = 8.0  # times that the standard error of a window with an outlier in it is that of the next one, at least
 LATE = 5  # windows since the LR last rose
 
 
@@ -253,7 +254,9 @@ class SlopeRule(OneScaleRule):
         if not self._losses.full or mean - mean != 0.0:
             return False
         error, (best, error_of_best) = self._losses.standard_error(), self._best
-        if mean < best and error < math.inf:  # squares may overflow
+        # a low mean that an outlier makes is no best; as the first one, it is forgotten when the outlier has left
+        lower = mean < best and (error < OUTLIER * error_of_best or not error_of_best)
+        if error < math.inf and (lower or OUTLIER * error < error_of_best):  # squares may overflow
             self._best = (mean, error)
         late = self._count - self._risen > LATE * self._longer
         far = mean - best > (LATE_FAR if late else FAR) * math.hypot(error, error_of_best)
@@ -301,8 +304,8 @@ SLOPE_RULE_STATE = {
     "searching": is_flag,
     "risen": is_count,
     "seen": is_flag,
-    "slopes": is_list_of(is_finite),
-    "all": is_average,
+    "slopes": is_list_of(lambda value: is_finite(value) and -1 <= value <= 1),  # type: ignore[operator]
+    "all": lambda value: is_average(value) and abs(value[1]) <= value[0] and abs(value[3]) <= 1,  # of slopes
     "losses": is_window,
-    "best": lambda value: value is None or (is_numbers(value) and len(value) == 2),
+    "best": lambda value: value is None or (is_numbers(value) and len(value) == 2 and value[1] >= 0),
 }
