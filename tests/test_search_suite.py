@@ -16,7 +16,7 @@ from benchmarks.search.scoring import Worth, interval, worth_of
 from benchmarks.search.store import OtherDefault, Results
 from benchmarks.search.train import Job
 from benchmarks.search.workload import Rows, Workload, normal
-from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
+from greedylr_integrations import GreedyConfig, GreedyLR, Reason, SlopeConfig
 
 
 class Tiny(Workload):
@@ -326,3 +326,17 @@ def test_a_rival_on_one_tensor_is_the_rival_on_the_model(name):
 def test_records_name_what_a_job_says():
     job = Job("run", "tiny", "yoked", 20, 0.01, 0, 1.0, of=("other", 0.1, 2))
     assert store.key(json.loads(json.dumps(store.as_record(job)))) == store.key(store.as_record(job))
+
+
+def test_the_hash_of_the_rules_sees_each_stage_of_the_default():
+    """Or a changed stage would go on in the results of the rule before it."""
+    reasons = set.union(*(reasons for _, reasons in store.decided(SlopeConfig())))
+    assert reasons >= {
+        Reason.SEARCHING,
+        Reason.FOUND,
+        Reason.FAR_ENOUGH,
+        Reason.SEARCHING_ON,
+        Reason.HOLDING,
+        Reason.CLIMBING,
+        Reason.WORSENED,
+    }

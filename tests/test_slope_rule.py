@@ -57,10 +57,10 @@ def until_found(rule, values):
     [
         (1000, None, 0.02, 6.0),
         (300, None, 0.02, 4.0),  # not fewer
-        (5000, None, 0.02, 30.0),
+        (5000, None, 0.02, 6.0),  # not more
         (199, None, 0.03, 3.0),  # a short run
         (200, None, 0.02, 4.0),
-        (5000, 240, 0.02, 12.0),  # a twentieth of the first pass
+        (5000, 100, 0.02, 5.0),  # a twentieth of the first pass
         (5000, 60, 0.02, 3.0),
         (None, None, 0.02, 6.0),  # as if it had 1,000
     ],

@@ -20,6 +20,7 @@ from benchmarks.search import arms, train
 from benchmarks.search.train import Job
 from benchmarks.search.workload import Workload
 from greedylr_integrations.controller import ControllerConfig, GreedyController
+from greedylr_integrations.decision import Reason
 from recipes.common.records import Record, Records
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -131,20 +132,28 @@ def _commit() -> str:
 
 @cache
 def rules_hash() -> str:
-    """Of the rules as they are: their fields, and what they decide on fixed losses, slopes and distances."""
-    rng = random.Random(0)
-    losses = [3 - min(i, 90) / 50 + (i > 250) + rng.gauss(0, 0.1) for i in range(400)]
-    slopes = [math.nan, *(min(1.0, -0.3 + i / 400 + rng.gauss(0, 0.05)) for i in range(399))]
-    distances = [0.0005 * 1.06**i if i < 120 else 0.5 for i in range(400)]
-
-    def scales(config: ControllerConfig, horizon: int | None) -> list[float]:
-        controller = GreedyController(config, (1.0,), horizon)
-        seen = zip(losses, slopes, distances, strict=True)
-        return [controller.observe(*each).scales[0] for each in seen]
-
+    """Of the rules as they are: their fields, and what they decide in each stage that a run may come to."""
     configs = [make() for make in arms.CONFIGS.values()]
-    seen = [
-        [config.to_dict(), config.decay_ratio, *(scales(config, horizon) for horizon in (400, None))]
-        for config in configs
-    ]
+    seen = [[config.to_dict(), config.decay_ratio, *(run[0] for run in decided(config))] for config in configs]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def decided(config: ControllerConfig) -> list[tuple[list[float], set[Reason]]]:
+    """Scales and reasons of a configuration on fixed losses, slopes and distances."""
+    found = []
+    for mean_slopes, last_distance in (
+        ([-0.3, 0.05, 0.3], 0.5),  # a crossing, then a loss that rises
+        ([-0.3, 0.05, -0.2], 0.01),  # a stop too early
+        ([0.0, 0.0, 0.1], 0.01),  # a plateau, then a loss that rises
+        ([-0.3, -0.3, 0.1], 2.0),  # weights that move far
+    ):
+        for horizon in (400, None, 3000):
+            rng, controller = random.Random(0), GreedyController(config, (1.0,), horizon)
+            decisions = []
+            for i in range(400):
+                slope = mean_slopes[min(i // 50, 2)] + rng.gauss(0, 0.05) if i else math.nan
+                loss = 3 - min(i, 90) / 50 + (i > 120) + rng.gauss(0, 0.1)
+                decisions.append(controller.observe(loss, slope, last_distance * min(1.0, i / 60)))
+            scales = [decision.scales[0] for decision in decisions]
+            found.append((scales, {decision.reason for decision in decisions}))
+    return found

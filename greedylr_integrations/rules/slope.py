@@ -95,9 +95,9 @@ class SlopeConfig(BoundedConfig):
     start_scale: float | None = None
     """LR / base LR at which the search begins. Default None: 0.02, or 0.03 in runs of less than 200 decisions."""
     doubling: float | None = None
-    """Decisions in which the search doubles the LR, at least 1. Default None: 0.6% of the run, at least 4 (3 in runs
-    of less than 200 decisions), and at most a twentieth of the first pass over the data. If the length of the run is
-    unknown, 6."""
+    """Decisions in which the search doubles the LR, at least 1. Default None: 6 in runs of 1,000 decisions and more or
+    of unknown length, 0.6% of shorter runs, but at least 4 (3 in runs of less than 200); and at most a twentieth of the
+    first pass over the data."""
     on_missing_slope: str = "loss"
     """What to do if the slope cannot be measured: "loss" (default) follows the loss window with one WARNING, "raise" is
     an error."""
@@ -165,7 +165,7 @@ class SlopeRule(OneScaleRule):
         length = horizon or ASSUMED_LENGTH
         measured = min(length, first_pass or length)
         short = length < SHORT
-        doubling = min(3.0 if short else max(4.0, 0.006 * length), max(3.0, measured / 20))
+        doubling = min(3.0 if short else min(max(4.0, 0.006 * length), 6.0), max(3.0, measured / 20))
         doubling = config.doubling or doubling
         self._fast = 2 ** (1 / doubling)
         steps = doubling * config.every_n_steps
