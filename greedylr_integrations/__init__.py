@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from greedylr_integrations.decision import Action as Action
     from greedylr_integrations.decision import Decision as Decision
     from greedylr_integrations.decision import Reason as Reason
+    from greedylr_integrations.finder import FoundLR as FoundLR
+    from greedylr_integrations.finder import find_lr as find_lr
     from greedylr_integrations.rule import OneScaleRule as OneScaleRule
     from greedylr_integrations.rule import Rule as Rule
     from greedylr_integrations.rules import GreedyConfig as GreedyConfig
@@ -23,6 +25,7 @@ _HOME = {
     "Action": "decision",
     "ControllerConfig": "controller",
     "Decision": "decision",
+    "FoundLR": "finder",
     "GreedyConfig": "rules",
     "GreedyController": "controller",
     "GreedyLR": "schedulers",
@@ -32,6 +35,7 @@ _HOME = {
     "Rule": "rule",
     "SlopeConfig": "rules",
     "TransformersConfig": "rules",
+    "find_lr": "finder",
 }
 __all__ = list(_HOME)
 

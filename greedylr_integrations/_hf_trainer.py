@@ -9,12 +9,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from functools import wraps
 from types import FrameType
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import SchedulerType, TrainerCallback
 
+from greedylr_integrations.checks import check
+from greedylr_integrations.finder import as_it_was
 from greedylr_integrations.schedulers import GreedyLR
 
 
@@ -62,6 +66,25 @@ def checkpoint_folder(trainer: Any, args: Any, state: Any) -> str:
     if trainer is not None and state.is_hyper_param_search:
         folder = trainer._get_output_dir(trial=trainer._trial)
     return os.path.join(folder, f"checkpoint-{state.global_step}")
+
+
+@contextmanager
+def lent(trainer: Any, callback: TrainerCallback, steps: int) -> Iterator[None]:
+    """Have the Trainer train so many steps with one callback and a constant schedule; then put it back as it was."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    check(not sharded, "trainer", type(trainer).__name__, "without FSDP and DeepSpeed, which change the model for good")
+    handler, args = trainer.callback_handler, copy(trainer.args)
+    args.max_steps, args.lr_scheduler_type, args.lr_scheduler_kwargs = steps, SchedulerType.CONSTANT, None
+    args.load_best_model_at_end = args.eval_on_start = args.push_to_hub = False
+    before = [(each, dict(vars(each))) for each in (trainer, handler, trainer.control)]
+    try:
+        with as_it_was(trainer.model, trainer.optimizer):
+            trainer.args, trainer.lr_scheduler, handler.callbacks = args, None, [callback]
+            yield
+    finally:
+        for each, attributes in before:
+            vars(each).clear()
+            vars(each).update(attributes)
 
 
 class Attached:

@@ -1,13 +1,15 @@
 """All that reaches past the public API of Lightning's Trainer, and what its settings say about the length of a run.
 
 What is used here is in lightning 2.5.0 and in 2.6.6; `tests/test_private_apis.py` names what a newer version has
-changed. Private are `fit_loop._should_accumulate` and `val_check_batch`.
+changed. Private are `fit_loop._should_accumulate`, `val_check_batch`, and what `lent` keeps of the Trainer.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from importlib import import_module
 from importlib.util import find_spec
 from math import ceil, inf, isinf
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from greedylr_integrations.finder import as_it_was
 from greedylr_integrations.log import logger
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback
 else:
     Callback = import_module(f"{_found}.callbacks").Callback
+DummyLogger = import_module(f"{_found}.loggers.logger").DummyLogger
 
 
 NO_LOSS = (
@@ -95,6 +99,24 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
         logger.warning(
             "the swa_lrs of StochasticWeightAveraging are not used, because GreedyLR sets the LR: drop one of the two"
         )
+
+
+@contextmanager
+def lent(trainer: Any, pl_module: Any, callback: Callback) -> Iterator[None]:
+    """Have the Trainer fit with one callback until that sets `should_stop`; then put it back as it was."""
+    loop, strategy = trainer.fit_loop, trainer.strategy
+    before = [(each, dict(vars(each))) for each in (trainer, strategy, trainer._logger_connector)]
+    with as_it_was(pl_module):
+        try:
+            trainer.state, trainer.callbacks, trainer.loggers = copy(trainer.state), [callback], [DummyLogger()]
+            trainer.limit_val_batches = 0
+            trainer.fit_loop = type(loop)(trainer, min_epochs=0, max_epochs=-1)  # whose progress is its own
+            trainer.fit_loop.epoch_loop = type(loop.epoch_loop)(trainer)
+            yield
+        finally:
+            for each, attributes in before:
+                vars(each).clear()
+                vars(each).update(attributes)
 
 
 # ---- the length of a run ----

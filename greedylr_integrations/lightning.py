@@ -23,6 +23,8 @@ from greedylr_integrations._lightning_trainer import Callback
 from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallback
 from greedylr_integrations.checks import check, check_integer
 from greedylr_integrations.controller import ControllerConfig
+from greedylr_integrations.finder import RUN, FoundLR, check_data, is_over, result_of, search_config
+from greedylr_integrations.rules import SlopeConfig
 from greedylr_integrations.slope import for_all_ranks
 
 SHOW_EVERY = 10  # steps between two values in the progress bar
@@ -215,3 +217,66 @@ class GreedyLRCallback(SharedCallback, Callback):
         for name, value in values.items():
             shown = self.settings.prog_bar and name.startswith(("greedylr/scale", "greedylr/lr"))
             pl_module.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, rank_zero_only=True)
+
+
+class _Search(GreedyLRCallback):
+    """Ends the fit with the search."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        trainer.strategy.lr_scheduler_configs = []  # the module's own schedules
+        super().on_fit_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        super().on_train_start(trainer, pl_module)
+        check_data(self._scheduler)
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
+        trainer.should_stop = is_over(self._scheduler)
+
+    def _end_run(self) -> None:
+        self._run = None
+        self._scheduler.detach()
+
+
+def find_lr(
+    trainer: Any,
+    module: Any,
+    *data: Any,
+    config: SlopeConfig | None = None,
+    total_steps: int = RUN,
+    optimizer_index: int = 0,
+    **named_data: Any,
+) -> FoundLR:
+    """Search for the LR with Lightning's Trainer, then put Trainer and module back as they were; also `lr_find`.
+
+    It fits until the LR was found and held for a window of slopes, without validation, checkpoints, loggers, the
+    Trainer's callbacks and the module's schedules. With several processes, call it on each of them.
+
+    Args:
+        trainer (Trainer): what will fit.
+        module (LightningModule): the LRs of its optimizer are the base LRs.
+        *data, **named_data: what `Trainer.fit` takes after the module: a loader, or `datamodule=`.
+        config (SlopeConfig): the settings of the search. Default None: `SlopeConfig()`.
+        total_steps (int): optimizer steps of the run whose search is made, at least 60. It decides how fast the LR
+            rises, and the search takes 40% of them at most. Default 1,000.
+        optimizer_index (int): which of the module's optimizers, from 0. Default 0.
+
+    Raises:
+        ValueError: if the run, or a pass over the data, has fewer than 60 steps.
+        RuntimeError: if no gradients are seen before the optimizer's steps, or the processes are started by `fit`.
+    """
+    search = _Search(
+        search_config(config, total_steps),
+        optimizer_index=optimizer_index,
+        total_steps=total_steps,
+        decay_ratio=0.0,
+        prog_bar=False,
+        quiet=True,
+    )
+    with _lightning_trainer.lent(trainer, module, search):
+        trainer.fit(module, *data, **named_data)
+    return result_of(search._scheduler)
+
+
+lr_find = find_lr  # the name in Lightning's Tuner

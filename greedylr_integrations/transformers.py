@@ -23,6 +23,8 @@ except ImportError as error:
 from greedylr_integrations import _hf_reference, _hf_setup, _hf_trainer
 from greedylr_integrations._hf_metric import MonitoredMetric, is_evaluation
 from greedylr_integrations.callbacks import Run, SharedCallback
+from greedylr_integrations.finder import RUN, FoundLR, check_data, is_over, result_of, search_config
+from greedylr_integrations.rules import SlopeConfig
 from greedylr_integrations.slope import without_reference
 
 
@@ -209,3 +211,48 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             self._run.metric.expect_evaluation(control.should_evaluate)
         if control.should_save:
             self._scheduler.synchronize()  # only rank 0 writes the state
+
+
+class _Search(GreedyLRCallback):
+    """Ends the training with the search."""
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        super().on_train_begin(*args, **kwargs)
+        check_data(self._scheduler)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, *others: Any, **kwargs: Any) -> None:
+        super().on_step_end(args, state, control, *others, **kwargs)
+        control.should_training_stop = is_over(self._scheduler)
+
+    def _end_run(self) -> None:
+        self._run = None
+        self._scheduler.detach()
+
+
+def find_lr(trainer: Any, *, config: SlopeConfig | None = None, total_steps: int = RUN) -> FoundLR:
+    """Search for the LR with a Trainer that is ready to train, then put it back as it was, with its model.
+
+    It trains until the LR was found and held for a window of slopes, without evaluations, checkpoints, logs, the
+    Trainer's callbacks and its schedule. Call it on every rank.
+
+    Args:
+        trainer (Trainer): its learning rate is the base LR.
+        config (SlopeConfig): the settings of the search. Default None: `SlopeConfig()`.
+        total_steps (int): optimizer steps of the run whose search is made, at least 60. It decides how fast the LR
+            rises, and the search takes 40% of them at most. Default 1,000.
+
+    Raises:
+        ValueError: if the run, or a pass over the data, has fewer than 60 steps; with FSDP and DeepSpeed.
+        RuntimeError: if no gradients are seen before the optimizer's steps.
+    """
+    search = _Search(
+        search_config(config, total_steps),
+        base_schedule="replace",
+        linear_warmup_steps=0,
+        decay_ratio=0.0,
+        prog_bar=False,
+        quiet=True,
+    )
+    with _hf_trainer.lent(trainer, search, total_steps):
+        trainer.train()
+    return result_of(search._scheduler)

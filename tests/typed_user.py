@@ -7,6 +7,7 @@ from transformers import TrainerCallback
 from greedylr_integrations import (
     ControllerConfig,
     Decision,
+    FoundLR,
     GreedyConfig,
     GreedyLR,
     PaperConfig,
@@ -14,6 +15,7 @@ from greedylr_integrations import (
     SlopeConfig,
     TransformersConfig,
     accelerate,
+    find_lr,
     history,
     lightning,
     transformers,
@@ -48,3 +50,8 @@ def callbacks(optimizer: torch.optim.Optimizer) -> tuple[TrainerCallback, Callba
     prepared = accelerate.GreedyLR(optimizer, total_steps=100)
     _, records, _ = history.read("history.jsonl")
     return of_trainer, of_lightning, records[-1].lrs[0] + prepared.get_last_lr()[0]
+
+
+def search(net: torch.nn.Linear, optimizer: torch.optim.Optimizer, batches: list[torch.Tensor]) -> float | None:
+    found: FoundLR = find_lr(net, batches, optimizer, lambda batch: torch.as_tensor(net(batch)).sum(), total_steps=200)
+    return found.suggestion()

@@ -184,6 +184,12 @@ class SlopeRule(OneScaleRule):
         if self.wants_slope:
             self.set_scale(config.first_scale(horizon))
 
+    @property
+    def settled(self) -> bool:
+        """Whether an LR is held, and a whole window of slopes has not asked for another."""
+        held = not self._searching and len(self._slopes) == self._longer
+        return held and (self._seen or self._scale >= 1.0)
+
     def update(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
         if not self.wants_slope:
             return Decision(HOLD, HOLDING if self._until else TOO_SHORT, self.scales, loss)
