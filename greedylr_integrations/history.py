@@ -96,6 +96,8 @@ class History(Sequence[Record]):
     def plot(self, name: str = "run") -> Any:
         """The picture of the run, as a matplotlib figure: loss, LR, slope, and each decision.
 
+        In a notebook, end the line with a semicolon: the figure that is returned would be shown a second time.
+
         Args:
             name (str): what to call the run. Default "run".
         """
