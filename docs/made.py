@@ -87,7 +87,7 @@ MADE = (
             f"docs/notebooks.py {name}",
             (f"docs/notebooks/{name}.ipynb", *SLOPE, *FIGURES),
         )
-        for name in ("own-loop",)
+        for name in ("own-loop", "trainer")
     ),
 )
 

@@ -27,7 +27,8 @@ def _output(output: dict[str, Any]) -> str:
         lines = (line.strip() for line in _joined(data["text/html"]).splitlines())
         return "<div>" + "".join(lines) + "</div>"  # no empty line, which would end the HTML
     text = ANSI.sub("", _joined(output.get("text") or data["text/plain"])).rstrip()
-    return f"<pre><code>{html.escape(text)}</code></pre>".replace("\n", "&#10;")
+    lines = html.escape(text).replace("\n", "&#10;")
+    return f'<pre><code style="white-space: pre-wrap">{lines}</code></pre>'
 
 
 def page_of(notebook: dict[str, Any], name: str) -> str:
