@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test test-slow test-oldest fuzz lint docs bench bench-adapters bench-quick bench-full bench-search report clean
+.PHONY: setup demo test test-slow test-oldest fuzz lint docs pictures bench bench-adapters bench-quick bench-full bench-search report clean
 
 setup: $(VENV)/.installed
 
@@ -64,6 +64,9 @@ bench-search: setup  ## the evidence for the default: about an hour on one core;
 
 report: setup  ## tables and pictures from the results that are there
 	$(RUN) -m benchmarks.report
+
+pictures: setup  ## pictures and notebooks of the pages whose inputs changed; minutes
+	$(RUN) docs/made.py
 
 docs: setup  ## the documentation, to site/
 	$(RUN) -m mkdocs build --strict

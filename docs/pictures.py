@@ -1,10 +1,21 @@
-"""The pictures of the pages, from real trainings: python docs/pictures.py (the last one needs Chromium)."""
+"""The pictures of the pages, from real trainings: python docs/pictures.py (screenshots need Chromium).
+
+With names of parts (stages, window, commands, tensorboard), only these. `made.py` says which are stale.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -95,30 +106,105 @@ def draw(name: str, decisions: list, lrs: list[float]) -> None:
     plt.close(figure)
 
 
-def screenshot(page: Path, picture: Path) -> None:
+def screenshot(address: str, picture: Path, size: tuple[int, int], prepare: Callable[[Any], object]) -> None:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1200, "height": 1000})
-        tab.goto(page.as_uri())
+        tab = browser.new_page(viewport={"width": size[0], "height": size[1]})
+        tab.set_default_timeout(120_000)
+        tab.goto(address)
         tab.wait_for_timeout(1500)
-        tab.mouse.move(420, 420)
-        tab.wait_for_timeout(500)
+        prepare(tab)
+        tab.wait_for_timeout(1000)
         tab.screenshot(path=picture)
         browser.close()
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    HERE.mkdir(exist_ok=True)
+# ---- the parts ----
+
+
+def stages() -> None:
     draw_stages("stages.png", 1000)
+
+
+def window() -> None:
     draw("decisions.png", *train(600, 0.005))
     draw("jump.png", *train(1500, 0.005, jump_at=300))
+
+
+def commands() -> None:
     with tempfile.TemporaryDirectory() as folder:
         history, page = Path(folder) / "digits.jsonl", Path(folder) / "report.html"
         train(800, 0.003, config=SlopeConfig(), history_file=history)
         cli(["plot", str(history), "-o", str(HERE / "plot.png")], standalone_mode=False)
         cli(["report", str(history), "-o", str(page)], standalone_mode=False)
-        if shutil.which("chromium"):
-            screenshot(page, HERE / "report.png")
+        screenshot(page.as_uri(), HERE / "report.png", (1200, 1000), lambda tab: tab.mouse.move(420, 420))
+
+
+def tensorboard() -> None:
+    """What TensorBoard shows of a run of the Trainer."""
+    from transformers import Trainer, TrainingArguments
+
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(20, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": torch.nn.functional.cross_entropy(self.layers(x), labels)}
+
+    torch.manual_seed(0)
+    teacher = torch.nn.Sequential(torch.nn.Linear(20, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
+    data = [{"x": x, "labels": teacher(x).argmax()} for x in torch.randn(500 * 32, 20)]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = f"{folder}/runs"
+        args = TrainingArguments(
+            f"{folder}/out",
+            learning_rate=5e-4,
+            num_train_epochs=1,
+            per_device_train_batch_size=32,
+            logging_steps=5,
+            save_strategy="no",
+            report_to=["tensorboard"],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        Trainer(Net(), args, train_dataset=data, callbacks=[GreedyLRCallback()]).train()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        words = ["--logdir", f"{folder}/runs", "--port", str(port), "--load_fast", "false"]
+        server = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *words])
+        address = f"http://127.0.0.1:{port}/"
+        try:
+            for _ in range(120):
+                try:
+                    runs = urllib.request.urlopen(f"{address}data/runs").read()
+                except OSError:
+                    runs = b"[]"
+                if runs != b"[]":
+                    break
+                time.sleep(1)
+            query = "?smoothing=0&tagFilter=greedylr/s%7Ctrain/loss%7Clearning_rate#timeseries"
+            screenshot(address + query, HERE / "tensorboard.png", (1250, 800), _only_charts)
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _only_charts(tab: Any) -> None:
+    tab.get_by_text("train/loss", exact=True).wait_for()
+    tab.get_by_text("Enable step selection").click()
+    tab.get_by_role("button", name="Settings").first.click()
+    tab.wait_for_timeout(5000)  # the charts grow to their places
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    HERE.mkdir(exist_ok=True)
+    parts = {part.__name__: part for part in (stages, window, commands, tensorboard)}
+    for name in sys.argv[1:] or parts:
+        parts[name]()

@@ -42,8 +42,13 @@ class Record(NamedTuple):
     nonfinite: int = 0
 
     def __str__(self) -> str:
+        group = next((i for i, lr in enumerate(self.lrs) if lr > 0), 0)
+        return self.of_group(group)
+
+    def of_group(self, group: int) -> str:
+        """The record in words, with LR and scale of a parameter group."""
         action, reason, scales, loss, *_ = self.decision
-        lr = f"LR {self.lrs[0]:.3g} ({scales[0]:.3g} x the base LR)"
+        lr = f"LR {self.lrs[group]:.3g} ({scales[group]:.3g} x the base LR)"
         return f"step {self.step:,}: loss {loss:.4g}, {action.value}, {lr}: {reason.value}"
 
 
@@ -63,9 +68,14 @@ class Entry(NamedTuple):
 
 
 class History(Sequence[Record]):
-    """The last decisions of a run, 100,000 by default: a sequence of `Record`."""
+    """The last decisions of a run, 100,000 by default: a sequence of `Record`.
+
+    Attributes:
+        group (int): index of the parameter group whose LR is shown.
+    """
 
     def __init__(self, size: int = HISTORY_SIZE) -> None:
+        self.group = 0
         self.entries: deque[Entry] = deque(maxlen=size)
 
     def __len__(self) -> int:
@@ -86,6 +96,8 @@ class History(Sequence[Record]):
     def plot(self, name: str = "run") -> Any:
         """The picture of the run, as a matplotlib figure: loss, LR, slope, and each decision.
 
+        In a notebook, end the line with a semicolon: the figure that is returned would be shown a second time.
+
         Args:
             name (str): what to call the run. Default "run".
         """
@@ -94,20 +106,27 @@ class History(Sequence[Record]):
         decisions = columns.Columns()
         for record in self:
             decisions.append(row_of(record))
-        return figures.plot(decisions, name)
+        return figures.plot(decisions, name, group=self._shown(self[-1]) if self else 0)
+
+    def _shown(self, record: Record) -> int:
+        return min(self.group, len(record.lrs) - 1)  # that group may have been added later
 
     def __repr__(self) -> str:
         if not self.entries:
             return "<History: no decision yet>"
         first, last = self.entries[0].step, self.entries[-1].record()
-        return f"<History: {len(self):,} decisions, steps {first:,} to {last.step:,}; {last}>"
+        return (
+            f"<History: {len(self):,} decisions, steps {first:,} to {last.step:,}; {last.of_group(self._shown(last))}>"
+        )
 
     def _repr_html_(self) -> str:
         """The latest decisions as a table, for notebooks."""
         rows = [("step", "loss", "LR", "scale", "action", "reason")]
         for entry in list(self.entries)[-SHOWN:]:
-            step, lrs, _, (action, reason, scales, loss, *_), _ = entry.record()
-            rows.append((f"{step:,}", f"{loss:.4g}", f"{lrs[0]:.3g}", f"{scales[0]:.3g}", action.value, reason.value))
+            step, lrs, _, (action, reason, scales, loss, *_), _ = record = entry.record()
+            group = self._shown(record)
+            lr, scale = lrs[group], scales[group]
+            rows.append((f"{step:,}", f"{loss:.4g}", f"{lr:.3g}", f"{scale:.3g}", action.value, reason.value))
         cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
         return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
 

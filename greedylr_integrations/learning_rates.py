@@ -44,6 +44,7 @@ class LearningRates:
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
         self.factor = 1.0
         self.written: Sequence[float] = ()
+        self._last_speaker: int | None = None  # of an optimizer that was let go of
         self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint continued from
         if base_schedule is not None:
             steps = envelope.linear_warmup_steps
@@ -60,6 +61,7 @@ class LearningRates:
 
     def detach(self, optimizer: Any) -> None:
         """Let go of the optimizer and the base schedule; another has the LRs from now on."""
+        self._last_speaker = self.speaker
         self._optimizer = optimizer
         if self.schedule is not None:
             self.schedule.detach(optimizer)
@@ -99,8 +101,12 @@ class LearningRates:
 
     @property
     def speaker(self) -> int:
-        """Index of the first group that is not frozen, whose LR is shown."""
-        return next((i for i, lr in enumerate(self.base_lrs) if lr > 0), 0)
+        """Index of the group whose LR is shown: the first with an LR above 0 and weights that are trained."""
+        if self._last_speaker is not None:
+            return self._last_speaker
+        above = [i for i, lr in enumerate(self.base_lrs) if lr > 0] or [0]
+        groups = self._optimizer.param_groups
+        return next((i for i in above if any(p.requires_grad for p in groups[i]["params"])), above[0])
 
     def new_groups(self, scales: Sequence[float]) -> list[float]:
         """Take up the groups that were added to the optimizer, and return their base LRs.

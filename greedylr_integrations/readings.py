@@ -56,7 +56,9 @@ class Readings(LRScheduler):
     @property
     def history(self) -> History:
         """The last 100,000 decisions: a sequence of `history.Record`."""
-        return self._recorder.history
+        history = self._recorder.history
+        history.group = self._rates.speaker
+        return history
 
     @property
     def commands(self) -> deque[CommandRecord]:

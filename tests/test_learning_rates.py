@@ -68,6 +68,15 @@ def test_where_the_lr_is_zero_the_given_lr_is_the_base_lr():
 def test_the_lr_of_the_first_group_that_is_not_frozen_is_shown():
     assert rates_of(optimizer_of(0.0, 0.0, 0.1)).speaker == 2
     assert rates_of(optimizer_of(0.0)).speaker == 0
+    optimizer = optimizer_of(0.0, 0.1, 0.2)
+    optimizer.param_groups[1]["params"][0].requires_grad_(False)
+    rates = rates_of(optimizer)
+    assert rates.speaker == 2
+    optimizer.param_groups[1]["params"][0].requires_grad_(True)  # as in gradual unfreezing
+    assert rates.speaker == 1
+    optimizer.param_groups[1]["params"][0].requires_grad_(False)
+    rates.detach(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))]))
+    assert rates.speaker == 2
 
 
 def test_a_decay_from_where_the_lr_is():

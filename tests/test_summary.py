@@ -154,6 +154,51 @@ def test_what_prints_show():
     assert f"<td>{last.decision.reason.value}</td>" in table
 
 
+@pytest.mark.parametrize("frozen", ["LR 0", "requires_grad"])
+def test_the_group_that_moves_is_shown(frozen, tmp_path):
+    """A frozen first group is neither in the table nor in the picture nor in what the run says."""
+    pytest.importorskip("matplotlib")
+    from greedylr_integrations.runs import find
+
+    body, head = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    body.requires_grad_(frozen != "requires_grad")
+    groups = [{"params": [body], "lr": 0.0 if frozen == "LR 0" else 7e-5}, {"params": [head], "lr": 0.1}]
+    scheduler = GreedyLR(torch.optim.SGD(groups), GreedyConfig(), total_steps=50, history_file=tmp_path / "h.jsonl")
+    for _ in range(30):
+        head.grad = head.detach().clone()
+        scheduler.optimizer.step()
+        scheduler.step(head.detach().square().sum().item())
+    shown = f"LR {scheduler.history[-1].lrs[1]:.3g} "
+    assert shown in repr(scheduler.history)
+    assert repr(scheduler) == f"<GreedyLR at step 30 of 50: {shown[:-1]}, 3.56 x the base LR of 0.1; GreedyConfig>"
+    lr = f"<td>{scheduler.history[-1].lrs[1]:.3g}</td>"
+    assert lr in scheduler.history._repr_html_()
+    figure = scheduler.history.plot()
+    (line,) = [line for axes in figure.axes for line in axes.lines if line.get_label() == "learning rate"]
+    assert line.get_ydata()[-1] == scheduler.history[-1].lrs[1]
+    assert "learning rate (group 2 of 2)" in [axes.get_ylabel() for axes in figure.axes]
+    scheduler.finish()
+    scheduler.detach()
+    assert "x the base LR of 0.1" in repr(scheduler)  # also when the weights are gone
+    if frozen == "LR 0":  # a file does not say what else was frozen
+        assert shown in str(scheduler.history[-1])
+        (run,) = find.read(tmp_path / "h.jsonl")
+        assert run.lrs.tolist() == [record.lrs[1] for record in scheduler.history]
+
+
+def test_a_group_that_moves_and_was_added_later():
+    frozen = torch.nn.Parameter(torch.ones(3))
+    scheduler = GreedyLR(torch.optim.SGD([{"params": [frozen], "lr": 0.0}]), GreedyConfig())
+    for step in range(4):
+        if step == 2:
+            scheduler.optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "lr": 0.1})
+        scheduler.optimizer.step()
+        scheduler.step(1.0)
+    assert scheduler.history._repr_html_().count("<td>0.1</td>") == 2
+    pytest.importorskip("matplotlib")
+    assert "learning rate (group 2 of 2)" in [axes.get_ylabel() for axes in scheduler.history.plot().axes]
+
+
 def test_a_callback_prints_its_run(tmp_path):
     from greedylr_integrations.transformers import GreedyLRCallback
 

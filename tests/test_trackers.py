@@ -1,8 +1,10 @@
 """Scale, LR and decisions where people look already: written by each framework's own loggers, read back by theirs."""
 
+import contextlib
 import csv
 import io
 import json
+import sqlite3
 import struct
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,6 +94,12 @@ def mlflow_sqlite(uri):
     return lambda name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
 
 
+def trackio_sqlite(file):
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        rows = [json.loads(metrics) for (metrics,) in database.execute("select metrics from metrics order by step")]
+    return lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]
+
+
 # ---- Hugging Face's Trainer ----
 
 
@@ -151,6 +159,31 @@ def test_the_trainer_and_mlflow_with_sqlite(tmp_path, monkeypatch):
     _, callback = train(tmp_path, report_to=["mlflow"])
     mlflow.end_run()
     check(mlflow_sqlite(uri), callback.history)
+
+
+@needs("trackio")
+def test_the_trainer_and_trackio(tmp_path, monkeypatch):
+    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path)
+    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
+    _, callback = train(tmp_path, report_to=["trackio"], project="greedylr")
+    check(trackio_sqlite(tmp_path / "greedylr.db"), callback.history, prefix="train/")
+
+
+@needs("tensorboard")
+def test_slope_and_distance_are_logged_while_they_are_measured(tmp_path, monkeypatch):
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
+    callback = GreedyLRCallback()
+    data = {"data": tiny.regression_data(140), "max_steps": 80}
+    tiny.trainer(tmp_path, [callback], logging_steps=1, report_to=["tensorboard"], **data).train()
+    read = tensorboard(tmp_path / "tb")
+    for name in ("slope", "distance"):
+        steps, values = zip(*read(f"train/greedylr/{name}"), strict=True)
+        seen = [(record.step, getattr(record.decision, name)) for record in callback.history]
+        measured = {step: value for step, value in seen if value is not None and value == value}
+        assert dict(zip(steps, values, strict=True)) == pytest.approx(measured, rel=1e-5)
+        assert 0 < len(measured) < 80
 
 
 def test_the_trainers_progress_bar(tmp_path, monkeypatch):

@@ -220,7 +220,7 @@ def _draw_lr(axes: Any, run: Run, rows: Integers) -> None:
                 look = {"marker": MARKERS[action], "color": colour_of(name)}
                 axes.scatter(run.steps[shown], drawable(run.lrs[shown]), s=size, linewidth=0, zorder=3, **look)
                 axes.scatter([], [], s=26, label=f"{what}: {_text(name)}", **look)
-    groups = "" if run.group_lrs is None else " (first group)"
+    groups = "" if run.group_lrs is None else f" (group {run.group + 1} of {len(run.group_lrs)})"
     _log_lr_axis(axes, run.lrs, "learning rate" + groups)
 
 

@@ -26,17 +26,19 @@ def read_history(file: Path, name: str) -> Run:
     if not len(columns):
         raise RunError(f"{file}: the history has no decision yet")
     lines = {key: header[key] for key in ("config", "base_lrs", "total_steps", "monitor")}
-    return run_of(columns, name, "GreedyLR history", commands=commands, **lines)
+    group = next((i for i, lr in enumerate(header["base_lrs"]) if lr > 0), 0)
+    return run_of(columns, name, "GreedyLR history", group, commands=commands, **lines)
 
 
-def run_of(columns: Columns, name: str, source: str, **more: Any) -> Run:
-    """A Run that shares the memory of the columns."""
+def run_of(columns: Columns, name: str, source: str, group: int = 0, **more: Any) -> Run:
+    """A Run that shares the memory of the columns, with LR and scale of a parameter group."""
     slopes, smoothed = np.frombuffer(columns.slopes), np.frombuffer(columns.smoothed)
     by_slope = np.isfinite(slopes)
     if by_slope.any():  # such a decision has smoothed the slope, not the loss
         more["slope_means"] = np.where(by_slope, smoothed, math.nan)
         smoothed = np.where(by_slope, math.nan, smoothed)
     lrs, scales = _by_group(columns, "lrs"), _by_group(columns, "scales")
+    group = min(group, len(lrs) - 1)
     run = make_run(
         name,
         source,
@@ -48,8 +50,9 @@ def run_of(columns: Columns, name: str, source: str, **more: Any) -> Run:
         distances=np.frombuffer(columns.distances),
         envelope=np.frombuffer(columns.envelopes),
         actions=np.frombuffer(columns.actions, np.int8),
-        scales=scales[0],
-        lrs=lrs[0],
+        scales=scales[group],
+        lrs=lrs[group],
+        group=group,
         group_lrs=lrs if len(lrs) > 1 else None,
         lrs_are_next=True,
         **more,
@@ -61,7 +64,7 @@ def run_of(columns: Columns, name: str, source: str, **more: Any) -> Run:
 def _by_group(columns: Columns, field: str) -> Floats:
     """One row for each parameter group; NaN before a group was there."""
     values = np.frombuffer(getattr(columns, field))
-    counts = np.asarray(columns.groups)
+    counts = np.asarray(columns.groups, np.int64)
     most = int(counts.max())
     if (counts == most).all():
         return values.reshape(-1, most).T

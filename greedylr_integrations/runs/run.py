@@ -38,7 +38,7 @@ class Run:
         source: what it was read from, in words.
         steps: optimizer steps, as the record counts them.
         losses: the loss as it was recorded.
-        lrs: LR of the first parameter group: the one after the step if `lrs_are_next`, else the one of the step.
+        lrs: LR of a parameter group: the one after the step if `lrs_are_next`, else the one of the step.
         scales: its scale.
         smoothed, best: the smoothed loss and the reference it was compared with.
         slopes, distances: the slope and the distance that the decision saw.
@@ -48,6 +48,7 @@ class Run:
         reasons: index into `reason_names`, or `NO_DECISION`.
         reason_names: names of `Reason`; a file may have others.
         lrs_are_next: whether `lrs` are those that the decision of the row led to.
+        group: index of that group: the first that moves.
         group_lrs: LRs of all groups, one row for each group, if there are several.
         commands: commands given while it ran.
         config: the configuration as `ControllerConfig.to_dict` writes it, if it was recorded.
@@ -72,6 +73,7 @@ class Run:
     reasons: Integers
     reason_names: list[str] = field(default_factory=list)
     lrs_are_next: bool = False
+    group: int = 0
     group_lrs: Floats | None = None
     commands: list[CommandRecord] = field(default_factory=list)
     config: dict[str, Any] | None = None
@@ -123,7 +125,7 @@ class Run:
         steady = self.scales[self.envelope == 1.0]
         if not self.base_lrs or not np.isfinite(steady).all():
             return None
-        return suggested_lr(steady.tolist(), self.base_lrs[0])
+        return suggested_lr(steady.tolist(), self.base_lrs[self.group])
 
 
 def make_run(

@@ -40,8 +40,8 @@ def replay_summary(runs: Sequence[Run]) -> list[list[str]]:
 
 def base_lr_of(run: Run) -> float:
     """The run's base LR if it was recorded, else the highest LR that it can have come from, else 1."""
-    if run.base_lrs and run.base_lrs[0] > 0:
-        return run.base_lrs[0]
+    if run.base_lrs and run.base_lrs[run.group] > 0:
+        return run.base_lrs[run.group]
     usable = run.scales > 0
     for lrs in (run.lrs[usable] / run.scales[usable], run.lrs):
         lrs = lrs[np.isfinite(lrs)]
