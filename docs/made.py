@@ -58,7 +58,7 @@ MADE = (
     Made(
         ("docs/img/loss-over-base-lr.png",),
         "-m benchmarks.search report",
-        ("benchmarks/search/picture.py", f"{RESULTS}/search-held-out.jsonl"),
+        ("benchmarks/search/picture.py", f"{RESULTS}/search-fresh.jsonl"),
     ),
     Made(
         tuple(f"benchmarks/img/{name}.png" for name in ("loss_over_base_lr", "schedules", "loss_histories")),

@@ -94,6 +94,8 @@ def test_links_lead_somewhere(page):
             continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
+        if target.parent.name == "notebooks":
+            target = target.with_suffix(".ipynb")  # shown as a page
         assert target.exists(), f"{page.name} links to {link}"
         if anchor:
             assert anchor in anchors(target), f"{page.name} links to {link}"
