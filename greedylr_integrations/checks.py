@@ -21,14 +21,19 @@ def check(ok: bool, field: str, value: object, allowed: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers, and lists of them, as Python's own, which JSON and checkpoints take; anything else as it is."""
+    """Numbers, and lists of them, as Python's own, which JSON and checkpoints take; anything else as it is.
+
+    Lists may be those of a configuration library, such as OmegaConf's.
+    """
     if isinstance(value, (bool, int, float)) and type(value).__module__ == "builtins":
         return value
     if hasattr(value, "tolist"):  # of numpy and torch
         return value.tolist()
     if isinstance(value, Real):
         return int(value) if isinstance(value, Integral) else float(value)
-    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return (tuple if type(value) is tuple else list)(map(plain, value))
+    return value
 
 
 def check_number(field: str, value: object) -> float:

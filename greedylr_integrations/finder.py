@@ -154,8 +154,8 @@ def as_it_was(module: torch.nn.Module, optimizer: Any = None) -> Iterator[None]:
     Weights that are not trained are not copied. The copies are in the memory of the host.
     """
     raw = unwrapped(optimizer)
-    tensors = [*(p for p in module.parameters() if p.requires_grad), *module.buffers()]
-    copies = [tensor.detach().to("cpu", copy=True) for tensor in tensors]
+    moving = {name: tensor for name, tensor in _tensors(module).items() if _moves(tensor)}
+    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in moving.items()}
     modes = {part: part.training for part in module.modules()}
     state, attributes = (None, {}) if raw is None else (deepcopy(raw.state_dict()), dict(vars(raw)))
     try:
@@ -163,8 +163,9 @@ def as_it_was(module: torch.nn.Module, optimizer: Any = None) -> Iterator[None]:
             yield
     finally:
         with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
-                tensor.copy_(copy)
+            tensors = _tensors(module)  # by name, since a framework may have put others in their place
+            for name, copy in copies.items():
+                tensors[name].copy_(copy)
         for part, mode in modes.items():
             part.training = mode
         module.zero_grad()
@@ -172,6 +173,14 @@ def as_it_was(module: torch.nn.Module, optimizer: Any = None) -> Iterator[None]:
             raw.load_state_dict(state)
             for name in vars(raw).keys() - attributes.keys():  # what torch's schedulers leave there
                 delattr(raw, name)
+
+
+def _tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _moves(tensor: torch.Tensor) -> bool:
+    return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)  # trained, or a buffer
 
 
 @contextmanager
