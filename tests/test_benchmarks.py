@@ -236,6 +236,7 @@ def test_a_diverged_run_has_no_loss():
     assert train(Job("x", "digits-mlp", "constant", 1e9, 0, 30))["loss"] is None
 
 
+@pytest.mark.slow
 def test_results_continue_where_they_stopped(tmp_path):
     path = tmp_path / "runs.jsonl"
     jobs = [(Job("x", "digits-mlp", "cosine", 0.03, seed, 10), None) for seed in range(3)]
@@ -251,6 +252,7 @@ def test_results_continue_where_they_stopped(tmp_path):
     assert len(Results(path).losses(stage="x", arm="cosine")) == 3
 
 
+@pytest.mark.slow
 def test_two_defaults_are_not_mixed_in_one_file(tmp_path, monkeypatch):
     path = tmp_path / "runs.jsonl"
     ours, fixed = (Job("x", "digits-mlp", arm, 0.03, 0, 10) for arm in ("greedy", "cosine"))

@@ -103,6 +103,7 @@ def test_kill_9_at_a_random_step(whole, tmp_path, share):
     kill_and_resume(whole, tmp_path, 1 + int(share * (STEPS[whole[1]] - 6)))
 
 
+@pytest.mark.slow
 def test_an_exception_on_one_rank_ends_both_and_the_last_checkpoint_resumes(whole, tmp_path):
     framework, rule, expected, uninterrupted = whole
     process = launch(framework, rule, tmp_path, fail=True)

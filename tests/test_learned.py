@@ -455,6 +455,7 @@ def test_orders_and_resume():
     assert again == seen[90:]
 
 
+@pytest.mark.slow
 def test_the_same_policy_file_gives_the_same_lrs_in_the_three_frameworks(tmp_path):
     Policy(layers(), SETTINGS | {"max_factor": 1.3}).save(tmp_path / "p.safetensors")
     steps = 60

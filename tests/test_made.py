@@ -68,7 +68,10 @@ def shown(cell):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow if path.stem == "trainer" else (), id=path.stem) for path in NOTEBOOKS],
+)
 def test_a_notebook_runs_and_shows_what_is_stored(path):
     nbformat = pytest.importorskip("nbformat", reason="nbclient is not installed")
     stored, now = nbformat.read(path, as_version=4), notebooks.executed(path)

@@ -12,7 +12,7 @@ import torch
 from greedylr_integrations import GreedyController, PaperConfig, TransformersConfig
 from greedylr_integrations.decision import Action, Reason
 
-SEQUENCES = pytest.mark.parametrize("sequences", [2_500, pytest.param(10_000, marks=pytest.mark.slow)])
+SEQUENCES = pytest.mark.parametrize("sequences", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
 
 
 def random_case(rng, modes=("min", "max")):

@@ -107,6 +107,7 @@ def test_other_parts_of_a_batch_are_the_same_step(parts, tmp_path, main):
         assert a[1] == pytest.approx(b[1], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monkeypatch):
     monkeypatch.setattr(packed, "STREAM_VALIDATION", 20)
     whole, stopped = ([*words(parts, tmp_path / name, "texts.txt"), "--streaming", "--bf16"] for name in "ab")

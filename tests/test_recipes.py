@@ -571,6 +571,7 @@ def other(name, tmp_path, **more):
     return importlib.import_module(f"recipes.{name}").main, words
 
 
+@pytest.mark.slow
 @LIGHTNINGS_WARNINGS
 @pytest.mark.parametrize("name", MIDDLE)
 def test_the_others_are_killed_twice_and_resumed(tmp_path, name):
