@@ -8,27 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.search import data, fresh_data
-from benchmarks.search.workload import Batch, Rows, Weights, Workload, next_token, normal, pretrained, spread, windows
-
-SYMBOLS = len(data.SYMBOLS) + 1
-
-
-class Text(Workload):
-    """The next character of a text, in windows."""
-
-    length: ClassVar[int] = 16
-
-    def text(self) -> data.Pair:
-        raise NotImplementedError
-
-    def rows(self) -> int:
-        return len(self.text()[0]) - self.length - 1
-
-    def examine(self, rows: torch.Tensor, progress: float, g: torch.Generator | None) -> Batch:
-        return (windows(self.text()[0], rows, self.length),)
-
-    def validation(self) -> Batch:
-        return (spread(self.text()[1], self.length, 200),)
+from benchmarks.search.workload import SYMBOLS, Batch, Rows, Text, Weights, next_token, normal, pretrained
 
 
 class TitlesDilated(Text):

@@ -8,27 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.search import data
-from benchmarks.search.workload import Batch, Weights, Workload, next_token, normal, spread, windows
-
-SYMBOLS = len(data.SYMBOLS) + 1
-
-
-class Text(Workload):
-    """The next character of a text, in windows."""
-
-    length: ClassVar[int] = 16
-
-    def text(self) -> data.Pair:
-        raise NotImplementedError
-
-    def rows(self) -> int:
-        return len(self.text()[0]) - self.length - 1
-
-    def examine(self, rows: torch.Tensor, progress: float, g: torch.Generator | None) -> Batch:
-        return (windows(self.text()[0], rows, self.length),)
-
-    def validation(self) -> Batch:
-        return (spread(self.text()[1], self.length, 200),)
+from benchmarks.search.workload import SYMBOLS, Batch, Text, Weights, Workload, next_token, normal
 
 
 class TweetsGru(Text):

@@ -10,7 +10,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 
+from benchmarks.search import data
 from benchmarks.search.optimizers import of_torch
+
+SYMBOLS = len(data.SYMBOLS) + 1  # of a text; the last is any other character
 
 Weights = dict[str, torch.Tensor]
 Batch = tuple[torch.Tensor, ...]
@@ -132,6 +135,24 @@ def pretrained(make: type[Workload], lr: float, steps: int) -> Weights:
 def normal(g: torch.Generator, *shape: int, scale: float | None = None) -> torch.Tensor:
     """Random weights; by default, those that keep the size of what goes through."""
     return torch.randn(*shape, generator=g) * (shape[-2] ** -0.5 if scale is None else scale)
+
+
+class Text(Workload):
+    """The next character of a text, in windows."""
+
+    length: ClassVar[int] = 16
+
+    def text(self) -> data.Pair:
+        raise NotImplementedError
+
+    def rows(self) -> int:
+        return len(self.text()[0]) - self.length - 1
+
+    def examine(self, rows: torch.Tensor, progress: float, g: torch.Generator | None) -> Batch:
+        return (windows(self.text()[0], rows, self.length),)
+
+    def validation(self) -> Batch:
+        return (spread(self.text()[1], self.length, 200),)
 
 
 def windows(text: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
