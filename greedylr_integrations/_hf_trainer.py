@@ -18,7 +18,7 @@ from typing import Any
 from transformers import SchedulerType, TrainerCallback
 
 from greedylr_integrations.checks import check
-from greedylr_integrations.finder import as_it_was
+from greedylr_integrations.finder import as_it_was, same_attributes
 from greedylr_integrations.schedulers import GreedyLR
 
 
@@ -76,15 +76,9 @@ def lent(trainer: Any, callback: TrainerCallback, steps: int) -> Iterator[None]:
     handler, args = trainer.callback_handler, copy(trainer.args)
     args.max_steps, args.lr_scheduler_type, args.lr_scheduler_kwargs = steps, SchedulerType.CONSTANT, None
     args.load_best_model_at_end = args.eval_on_start = args.push_to_hub = False
-    before = [(each, dict(vars(each))) for each in (trainer, handler, trainer.control)]
-    try:
-        with as_it_was(trainer.model, trainer.optimizer):
-            trainer.args, trainer.lr_scheduler, handler.callbacks = args, None, [callback]
-            yield
-    finally:
-        for each, attributes in before:
-            vars(each).clear()
-            vars(each).update(attributes)
+    with same_attributes(trainer, handler, trainer.control), as_it_was(trainer.model, trainer.optimizer):
+        trainer.args, trainer.lr_scheduler, handler.callbacks = args, None, [callback]
+        yield
 
 
 class Attached:

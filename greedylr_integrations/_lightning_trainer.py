@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from greedylr_integrations.finder import as_it_was
+from greedylr_integrations.finder import as_it_was, same_attributes
 from greedylr_integrations.log import logger
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
@@ -105,18 +105,12 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
 def lent(trainer: Any, pl_module: Any, callback: Callback) -> Iterator[None]:
     """Have the Trainer fit with one callback until that sets `should_stop`; then put it back as it was."""
     loop, strategy = trainer.fit_loop, trainer.strategy
-    before = [(each, dict(vars(each))) for each in (trainer, strategy, trainer._logger_connector)]
-    with as_it_was(pl_module):
-        try:
-            trainer.state, trainer.callbacks, trainer.loggers = copy(trainer.state), [callback], [DummyLogger()]
-            trainer.limit_val_batches = 0
-            trainer.fit_loop = type(loop)(trainer, min_epochs=0, max_epochs=-1)  # whose progress is its own
-            trainer.fit_loop.epoch_loop = type(loop.epoch_loop)(trainer)
-            yield
-        finally:
-            for each, attributes in before:
-                vars(each).clear()
-                vars(each).update(attributes)
+    with as_it_was(pl_module), same_attributes(trainer, strategy, trainer._logger_connector):
+        trainer.state, trainer.callbacks, trainer.loggers = copy(trainer.state), [callback], [DummyLogger()]
+        trainer.limit_val_batches = 0
+        trainer.fit_loop = type(loop)(trainer, min_epochs=0, max_epochs=-1)  # whose progress is its own
+        trainer.fit_loop.epoch_loop = type(loop.epoch_loop)(trainer)
+        yield
 
 
 # ---- the length of a run ----

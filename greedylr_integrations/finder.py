@@ -184,6 +184,18 @@ def _moves(tensor: torch.Tensor) -> bool:
 
 
 @contextmanager
+def same_attributes(*objects: Any) -> Iterator[None]:
+    """At the end, let the objects have the attributes that they had."""
+    before = [dict(vars(each)) for each in objects]
+    try:
+        yield
+    finally:
+        for each, attributes in zip(objects, before, strict=True):
+            vars(each).clear()
+            vars(each).update(attributes)
+
+
+@contextmanager
 def same_random_numbers() -> Iterator[None]:
     """At the end, have the random numbers of torch, NumPy and Python go on as if there had been nothing between."""
     numpy = sys.modules.get("numpy")
