@@ -160,3 +160,10 @@ def test_the_readmes_commands_are_there():
     made = re.findall(r"^make (\w+)|`make (?:[A-Z_]+=\S+ )*(\w+)`", text, re.M)
     assert {name for pair in made for name in pair if name} == {"demo", "test"} <= {*targets}
     assert {*re.findall(r"`greedylr (\w+)", text)} == {"plot", "explain"}  # run by test_cli
+
+
+def test_the_tests_behind_the_comparison_are_there():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/comparison.md").read_text())
+    assert len(named) > 10
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file} has no {name}"
