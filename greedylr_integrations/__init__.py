@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from greedylr_integrations.decision import Reason as Reason
     from greedylr_integrations.finder import FoundLR as FoundLR
     from greedylr_integrations.finder import find_lr as find_lr
+    from greedylr_integrations.guard import SpikeError as SpikeError
     from greedylr_integrations.rule import OneScaleRule as OneScaleRule
     from greedylr_integrations.rule import Rule as Rule
     from greedylr_integrations.rules import GreedyConfig as GreedyConfig
@@ -34,6 +35,7 @@ _HOME = {
     "Reason": "decision",
     "Rule": "rule",
     "SlopeConfig": "rules",
+    "SpikeError": "guard",
     "TransformersConfig": "rules",
     "find_lr": "finder",
 }

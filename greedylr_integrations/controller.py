@@ -2,8 +2,8 @@
 
 Standard library only. No clock, no randomness, no tensors: the same observations give the same decisions everywhere.
 
-`GreedyController` checks what it is given, handles non-finite losses and keeps the state; a `rule.Rule`, which its
-configuration makes, decides. For a rule of your own, see docs/own-rule.md.
+`GreedyController` checks what it is given and keeps the state; a `rule.Rule`, which its configuration makes, decides,
+unless `guard.Guard` keeps a loss from it. For a rule of your own, see docs/own-rule.md.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from greedylr_integrations.checks import (
     is_list_of,
     plain,
 )
-from greedylr_integrations.decision import HOLD, NONFINITE, Decision
+from greedylr_integrations.decision import Decision
+from greedylr_integrations.guard import Guard, Response, is_guard
 from greedylr_integrations.log import logger
 from greedylr_integrations.rule import Rule, moved
 
 STATE_VERSION = 1
-DEAD_AFTER = 3  # non-finite losses in a row after which `on_nonfinite="reduce"` aborts the run
+LATER: dict[str, Any] = {"on_spike": None, "snapshot_every": 100}  # fields that earlier versions lack: said if not so
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +49,17 @@ class ControllerConfig(ABC):
     mean; the controller sees one loss per decision. Default 1."""
     on_nonfinite: str = "reduce"
     """What a NaN or infinite loss does. "reduce" (default) lowers the LR once for a run of them and raises
-    FloatingPointError at the third decision in a row, "hold" leaves the LR, "raise" raises at once. The loss itself is
-    forgotten in each case."""
+    FloatingPointError at the third decision in a row, "hold" leaves the LR, "rollback" puts the weights back at the
+    second in a row, as `on_spike` does, "raise" raises at once. The loss itself is forgotten in each case."""
+    on_spike: str | None = None
+    """What loss spikes do; see `spikes.SpikeDetector`. A single one is kept from the rule. If the loss has risen, this
+    is taken as its new level with "hold", lowers the LR too with "reduce", raises `guard.SpikeError` with "raise". With
+    "rollback", weights and optimizer go back to those of a while ago, and training goes on with the batches that come
+    next. Another rollback within 300 decisions lowers the LR, a third at once is a "hold", since the data must have
+    changed, and a sixth in a run raises `guard.SpikeError`. Default None: spikes are losses like others."""
+    snapshot_every: int = 100
+    """Optimizer steps between the copies to which "rollback" goes back. Two are kept, in the memory of the host, each
+    as large as the weights that are trained and the optimizer's state. Default 100."""
     on_resume: str = "checkpoint"
     """Which hyperparameters win if the checkpoint's differ: "checkpoint" (default), "config", or "error". A changed
     run length is not a difference: the new one is used."""
@@ -60,7 +70,10 @@ class ControllerConfig(ABC):
         if self.mode is not None:
             check_choice("mode", self.mode, ("min", "max"))
         check_integer("every_n_steps", self.every_n_steps, least=1)
-        check_choice("on_nonfinite", self.on_nonfinite, ("hold", "reduce", "raise"))
+        check_choice("on_nonfinite", self.on_nonfinite, ("hold", "reduce", "rollback", "raise"))
+        if self.on_spike is not None:
+            check_choice("on_spike", self.on_spike, ("hold", "reduce", "rollback", "raise"))
+        check_integer("snapshot_every", self.snapshot_every, least=1)
         check_choice("on_resume", self.on_resume, ("checkpoint", "config", "error"))
 
     @abstractmethod
@@ -76,6 +89,17 @@ class ControllerConfig(ABC):
     def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
         """What a run will do, in a few words that follow its subject; `horizon` and `first_pass` as for `rule`."""
         return f"follows the loss by {type(self).__name__}"
+
+    @property
+    def rolls_back(self) -> bool:
+        """Whether weights may have to go back to earlier ones."""
+        return "rollback" in (self.on_nonfinite, self.on_spike)
+
+    def without_rollback(self) -> ControllerConfig:
+        """The same with "reduce" in place of "rollback"."""
+        nonfinite = "reduce" if self.on_nonfinite == "rollback" else self.on_nonfinite
+        spike = "reduce" if self.on_spike == "rollback" else self.on_spike
+        return dataclasses.replace(self, on_nonfinite=nonfinite, on_spike=spike)
 
     @property
     def decay_ratio(self) -> float:
@@ -94,10 +118,21 @@ class ControllerConfig(ABC):
         """Plain JSON from which `rules.config_from_dict` makes the configuration again."""
         return {"behaviour": type(self).__name__, "on_resume": self.on_resume, **self.hyperparameters()}
 
+    def shared(self) -> dict[str, Any]:
+        """The fields that all rules have, with their values."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(ControllerConfig)}
+
+    def said(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that are hyperparameters, without those of later versions that do nothing here."""
+        return {
+            name: value
+            for name, value in fields.items()
+            if name != "on_resume" and not (name in LATER and value == LATER[name])
+        }
+
     def hyperparameters(self) -> dict[str, Any]:
         """The fields as plain JSON, without `on_resume`, which is about loading."""
-        fields = dataclasses.asdict(self)
-        del fields["on_resume"]
+        fields = self.said(dataclasses.asdict(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
     def resumed(self, hyperparameters: Mapping[str, Any]) -> ControllerConfig:
@@ -114,6 +149,7 @@ CONTROLLER_STATE = {
     "nonfinite": is_count,
     "rule": lambda value: isinstance(value, Mapping),
 }
+GUARD_STATE = {"guard": is_guard}  # if the configuration asks for one
 
 
 class GreedyController:
@@ -127,7 +163,6 @@ class GreedyController:
         first_pass (int): decisions in the first pass over the data. Default None: all data is new.
 
     Attributes:
-        nonfinite (int): non-finite losses in a row.
         monitor (str): what the losses are, for errors. "loss" at first.
 
     Raises:
@@ -152,8 +187,18 @@ class GreedyController:
         self.config = config
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
         self._rule = config.rule(self.base_lrs, self.horizon, first_pass)
-        self.nonfinite = 0
+        self._guard = Guard(config)
         self.monitor = "loss"
+
+    @property
+    def nonfinite(self) -> int:
+        """Non-finite losses in a row."""
+        return self._guard.nonfinite
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last loss was finite and no spike."""
+        return self._guard.calm
 
     @property
     def rule(self) -> Rule:
@@ -198,6 +243,7 @@ class GreedyController:
             ValueError: if slope or distance cannot be one.
             FloatingPointError: on a non-finite loss with `on_nonfinite="raise"`, or at the third in a row with
                 "reduce".
+            SpikeError: if the loss has risen with `on_spike="raise"`, or after too many rollbacks.
         """
         if type(loss) is not float:
             loss = as_loss(loss)
@@ -205,28 +251,21 @@ class GreedyController:
             raise ValueError(f"slope={slope!r} is not allowed: it must be from -1 to 1, NaN or None")
         if distance is not None and distance < 0:
             raise ValueError(f"distance={distance!r} is not allowed: it must be at least 0, NaN or None")
-        if loss - loss != 0.0:
-            return self._observe_nonfinite(loss)
-        self.nonfinite = 0
+        guard = self._guard
+        if guard.sees_all or loss - loss != 0.0:
+            response = guard.look(loss, self.monitor)
+            if response is not None:
+                return self._respond(response, loss)
+        guard.nonfinite = 0
         return self._rule.update(loss, slope, distance)
 
-    def _observe_nonfinite(self, loss: float) -> Decision:
-        self.nonfinite += 1
-        policy = self.config.on_nonfinite
-        what = "the loss" if self.monitor == "loss" else repr(self.monitor)
-        if policy == "raise":
-            raise FloatingPointError(f"{what} is {loss}, and on_nonfinite='raise'")
-        if policy == "hold":
-            return Decision(HOLD, NONFINITE, self.scales, loss)
-        if self.nonfinite >= DEAD_AFTER:
-            raise FloatingPointError(
-                f"{what} was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
-                " earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
-            )
+    def _respond(self, response: Response, loss: float) -> Decision:
         before = self.scales
-        if self.nonfinite == 1:
+        if response.lower:
             self._rule.lower()
-        return Decision(moved(before, self.scales), NONFINITE, self.scales, loss)
+        if response.lower and response.limit is not None:
+            logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g", loss)
+        return Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
 
     def add_group(self, base_lr: float) -> None:
         """Take up a parameter group that was added to the optimizer after the start, with the scale of the others."""
@@ -243,6 +282,7 @@ class GreedyController:
             "horizon": self.horizon,
             "nonfinite": self.nonfinite,
             "rule": self._rule.state_dict(),
+            **({"guard": self._guard.state_dict()} if self._guard.sees_all else {}),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -252,7 +292,8 @@ class GreedyController:
             ValueError: for a state with missing, unknown or ill-typed keys, of another version or behaviour, or, with
                 `on_resume="error"`, with other hyperparameters; then nothing has changed.
         """
-        check_state(state_dict, CONTROLLER_STATE, "GreedyController")
+        guarded = isinstance(state_dict, Mapping) and "guard" in state_dict
+        check_state(state_dict, {**CONTROLLER_STATE, **(GUARD_STATE if guarded else {})}, "GreedyController")
         behaviour = type(self.config).__name__
         if state_dict["behaviour"] != behaviour:
             raise ValueError(
@@ -271,14 +312,16 @@ class GreedyController:
             logger.info(
                 "GreedyLR resumes with a run length of %s decisions, was %s", self.horizon, state_dict["horizon"]
             )
-        self.config, self.base_lrs, self._rule = config, base_lrs, rule
-        self.nonfinite = state_dict["nonfinite"]
+        self.config, self.base_lrs, self._rule, self._guard = config, base_lrs, rule, Guard(config)
+        self._guard.nonfinite = state_dict["nonfinite"]
+        if guarded:
+            self._guard.load_state_dict(state_dict["guard"])
 
     def _resumed(
         self, config: Mapping[str, Any], base_lrs: Sequence[float]
     ) -> tuple[ControllerConfig, tuple[float, ...]]:
         """Config and base LRs to go on with, by `on_resume`."""
-        own = self.config.hyperparameters()
+        own, config = {**LATER, **self.config.hyperparameters()}, {**LATER, **config}
         check_state(config, dict.fromkeys(own, lambda value: True), "GreedyController config")
         stored = {**config, "base_lrs": list(base_lrs)}
         own["base_lrs"] = list(self.base_lrs)

@@ -31,6 +31,8 @@ class Reason(Enum):
     CEILING = "the scale is at its upper bound"
     FLOOR = "the scale is at its lower bound"
     NONFINITE = "the loss is NaN or infinite"
+    SPIKE = "the loss spiked"
+    ROLLED_BACK = "the weights went back to those before a spike"
     RESET = "reset to the start"
     ORDERED = "a command (hold, cap or pin) determines the scale"
     POLICY = "chosen by the learned policy"
@@ -58,6 +60,8 @@ COOLDOWN = Reason.COOLDOWN
 CEILING = Reason.CEILING
 FLOOR = Reason.FLOOR
 NONFINITE = Reason.NONFINITE
+SPIKE = Reason.SPIKE
+ROLLED_BACK = Reason.ROLLED_BACK
 RESET = Reason.RESET
 ORDERED = Reason.ORDERED
 POLICY = Reason.POLICY

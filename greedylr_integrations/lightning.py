@@ -208,6 +208,7 @@ class GreedyLRCallback(SharedCallback, Callback):
             linear_warmup_steps=settings.linear_warmup_steps or 0,
             base_schedule=schedules[0].scheduler if multiplies else None,
             horizon=None if metric is None else count(trainer, pl_module) or 0,
+            module=pl_module,
         )
 
     def _log(self, pl_module: Any) -> None:

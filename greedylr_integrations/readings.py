@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from greedylr_integrations import summary
@@ -19,6 +20,7 @@ from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger, say
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
+from greedylr_integrations.snapshots import Snapshots
 from greedylr_integrations.suggestion import Settling
 
 
@@ -42,6 +44,8 @@ class Readings(LRScheduler):
     _rates: LearningRates
     _recorder: Recorder
     _settling: Settling
+    _snapshots: Snapshots | None
+    _module: torch.nn.Module | None
     _used: tuple[Sequence[float], float, Sequence[float]] | None = None  # in the last step: LRs, envelope, scales
 
     def _take_up_groups(self) -> None:
@@ -205,6 +209,7 @@ class Readings(LRScheduler):
         self.base_schedule = None
         self._rates.detach(self.optimizer)
         self._decider.detach()
+        self._module = self._snapshots = None
         if self.history_file is not None:
             self.history_file.end()
 

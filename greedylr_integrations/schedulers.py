@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from greedylr_integrations.checks import check
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.deciding import Decider, RunLength
-from greedylr_integrations.decision import Decision
+from greedylr_integrations.decision import ROLLED_BACK, Decision
 from greedylr_integrations.distributed import all_alike, rank, world_size
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Recorder
@@ -32,6 +32,7 @@ from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
+from greedylr_integrations.snapshots import Snapshots
 from greedylr_integrations.steering import Command, Steerable
 from greedylr_integrations.suggestion import Settling
 
@@ -82,6 +83,8 @@ class GreedyLR(Readings, Steerable):
             earlier run that is there is renamed. Default None: nowhere.
         control_file (path): where commands may come from during the run; see `steering.CommandFile`. Default None.
         monitor (str): what the losses are, for the history. Default "loss".
+        module (torch.nn.Module): whose buffers go back with the weights in a rollback, such as the means of batch norm.
+            Default None: buffers stay as they are.
         **fields: fields of the config, in place of its own.
 
     Raises:
@@ -108,6 +111,7 @@ class GreedyLR(Readings, Steerable):
         history_file: str | os.PathLike[str] | HistoryFile | None = None,
         control_file: str | os.PathLike[str] | None = None,
         monitor: str = "loss",
+        module: torch.nn.Module | None = None,
         **fields: Unpack[ConfigFields],
     ) -> None:
         check_optimizer(optimizer, shadow=shadow)
@@ -115,6 +119,8 @@ class GreedyLR(Readings, Steerable):
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
         config = make_config(config, fields)
+        if shadow:
+            config = config.without_rollback()  # it would wait for the effect of what is not done
         check(isinstance(monitor, str) and 0 < len(monitor) <= 1000, "monitor", monitor, "a name")
         self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio
@@ -126,10 +132,12 @@ class GreedyLR(Readings, Steerable):
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self._decider = Decider(config, signals, length, monitor, self._carry_out)
         self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
-        self._settling = Settling()
+        self._settling, self._module = Settling(), module
+        self._snapshots: Snapshots | None = None
         self._begun = False
         self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
+        self._keep_snapshots()
         self._write()
 
     def _initial_step(self) -> None:
@@ -159,6 +167,8 @@ class GreedyLR(Readings, Steerable):
             self._decider.skip(step)
         else:
             decision = self._decider.step(loss, step)
+        if self._snapshots is not None:
+            self._guard_weights(decision, step)
         self._go_on(step)
         if decision is not None:
             self._record(decision)
@@ -169,6 +179,8 @@ class GreedyLR(Readings, Steerable):
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
+        if self._snapshots is not None:
+            self._guard_weights(None, self.last_epoch + 1)
         self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
@@ -178,6 +190,8 @@ class GreedyLR(Readings, Steerable):
         self._begin()
         self._take_up_groups()
         decision = self._decider.observe(loss)
+        if self._snapshots is not None:
+            self._guard_weights(decision, self.last_epoch)
         self._write()
         if decision is not None:
             self._record(decision)
@@ -205,6 +219,19 @@ class GreedyLR(Readings, Steerable):
             rates.schedule.advance()
         if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
             rates.write(scales, step)
+
+    def _keep_snapshots(self) -> None:
+        config = self.controller.config
+        if config.rolls_back and not self.shadow:
+            self._snapshots = Snapshots(self.optimizer, self._module, config.snapshot_every)
+
+    def _guard_weights(self, decision: Decision | None, step: int) -> None:
+        """Put earlier weights back if the decision says so, or copy those of now if it is time."""
+        assert self._snapshots is not None
+        if decision is not None and decision.reason is ROLLED_BACK:
+            self._snapshots.go_back(step)
+        else:
+            self._snapshots.take(step, calm=self.controller.calm)
 
     def _write(self) -> None:
         self._rates.write(self.controller.scales, self.last_epoch)
@@ -299,4 +326,5 @@ class GreedyLR(Readings, Steerable):
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
         self._recorder.rewind(state["decisions"], state["commands"])
         self._settling.load_state_dict(state["settling"], groups)
+        self._keep_snapshots()
         self._write()

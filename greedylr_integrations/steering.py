@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from greedylr_integrations.checks import check, check_choice, check_integer, check_number
 from greedylr_integrations.controller import GreedyController
-from greedylr_integrations.decision import NONFINITE, ORDERED, Decision
+from greedylr_integrations.decision import NONFINITE, ORDERED, ROLLED_BACK, SPIKE, Decision
 from greedylr_integrations.log import logger
 from greedylr_integrations.rule import moved
 
@@ -85,7 +85,7 @@ class Steering:
         scales = self.controller.scales
         if scales == decision.scales:
             return decision
-        reason = NONFINITE if decision.reason is NONFINITE else ORDERED
+        reason = decision.reason if decision.reason in (NONFINITE, SPIKE, ROLLED_BACK) else ORDERED
         return decision._replace(action=moved(before, scales), reason=reason, scales=scales)
 
     def _move(self, position: Any) -> None:

@@ -74,7 +74,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self.monitor != "loss":
             run.metric = MonitoredMetric(self.monitor, args)
             run.metric.warn_at_start()
-        self._build(args, state, optimizer, lr_scheduler, kwargs.get("train_dataloader"))
+        self._build(args, state, optimizer, lr_scheduler, **kwargs)
         # the Trainer's save expects an entry, which a checkpoint from before this callback does not have
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
         _hf_setup.warn(self.settings, args, trainer, replaces)
@@ -93,7 +93,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         run = self._run
         if run.metric is None and state.global_step == run.start_step and not self._scheduler.meter.fed:
             run.metric = _hf_setup.fall_back(args, state)
-            self._build(args, state, optimizer, lr_scheduler)
+            self._build(args, state, optimizer, lr_scheduler, **kwargs)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self._run.skipped = getattr(optimizer, "step_was_skipped", False)
@@ -159,7 +159,16 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             attributes["default_lr"] = self._run.default_lr
         return {"args": self.settings.arguments(), "attributes": attributes}
 
-    def _build(self, args: Any, state: Any, optimizer: Any, lr_scheduler: Any, loader: Any = None) -> None:
+    def _build(
+        self,
+        args: Any,
+        state: Any,
+        optimizer: Any,
+        lr_scheduler: Any,
+        train_dataloader: Any = None,
+        model: Any = None,
+        **others: Any,
+    ) -> None:
         """Make the scheduler and have it continue from the checkpoint, if there is one."""
         run, settings = self._run, self.settings
         # whether or not the Trainer is set to restore callbacks
@@ -168,7 +177,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if run.replaces and run.start_step:
             _hf_setup.configure_lrs(optimizer, attributes.get("default_lr"))
         best = run.metric is not None and run.metric.is_best_metric()
-        per_epoch = settings.steps_per_epoch or _hf_setup.steps_per_epoch(args, loader)
+        per_epoch = settings.steps_per_epoch or _hf_setup.steps_per_epoch(args, train_dataloader)
         self._make_scheduler(
             optimizer,
             greater_is_better=args.greater_is_better if best else None,
@@ -180,6 +189,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             ),
             base_schedule=None if run.replaces else lr_scheduler,
             horizon=None if run.metric is None else run.metric.count(state) or 0,
+            module=model,
         )
         self._resume(_hf_reference.load(attributes.get("saved"), run.resumed_from), run.start_step)
 

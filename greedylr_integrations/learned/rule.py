@@ -73,8 +73,7 @@ class PolicyConfig(ControllerConfig):
         return PolicyRule(self.policy, horizon, base_lrs, maximize=self.mode == "max")
 
     def hyperparameters(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in ("mode", "every_n_steps", "on_nonfinite")}
-        return {**fields, "policy": self.policy.digest}
+        return {**self.said(self.shared()), "policy": self.policy.digest}
 
     def resumed(self, hyperparameters: Mapping[str, Any]) -> PolicyConfig:
         stored = hyperparameters["policy"]

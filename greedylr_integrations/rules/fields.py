@@ -12,6 +12,8 @@ class ConfigFields(TypedDict, total=False):
     mode: str | None
     every_n_steps: int
     on_nonfinite: str
+    on_spike: str | None
+    snapshot_every: int
     on_resume: str
     min_scale: float | None
     max_scale: float | None

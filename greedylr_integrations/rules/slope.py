@@ -121,10 +121,7 @@ class SlopeConfig(BoundedConfig):
                 " loss): use GreedyConfig(), which follows the loss alone"
             )
         return GreedyConfig(
-            mode=self.mode,
-            every_n_steps=self.every_n_steps,
-            on_nonfinite=self.on_nonfinite,
-            on_resume=self.on_resume,
+            **self.shared(),
             min_scale=self.min_scale,
             max_scale=self.max_scale,
             min_lr=self.min_lr,

@@ -22,6 +22,8 @@ COLOURS = {
     "CEILING": "#cc79a7",
     "FLOOR": "#0072b2",
     "NONFINITE": "#000000",
+    "SPIKE": "#cc6677",
+    "ROLLED_BACK": "#661100",
     "RESET": "#f0e442",
     "ORDERED": "#882255",
     "POLICY": "#117733",

@@ -1,0 +1,146 @@
+"""What is done about losses that no rule should see: those that are NaN or infinite, and loss spikes.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from greedylr_integrations.checks import fits, is_count, is_none_or
+from greedylr_integrations.decision import NONFINITE, ROLLED_BACK, SPIKE, Reason
+from greedylr_integrations.spikes import SpikeDetector, is_detector
+
+if TYPE_CHECKING:
+    from greedylr_integrations.controller import ControllerConfig
+
+DEAD_AFTER = 3  # non-finite losses in a row after which `on_nonfinite="reduce"` aborts the run
+MOST_ROLLBACKS = 5  # in a run
+SOON = 300  # decisions after a rollback in which another one lowers the LR
+AT_ONCE = 20  # decisions after the last of two rollbacks in which a third would not help: the data is what has changed
+
+
+class SpikeError(RuntimeError):
+    """A loss spike that ends the run: with `on_spike="raise"`, or after too many rollbacks."""
+
+
+class Response(NamedTuple):
+    """What to do about a loss that the rule should not see.
+
+    Attributes:
+        reason (Reason): what it was, or that the weights go back.
+        lower (bool): whether to lower the LR.
+        limit (float): what a spike was beyond. None for a loss that is not finite.
+    """
+
+    reason: Reason
+    lower: bool
+    limit: float | None = None
+
+
+class Guard:
+    """Looks at each loss before the rule does.
+
+    Args:
+        config (ControllerConfig): with `on_nonfinite` and `on_spike`.
+
+    Attributes:
+        nonfinite (int): non-finite losses in a row.
+        rollbacks (int): how often the weights went back.
+        sees_all (bool): whether finite losses are looked at too.
+    """
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self._on_nonfinite, self._on_spike = config.on_nonfinite, config.on_spike
+        self._detector = None if config.on_spike is None else SpikeDetector(config.mode == "max")
+        self._since: int | None = None  # decisions since the last rollback
+        self._close = 0  # rollbacks in a row, each at once after another
+        self.nonfinite = self.rollbacks = 0
+        self.sees_all = config.on_spike is not None or config.rolls_back
+
+    @property
+    def calm(self) -> bool:
+        """Whether the last loss was finite and no spike."""
+        return not self.nonfinite and (self._detector is None or not self._detector.in_a_row)
+
+    def look(self, loss: float, monitor: str) -> Response | None:
+        """Look at the next loss: None if the rule should see it.
+
+        Raises:
+            FloatingPointError: for a non-finite loss with "raise", or the third in a row with "reduce".
+            SpikeError: if the loss has risen with "raise", or if there were too many rollbacks.
+        """
+        if self._since is not None:
+            self._since += 1
+        what = "the loss" if monitor == "loss" else repr(monitor)
+        if loss - loss != 0.0:
+            self.nonfinite += 1
+            return self._about_nonfinite(loss, what)
+        self.nonfinite = 0
+        return None if self._detector is None else self._about_spike(loss, what, self._detector)
+
+    def _about_nonfinite(self, loss: float, what: str) -> Response:
+        policy = self._on_nonfinite
+        if policy == "raise":
+            raise FloatingPointError(f"{what} is {loss}, and on_nonfinite='raise'")
+        if policy == "rollback" and self.nonfinite > 1:
+            return self._roll_back(f"{what} was NaN or infinite", None)
+        if policy == "reduce" and self.nonfinite >= DEAD_AFTER:
+            raise FloatingPointError(
+                f"{what} was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
+                " earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
+            )
+        return Response(NONFINITE, lower=policy == "reduce" and self.nonfinite == 1)
+
+    def _about_spike(self, loss: float, what: str, detector: SpikeDetector) -> Response | None:
+        policy, spike = self._on_spike, detector.is_spike(loss)
+        limit = detector.limit
+        if not detector.has_risen:
+            return Response(SPIKE, lower=False, limit=limit) if spike else None
+        if policy == "raise":
+            raise SpikeError(
+                f"{what} has risen to {loss:.4g}, where {limit:.4g} would be a spike, and on_spike='raise': resume from"
+                " an earlier checkpoint with a lower LR or other data"
+            )
+        if policy == "rollback" and not self._useless:
+            return self._roll_back(f"{what} spiked", limit)
+        detector.accept()
+        return Response(SPIKE, lower=True, limit=limit) if policy == "reduce" else None
+
+    @property
+    def _at_once(self) -> bool:
+        return self._since is not None and self._since < AT_ONCE
+
+    @property
+    def _useless(self) -> bool:
+        """Whether the loss rose again at once after the last two rollbacks."""
+        return self._at_once and self._close > 0
+
+    def _roll_back(self, why: str, limit: float | None) -> Response:
+        if self.rollbacks == MOST_ROLLBACKS:
+            raise SpikeError(
+                f"{why} after {MOST_ROLLBACKS} rollbacks, so another would not help: resume from an earlier checkpoint"
+                " with a lower LR, or look at the data of these steps"
+            )
+        soon = self._since is not None and self._since < SOON
+        self._close = self._close + 1 if self._at_once else 0
+        self.rollbacks += 1
+        self._since = self.nonfinite = 0
+        if self._detector is not None:
+            self._detector.go_back()
+        return Response(ROLLED_BACK, lower=soon, limit=limit)
+
+    def state_dict(self) -> dict[str, Any]:
+        detector = None if self._detector is None else self._detector.state_dict()
+        return {"spikes": detector, "rollbacks": self.rollbacks, "close": self._close, "since": self._since}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rollbacks, self._close, self._since = state["rollbacks"], state["close"], state["since"]
+        if self._detector is not None and state["spikes"] is not None:
+            self._detector.load_state_dict(state["spikes"])
+
+
+is_guard = fits(
+    {"spikes": is_none_or(is_detector), "rollbacks": is_count, "close": is_count, "since": is_none_or(is_count)}
+)

@@ -1,0 +1,103 @@
+"""What a loss spike is: a loss far above those before it, in their own noise. Standard library only."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Mapping
+from math import inf, sqrt
+from typing import Any
+
+from greedylr_integrations.checks import fits, is_count, is_numbers
+
+REMEMBERED = 64  # losses that a loss is compared with
+FEWEST = 16  # losses below which nothing is a spike
+FAR = 8.0  # standard errors above the median, for a loss and for the mean of the newest
+NEWEST = 8  # losses in that mean
+FINEST = 1e-3  # least standard deviation, of the median: losses that are nearly constant have no spikes
+SPIKES = 3  # in a row that are more than the fault of one odd batch
+
+
+class SpikeDetector:
+    """Finds loss spikes.
+
+    A spike is a loss that lies 8 standard deviations above the median of the last 64 losses that were none. The
+    standard deviation is 1.4826 times their median absolute deviation, so outliers among them hardly count. The loss
+    *has risen* if there were three spikes in a row, or if the mean of the last 8 losses, of which spikes count as 8
+    standard deviations, lies 8 of its standard errors above that median.
+
+    Args:
+        larger_is_better (bool): whether a spike lies below the others.
+
+    Attributes:
+        in_a_row (int): spikes in a row, up to the last loss.
+        limit (float): what the last loss was compared with. None if there were fewer than 16 losses before it.
+    """
+
+    def __init__(self, larger_is_better: bool = False) -> None:
+        self._sign = -1.0 if larger_is_better else 1.0
+        self._values: deque[float] = deque(maxlen=REMEMBERED)
+        self._newest: deque[float] = deque(maxlen=NEWEST)  # spikes too
+        self._sorted: list[float] = []
+        self._mean_limit = inf
+        self.in_a_row = 0
+        self.limit: float | None = None
+
+    def is_spike(self, loss: float) -> bool:
+        """Take up a finite loss; a spike is counted, and not compared with."""
+        value = self._sign * loss
+        self._set_limits()
+        highest = inf if self.limit is None else self._sign * self.limit
+        self._newest.append(min(value, highest))  # a single spike, however high, must not raise the mean too far
+        if value > highest:
+            self.in_a_row += 1
+            return True
+        self.in_a_row = 0
+        if len(self._values) == REMEMBERED:
+            del self._sorted[bisect_left(self._sorted, self._values[0])]
+        self._values.append(value)
+        insort(self._sorted, value)
+        return False
+
+    @property
+    def has_risen(self) -> bool:
+        """Whether the losses, up to the last one, are more than the fault of one odd batch."""
+        full = len(self._newest) == NEWEST
+        return self.in_a_row >= SPIKES or (full and sum(self._newest) / NEWEST > self._mean_limit)
+
+    def _set_limits(self) -> None:
+        self.limit, self._mean_limit = None, inf
+        if len(self._values) >= FEWEST:
+            median = self._sorted[len(self._sorted) // 2]
+            deviations = sorted(abs(value - median) for value in self._sorted)
+            far = FAR * max(1.4826 * deviations[len(deviations) // 2], FINEST * abs(median))
+            self.limit, self._mean_limit = self._sign * (median + far), median + far / sqrt(NEWEST)
+
+    def accept(self) -> None:
+        """Begin anew, since the losses are from now on what they are."""
+        self._values.clear()
+        self._sorted.clear()
+        self._newest.clear()
+        self.in_a_row = 0
+
+    def go_back(self) -> None:
+        """Forget the newest losses, since the weights that had them are gone."""
+        for _ in range(min(NEWEST, len(self._values))):
+            del self._sorted[bisect_left(self._sorted, self._values.pop())]
+        self._newest.clear()
+        self.in_a_row = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"values": list(self._values), "newest": list(self._newest), "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._values, self._newest = deque(state["values"], REMEMBERED), deque(state["newest"], NEWEST)
+        self._sorted = sorted(self._values)
+        self.in_a_row = state["in_a_row"]
+
+
+def _at_most(count: int) -> Callable[[Any], bool]:
+    return lambda value: is_numbers(value) and len(value) <= count
+
+
+is_detector = fits({"values": _at_most(REMEMBERED), "newest": _at_most(NEWEST), "in_a_row": is_count})
