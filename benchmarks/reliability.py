@@ -5,8 +5,8 @@
 
 Four small trainings, 300 steps, at the LR that is best for a fixed schedule. Each has one fault, at a step between 40%
 and 65% of the run that depends on the seed: `batches` follows the gradient of each batch uphill, of a loss 30 times as
-large, for 5 steps; `lr` multiplies the LR by 30 for 5 steps; `nan` makes the gradients of one step NaN. A run has recovered if
-its final validation loss is at most 2% above that of the same run without the fault.
+large, for 5 steps; `lr` multiplies the LR by 30 for 5 steps; `nan` makes the gradients of one step NaN. A run has
+recovered if its final validation loss is at most 2% above that of the same run without the fault.
 """
 
 from __future__ import annotations

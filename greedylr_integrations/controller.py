@@ -196,9 +196,9 @@ class GreedyController:
         return self._guard.nonfinite
 
     @property
-    def calm(self) -> bool:
-        """Whether the last loss was finite and no spike."""
-        return self._guard.calm
+    def guard(self) -> Guard:
+        """What looks at each loss before the rule does."""
+        return self._guard
 
     @property
     def rule(self) -> Rule:

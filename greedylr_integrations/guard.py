@@ -64,6 +64,16 @@ class Guard:
         """Whether the last loss was finite and no spike."""
         return not self.nonfinite and (self._detector is None or not self._detector.in_a_row)
 
+    @property
+    def memory(self) -> Any:
+        """The losses with which others are compared; set it to a value that was read before to go back there."""
+        return None if self._detector is None else self._detector.state_dict()
+
+    @memory.setter
+    def memory(self, memory: Any) -> None:
+        if self._detector is not None:
+            self._detector.load_state_dict(memory)
+
     def look(self, loss: float, monitor: str) -> Response | None:
         """Look at the next loss: None if the rule should see it.
 
@@ -132,13 +142,12 @@ class Guard:
         return Response(ROLLED_BACK, lower=soon, limit=limit)
 
     def state_dict(self) -> dict[str, Any]:
-        detector = None if self._detector is None else self._detector.state_dict()
-        return {"spikes": detector, "rollbacks": self.rollbacks, "close": self._close, "since": self._since}
+        return {"spikes": self.memory, "rollbacks": self.rollbacks, "close": self._close, "since": self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rollbacks, self._close, self._since = state["rollbacks"], state["close"], state["since"]
-        if self._detector is not None and state["spikes"] is not None:
-            self._detector.load_state_dict(state["spikes"])
+        if state["spikes"] is not None:
+            self.memory = state["spikes"]
 
 
 is_guard = fits(

@@ -228,10 +228,11 @@ class GreedyLR(Readings, Steerable):
     def _guard_weights(self, decision: Decision | None, step: int) -> None:
         """Put earlier weights back if the decision says so, or copy those of now if it is time."""
         assert self._snapshots is not None
+        guard = self.controller.guard
         if decision is not None and decision.reason is ROLLED_BACK:
-            self._snapshots.go_back(step)
-        else:
-            self._snapshots.take(step, calm=self.controller.calm)
+            guard.memory = self._snapshots.go_back(step).memory
+        elif guard.calm:
+            self._snapshots.take(step, guard)
 
     def _write(self) -> None:
         self._rates.write(self.controller.scales, self.last_epoch)

