@@ -12,7 +12,14 @@ import time
 
 from test_fuzz_controller import BASES, check, same, through_json
 
-from greedylr_integrations import GreedyConfig, GreedyController, PaperConfig, SlopeConfig, TransformersConfig
+from greedylr_integrations import (
+    GreedyConfig,
+    GreedyController,
+    PaperConfig,
+    SlopeConfig,
+    SpikeError,
+    TransformersConfig,
+)
 
 EXTREMES = (math.nan, math.inf, -math.inf, 1e308, -1e308, 5e-324, 0.0, -0.0, -3.0, 1e150, -1e200)
 
@@ -21,7 +28,8 @@ def config(draw):
     kind = draw.choice((GreedyConfig, SlopeConfig, PaperConfig, TransformersConfig))
     fields = {"min_lr": draw.choice((0.0, 1e-12, 1e-5)), "max_lr": draw.choice((0.5, 1e6))}
     fields["mode"] = draw.choice((None, "min", "max"))
-    fields["on_nonfinite"] = draw.choice(("hold", "reduce", "raise"))
+    fields["on_nonfinite"] = draw.choice(("hold", "reduce", "rollback", "raise"))
+    fields["on_spike"] = draw.choice((None, None, "hold", "reduce", "rollback", "raise"))
     if kind is not SlopeConfig:
         fields |= {"factor": draw.uniform(0.05, 0.999), "patience": draw.randint(0, 2)}
         fields |= {"window_size": draw.randint(1, 15)}
@@ -72,7 +80,10 @@ def sequence(seed):
         try:
             decision = controller.observe(*observation)
         except FloatingPointError:
-            assert made.on_nonfinite != "hold"
+            assert made.on_nonfinite in ("reduce", "raise")
+            return
+        except SpikeError:
+            assert made.rolls_back or made.on_spike == "raise"
             return
         check(decision, before, made)
         if other is not None:

@@ -15,7 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, SlopeConfig, TransformersConfig
+from greedylr_integrations import (
+    GreedyConfig,
+    GreedyController,
+    GreedyLR,
+    PaperConfig,
+    SlopeConfig,
+    SpikeError,
+    TransformersConfig,
+)
 from greedylr_integrations.decision import Action, Reason
 
 ordinary = st.floats(0.1, 10)
@@ -29,7 +37,7 @@ bounded = {"min_lr": st.sampled_from([0.0, 1e-12, 1e-5]), "max_lr": st.sampled_f
 
 
 @st.composite
-def configs(draw):
+def configs(draw, guarded=False):
     kind = draw(st.sampled_from([GreedyConfig, SlopeConfig, PaperConfig, TransformersConfig]))
     fields = {name: draw(values) for name, values in bounded.items()}
     if kind is not SlopeConfig:
@@ -43,7 +51,10 @@ def configs(draw):
     elif kind is not SlopeConfig:
         fields["smooth"] = draw(st.booleans())
         fields["reset_start"] = draw(st.integers(1, 20))
-    return kind(**fields, on_nonfinite="hold" if draw(st.booleans()) else "reduce")
+    if guarded:
+        fields["on_spike"] = draw(st.sampled_from([None, "hold", "reduce", "rollback"]))
+    policies = ["hold", "reduce", *(["rollback"] if guarded else [])]
+    return kind(**fields, on_nonfinite=draw(st.sampled_from(policies)))
 
 
 def through_json(state):
@@ -68,12 +79,12 @@ def check(decision, before, config, bases=BASES):
     assert any(rises) == (decision.action is Action.RAISE)
     assert any(falls) == (decision.action is Action.LOWER)
     if not math.isfinite(decision.loss):
-        assert decision.reason is Reason.NONFINITE
+        assert decision.reason in (Reason.NONFINITE, Reason.ROLLED_BACK)
 
 
 @fuzzed(60)
 @given(
-    configs(),
+    configs(guarded=True),
     st.none() | st.integers(1, 400),
     st.lists(st.tuples(losses, slopes, distances), max_size=120),
     st.integers(0, 120),
@@ -88,6 +99,9 @@ def test_a_controller_stays_within_its_bounds_and_resumes_exactly(config, horizo
             decision = controller.observe(*observation)
         except FloatingPointError:
             assert config.on_nonfinite == "reduce"
+            return
+        except SpikeError:
+            assert config.rolls_back
             return
         check(decision, before, config)
         assert controller.scales == decision.scales
