@@ -193,7 +193,15 @@ def test_a_mean_that_overflows_does_not_poison(preset):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("factor", 0), ("factor", -0.5), ("factor", 1.0), ("patience", -1), ("window_size", 0), ("eps", -1)],
+        *[
+            ("factor", 0),
+            ("factor", 1e-320),
+            ("factor", -0.5),
+            ("factor", 1.0),
+            ("patience", -1),
+            ("window_size", 0),
+            ("eps", -1),
+        ],
         *[("threshold", -1.0), ("min_lr", -1e-3), ("mode", "down"), ("threshold_mode", "se"), ("reset_start", 0)],
     ],
 )

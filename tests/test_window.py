@@ -295,7 +295,7 @@ def test_an_lr_above_its_maximum_is_clamped_at_once():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("factor", 0), ("factor", 1), ("factor", -0.5), ("factor", 2.0), ("factor", math.nan)],
+        *[("factor", 0), ("factor", 1e-320), ("factor", 1), ("factor", -0.5), ("factor", 2.0), ("factor", math.nan)],
         *[("patience", -1), ("window_size", 0), ("window_size", -3), ("best_window", 0), ("every_n_steps", 0)],
         ("pace", -0.1),
         *[("threshold", -0.1), ("threshold", math.inf), ("threshold_mode", "relative"), ("mode", "down")],

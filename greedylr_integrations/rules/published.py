@@ -34,7 +34,7 @@ class PublishedConfig(ControllerConfig):
     """Fields of the published algorithms."""
 
     factor: float = 0.95
-    """An increase divides the LR by it, a decrease multiplies; in (0, 1). Default 0.95."""
+    """An increase divides the LR by it, a decrease multiplies; at least 1e-6 and below 1. Default 0.95."""
     patience: int = 10
     """Good (bad) calls in a row before the LR moves, on the next one. Default 10."""
     threshold: float = 1e-6
@@ -62,7 +62,7 @@ class PublishedConfig(ControllerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < check_number("factor", self.factor) < 1, "factor", self.factor, "between 0 and 1, both excluded")
+        check(1e-6 <= check_number("factor", self.factor) < 1, "factor", self.factor, "at least 1e-6 and below 1")
         for field, value, least in (
             ("patience", self.patience, 0),
             ("cooldown", self.cooldown, 0),

@@ -59,8 +59,8 @@ class GreedyConfig(BoundedConfig):
     """
 
     factor: float | None = None
-    """An increase divides the scale by it, a decrease multiplies; in (0, 1). Default None: exp(-8/T) for a run of T
-    decisions, at least 0.5, or 0.99 if T is unknown."""
+    """An increase divides the scale by it, a decrease multiplies; at least 1e-6 and below 1. Default None: exp(-8/T)
+    for a run of T decisions, at least 0.5, or 0.99 if T is unknown."""
     patience: int = 0
     """Good (bad) losses in a row before the first increase (decrease); the LR moves on the next one. Default 0: the
     window does the smoothing."""
@@ -90,7 +90,7 @@ class GreedyConfig(BoundedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.factor is not None:
-            check(0 < check_number("factor", self.factor) < 1, "factor", self.factor, "between 0 and 1, both excluded")
+            check(1e-6 <= check_number("factor", self.factor) < 1, "factor", self.factor, "at least 1e-6 and below 1")
         for field, value, least in (
             ("patience", self.patience, 0),
             ("warmup", self.warmup, 0),
