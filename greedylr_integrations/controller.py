@@ -56,7 +56,8 @@ class ControllerConfig(ABC):
     is taken as its new level with "hold", lowers the LR too with "reduce", raises `guard.SpikeError` with "raise". With
     "rollback", weights and optimizer go back to those of a while ago, and training goes on with the batches that come
     next. Another rollback within 300 decisions lowers the LR, a third at once is a "hold", since the data must have
-    changed, and a sixth in a run raises `guard.SpikeError`. Default None: spikes are losses like others."""
+    changed, and a sixth, each within
+    1,000 decisions of the one before, raises `guard.SpikeError`. Default None: spikes are losses like others."""
     snapshot_every: int = 100
     """Optimizer steps between the copies to which "rollback" goes back. Two are kept, in the memory of the host, each
     as large as the weights that are trained and the optimizer's state. Default 100."""

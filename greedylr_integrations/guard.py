@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from greedylr_integrations.controller import ControllerConfig
 
 DEAD_AFTER = 3  # non-finite losses in a row after which `on_nonfinite="reduce"` aborts the run
-MOST_ROLLBACKS = 5  # in a run
+MOST_ROLLBACKS = 5  # each within APART of the one before
+APART = 1000  # decisions
 SOON = 300  # decisions after a rollback in which another one lowers the LR
 AT_ONCE = 20  # decisions after the last of two rollbacks in which a third would not help: the data is what has changed
 
@@ -47,7 +48,7 @@ class Guard:
 
     Attributes:
         nonfinite (int): non-finite losses in a row.
-        rollbacks (int): how often the weights went back.
+        rollbacks (int): how often the weights went back, each time within 1,000 decisions of the time before.
         sees_all (bool): whether finite losses are looked at too.
     """
 
@@ -128,6 +129,8 @@ class Guard:
         return self._at_once and self._close > 0
 
     def _roll_back(self, why: str, limit: float | None) -> Response:
+        if self._since is not None and self._since >= APART:
+            self.rollbacks = 0
         if self.rollbacks == MOST_ROLLBACKS:
             raise SpikeError(
                 f"{why} after {MOST_ROLLBACKS} rollbacks, so another would not help: resume from an earlier checkpoint"

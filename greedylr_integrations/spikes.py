@@ -11,8 +11,9 @@ from typing import Any
 from greedylr_integrations.checks import fits, is_count, is_numbers
 
 REMEMBERED = 64  # losses that a loss is compared with
-FEWEST = 16  # losses below which nothing is a spike
-FAR = 8.0  # standard errors above the median, for a loss and for the mean of the newest
+FEWEST = 16  # of these below which nothing is a spike
+FAR = 8.0  # standard deviations above the median at which a loss is a spike
+RISEN = 10.0  # standard errors above it at which the mean of the newest has risen
 NEWEST = 8  # losses in that mean
 FINEST = 1e-3  # least standard deviation, of the median: losses that are nearly constant have no spikes
 SPIKES = 3  # in a row that are more than the fault of one odd batch
@@ -21,17 +22,18 @@ SPIKES = 3  # in a row that are more than the fault of one odd batch
 class SpikeDetector:
     """Finds loss spikes.
 
-    A spike is a loss that lies 8 standard deviations above the median of the last 64 losses that were none. The
-    standard deviation is 1.4826 times their median absolute deviation, so outliers among them hardly count. The loss
-    *has risen* if there were three spikes in a row, or if the mean of the last 8 losses, of which spikes count as 8
-    standard deviations, lies 8 of its standard errors above that median.
+    A spike is a loss that lies 8 standard deviations above the median of the 64 losses before the last 8. The
+    standard deviation is that of a normal distribution with their median absolute deviation, or with the distance of
+    their 90th percentile from the median if that is more, since many losses have a longer tail above than below. So
+    outliers among them hardly count. The loss *has risen* if there were three spikes in a row, or if the mean of the
+    last 8 losses, of which spikes count as 8 standard deviations, lies 10 of its standard errors above that median.
 
     Args:
         larger_is_better (bool): whether a spike lies below the others.
 
     Attributes:
         in_a_row (int): spikes in a row, up to the last loss.
-        limit (float): what the last loss was compared with. None if there were fewer than 16 losses before it.
+        limit (float): what the last loss was compared with. None if there were fewer than 16 of these.
     """
 
     def __init__(self, larger_is_better: bool = False) -> None:
@@ -44,20 +46,21 @@ class SpikeDetector:
         self.limit: float | None = None
 
     def is_spike(self, loss: float) -> bool:
-        """Take up a finite loss; a spike is counted, and not compared with."""
-        value = self._sign * loss
+        """Take up a finite loss."""
         self._set_limits()
         highest = inf if self.limit is None else self._sign * self.limit
+        value = self._sign * loss
+        if len(self._newest) == NEWEST:
+            self._remember(self._newest[0])  # not before, or a rise would be compared with itself
         self._newest.append(min(value, highest))  # a single spike, however high, must not raise the mean too far
-        if value > highest:
-            self.in_a_row += 1
-            return True
-        self.in_a_row = 0
+        self.in_a_row = self.in_a_row + 1 if value > highest else 0
+        return self.in_a_row > 0
+
+    def _remember(self, value: float) -> None:
         if len(self._values) == REMEMBERED:
             del self._sorted[bisect_left(self._sorted, self._values[0])]
         self._values.append(value)
         insort(self._sorted, value)
-        return False
 
     @property
     def has_risen(self) -> bool:
@@ -68,10 +71,12 @@ class SpikeDetector:
     def _set_limits(self) -> None:
         self.limit, self._mean_limit = None, inf
         if len(self._values) >= FEWEST:
-            median = self._sorted[len(self._sorted) // 2]
+            count = len(self._sorted)
+            median, high = self._sorted[count // 2], self._sorted[int(0.9 * count)]
             deviations = sorted(abs(value - median) for value in self._sorted)
-            far = FAR * max(1.4826 * deviations[len(deviations) // 2], FINEST * abs(median))
-            self.limit, self._mean_limit = self._sign * (median + far), median + far / sqrt(NEWEST)
+            deviation = max(1.4826 * deviations[count // 2], (high - median) / 1.2816, FINEST * abs(median))
+            self.limit = self._sign * (median + FAR * deviation)
+            self._mean_limit = median + RISEN * deviation / sqrt(NEWEST)
 
     def accept(self) -> None:
         """Begin anew, since the losses are from now on what they are."""
@@ -82,8 +87,6 @@ class SpikeDetector:
 
     def go_back(self) -> None:
         """Forget the newest losses, since the weights that had them are gone."""
-        for _ in range(min(NEWEST, len(self._values))):
-            del self._sorted[bisect_left(self._sorted, self._values.pop())]
         self._newest.clear()
         self.in_a_row = 0
 
