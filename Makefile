@@ -85,11 +85,11 @@ package: $(VENV)-release/.installed  ## the release, to dist/: built twice, with
 	$(RELEASE)/pyroma --min 8 dist/*.tar.gz  # 9 with REPOSITORY_URL; the tenth asks for an email address
 
 audit: $(VENV)-release/.installed  ## known vulnerabilities of what the tests are pinned to
-	$(RELEASE)/pip-audit --no-deps --disable-pip --requirement constraints.txt
+	$(RELEASE)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 sbom: $(VENV)-release/.installed  ## what the project is built and tested with, to build/sbom.json
 	mkdir -p build
-	$(RELEASE)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible -o build/sbom.json constraints.txt
+	$(RELEASE)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --no-validate -o build/sbom.json constraints.txt
 
 test-install: package  ## the release in new environments
 	$(PYTHON) tests/install_matrix.py

@@ -1,7 +1,7 @@
-"""Installs the wheel with each extra, and the sdist, in a new environment, and says what came: python tests/install_matrix.py
+"""Installs a release in new environments and says what came: make test-install
 
-Extras with torch are only resolved, because torch is gigabytes for most versions of Python. PYTHONS="python3.12 python3.13"
-adds other interpreters, for which the core and the command line are installed.
+Extras with torch are only resolved, because torch is gigabytes for most versions of Python. PYTHONS="python3.12
+python3.13" adds interpreters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CORE = ["test_controller.py", "test_envelope.py", "test_rule.py"]  # need pytest and hypothesis, no torch
-SAY = "import greedylr_integrations as g; g.GreedyController(); print(g.__version__)"
+SAY = "import greedylr_integrations as g; g.GreedyController(g.GreedyConfig()); print(g.__version__)"
 RESOLVED = ("torch", "transformers", "lightning", "accelerate", "learn", "recipes", "trackers")
 
 
