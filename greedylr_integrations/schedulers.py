@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 from torch.optim import Optimizer
@@ -37,8 +37,6 @@ from greedylr_integrations.steering import Command, Steerable
 from greedylr_integrations.suggestion import Settling
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
     from greedylr_integrations.rules import ConfigFields
 
 

@@ -12,7 +12,7 @@ import histories
 import processes
 import pytest
 
-for needed in ("click", "rich", "pyarrow", "matplotlib", "plotext", "bokeh"):
+for needed in ("click", "rich", "matplotlib", "plotext", "bokeh"):
     pytest.importorskip(needed)
 from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import cli, read
@@ -167,7 +167,7 @@ def test_the_entry_point_in_a_process(tmp_path):
 def test_what_an_import_costs_and_needs():
     light = "import sys; from greedylr_integrations.runs import cli, explain, figures, page; print(*sys.modules)"
     done = processes.run([sys.executable, "-c", light], cwd=ROOT)
-    assert not {"torch", "matplotlib", "bokeh", "pyarrow", "plotext", "rich"} & set(done.stdout.split())
+    assert not {"torch", "matplotlib", "bokeh", "plotext", "rich"} & set(done.stdout.split())
     without = "import sys; sys.modules['click'] = None; import greedylr_integrations.runs.cli"
     done = processes.run([sys.executable, "-c", without], cwd=ROOT)
     assert (done.returncode, done.stdout) == (2, "")
@@ -501,7 +501,6 @@ def test_every_command_on_a_history_of_a_million_rows(million, tmp_path):
 
 @pytest.mark.parametrize("bad", [b"9,9,9,\xe2\x82\n9,9,9\n", b"9,\xff,9\n9,9,9\n", b"9,9,9,9,\xff\n"])
 def test_bytes_that_are_not_text_far_into_a_table_are_one_error(tmp_path, bad, capfd):
-    """Without a word of pyarrow, which fails while it says what is wrong with such a line."""
     file = tmp_path / "log.csv"
     file.write_bytes(b"step,loss,lr\n" + b"1,2.0,0.1\n" * 20_000 + bad)
     with pytest.raises(RunError) as error:

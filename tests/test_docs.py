@@ -1,8 +1,6 @@
 """Every Python block of the docs and the README runs, page by page, on small models in place of the reader's."""
 
-import os
 import re
-import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -105,25 +103,6 @@ def anchors(page):
     """The anchors of a page's headings, as MkDocs and GitHub make them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
     return {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).lower()) for heading in headings}
-
-
-def test_a_release_has_the_readme_with_absolute_links(tmp_path):
-    pytest.importorskip("setuptools")
-    for name in ("README.md", "pyproject.toml", "setup.py", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "greedylr_integrations").mkdir()
-    build = "from setuptools.build_meta import prepare_metadata_for_build_wheel as make; make('.')"
-    address = "https://example.org/owner/name"
-    done = run([sys.executable, "-c", build], cwd=tmp_path, env={**os.environ, "REPOSITORY_URL": address})
-    assert done.returncode == 0, done.stderr[-3000:]
-    (metadata,) = tmp_path.glob("*.dist-info/METADATA")
-    text = metadata.read_text()
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    assert len(links) == len(re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text()))
-    assert all(link.startswith("https://") for link in links)
-    assert f"{address}/raw/HEAD/docs/img/loss-over-base-lr.png" in links
-    assert f"{address}/blob/HEAD/docs/trainer.md" in links
-    assert "Description-Content-Type: text/markdown" in text
 
 
 def test_the_pages_are_in_the_navigation_and_their_pictures_there():

@@ -127,6 +127,9 @@ def test_lightnings_trainer_has_what_is_read(tmp_path):
     data = torch.utils.data.DataLoader(torch.ones(3, 1))
     trainer.fit(Module(), data, data)
     must(seen == [True, False, False], "what Trainer.fit_loop._should_accumulate says", LIGHTNING)
+    must(hasattr(trainer, "_logger_connector"), "Trainer._logger_connector", LIGHTNING)
+    loop = type(trainer.fit_loop)(trainer, min_epochs=0, max_epochs=-1)
+    must(loop.max_epochs == -1, "the constructor of Trainer.fit_loop", LIGHTNING)
     scheduler = pl.callbacks.GradientAccumulationScheduler({0: 1, 1: 4})
     must(scheduler.get_accumulate_grad_batches(1) == 4, "GradientAccumulationScheduler", LIGHTNING)
     must(hasattr(pl.callbacks, "StochasticWeightAveraging"), "StochasticWeightAveraging", LIGHTNING)
@@ -143,3 +146,20 @@ def test_accelerate_leaves_alone_what_is_marked_as_prepared():
     must("_is_accelerate_prepared" in source_of(Accelerator.prepare_scheduler), "_is_accelerate_prepared", where)
     must(isinstance(PartialState._shared_state, dict), "PartialState._shared_state", where)
     must(GradientState().sync_gradients in (True, False), "GradientState.sync_gradients", where)
+
+
+# ---- torch ----
+
+
+def test_what_of_torch_is_not_public():
+    import torch
+    from torch.distributed.fsdp import _flat_param
+
+    to, of = torch.zeros(2), torch.ones(2)
+    torch._foreach_copy_([to], [of])
+    must(to.tolist() == [1.0, 1.0], "torch._foreach_copy_", "greedylr_integrations/slope.py")
+    must(
+        "_fsdp_flattened" in inspect.getsource(_flat_param),
+        "_fsdp_flattened of FSDP's parameters",
+        "greedylr_integrations/distributed.py",
+    )

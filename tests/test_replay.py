@@ -5,7 +5,6 @@ import histories
 import numpy as np
 import pytest
 
-pytest.importorskip("pyarrow")
 from greedylr_integrations import GreedyConfig
 from greedylr_integrations.decision import Reason
 from greedylr_integrations.rules import PaperConfig, TransformersConfig

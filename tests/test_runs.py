@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("pyarrow")
 from greedylr_integrations import runs
 from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import RunError, read
@@ -208,18 +207,34 @@ def test_a_torn_csv_row_is_left_out_only_at_the_end(tmp_path):
         read(path)
 
 
-def test_json_lines_fast_and_slow_agree(tmp_path):
+def test_json_lines_of_every_kind_of_number_and_a_torn_end(tmp_path):
     rng = random.Random(0)
     rows = [{"step": i, "loss": rng.random(), "note": "x" * (i % 5), "lr": 1e-3} for i in range(5000)]
     rows[17] = {"step": 17, "eval_loss": 1}
-    fast = histories.write(tmp_path / "fast.jsonl", rows)
-    slow = tmp_path / "slow.jsonl"
-    slow.write_text(fast.read_text() + '{"step": 5000, "loss": NaN}\n{"step": 5001, "loss": "inf"}\n{"step": 50')
-    (one,), (two,) = read(fast), read(slow)
-    assert len(one) == 4999
-    np.testing.assert_array_equal(one.losses, two.losses[:4999])
-    np.testing.assert_array_equal(one.steps, two.steps[:4999])
-    np.testing.assert_array_equal(two.losses[4999:], [math.nan, math.inf])
+    path = histories.write(tmp_path / "a.jsonl", rows)
+    end = '{"step": 5000, "loss": NaN}\n{"step": 5001, "loss": "inf"}\n{"step": 50'
+    path.write_text(path.read_text() + "\n" * 300 + end)
+    (run,) = read(path)
+    assert run.losses[:4999].tolist() == [row["loss"] for row in rows if "loss" in row]
+    assert run.steps.tolist() == [i for i in range(5002) if i != 17]
+    np.testing.assert_array_equal(run.losses[4999:], [math.nan, math.inf])
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"step": 1, "loss": 2}, {"step": 2, "loss": 2}', "is not JSON"),
+        ('{"step": 1, "loss": true}', "loss is True, not a number"),
+        ('{"step": 1, "loss": 1', "is not JSON"),
+        ("[1, 2]", "is not an object in braces"),
+    ],
+)
+def test_a_wrong_line_among_json_lines_is_named(tmp_path, line, complaint):
+    rows = [json.dumps({"step": i, "loss": 1.0}) for i in range(500)]
+    rows[250] = line
+    (tmp_path / "a.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.raises(RunError, match=f"line 251: .*{complaint}"):
+        read(tmp_path / "a.jsonl")
 
 
 def test_json_lines_in_which_the_lr_begins_later(tmp_path):
@@ -241,7 +256,7 @@ BROKEN = {
     "no_loss.jsonl": (b'{"step": 1, "acc": 2}\n{"step": 2, "acc": 2}\n', "--column: 'step', 'acc'"),
     "all_nan.csv": (b"loss\nnan\nnan\n", "none of the 2 losses is a finite number"),
     "no_rows.csv": (b"step,loss\n", "there are no losses"),
-    "words.csv": (b"step,loss\n1,2\n2,high\n", "'high'"),
+    "words.csv": (b"step,loss\n1,2\n2,high\n", "line 3: loss is 'high', not a number"),
     "words.jsonl": (b'{"loss": 1}\n{"loss": "high"}\n', "line 2: loss is 'high', not a number"),
     "binary.csv": (bytes(range(256)), "binary"),
     "utf16.csv": ("step,loss\n1,2\n".encode("utf-16"), "UTF-16"),

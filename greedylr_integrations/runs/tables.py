@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import sys
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from greedylr_integrations.runs.run import (
 )
 
 MISSING = -sys.float_info.max  # stands for an empty cell while columns are read
+EMPTY = ("", "null", "None")
 
 
 class Names(NamedTuple):
@@ -48,63 +49,48 @@ class Names(NamedTuple):
 
 
 def read_csv(file: Path, name: str, column: str | None) -> Run:
-    arrow, reader = _arrow("lib"), _arrow("csv")
     titles, delimiter = _header(file)
     names = Names.of(file, titles, column)
-    bad: list[tuple[int | None, str]] = []
-
-    def skip(row: Any) -> str:
-        bad.append((row.number, row.text))
-        return "skip"
-
-    try:
-        table = reader.read_csv(
-            _utf8(file),
-            read_options=reader.ReadOptions(use_threads=False),
-            parse_options=reader.ParseOptions(delimiter=delimiter, invalid_row_handler=skip),
-            convert_options=reader.ConvertOptions(
-                include_columns=names.given(),
-                column_types=dict.fromkeys(names.given(), arrow.float64()),
-                null_values=["", "null", "None"],
-            ),
-        )
-    except (arrow.ArrowException, KeyError) as error:
-        raise RunError(f"{file}: {str(error).splitlines()[0]}") from None
-    torn = _last_line(file)
-    for number, text in bad:
-        if text != torn:  # the last line of a run that was killed
-            raise RunError(f"{file}, line {number}: {text!r:.60} does not have {len(titles)} values as the header has")
-    return _run(file, name, "CSV log", _numpy(table), names)
+    columns = {title: array("d") for title in names.given()}
+    places = [(title, titles.index(title), numbers) for title, numbers in columns.items()]
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        rows = csv.reader(iter(partial(stream.readline, LONGEST_LINE), ""), delimiter=delimiter)
+        try:
+            next(rows)
+            for row in rows:
+                if len(row) == len(titles):
+                    for title, place, numbers in places:  # noqa: B007 - the error below names it
+                        cell = row[place]
+                        numbers.append(MISSING if cell in EMPTY else float(cell))
+                elif row and not (_is_torn(file) and next(rows, None) is None):
+                    text = delimiter.join(row)
+                    where = f"{file}, line {rows.line_num}"
+                    raise RunError(f"{where}: {text!r:.60} does not have {len(titles)} values as the header has")
+        except RunError:
+            raise
+        except csv.Error as error:
+            raise RunError(f"{file}, line {rows.line_num}: this is not a row of CSV ({error})") from None
+        except ValueError:
+            raise RunError(f"{file}, line {rows.line_num}: {title} is {cell!r:.60}, not a number") from None
+    return _run(file, name, "CSV log", _arrays(columns), names)
 
 
 def read_json_lines(file: Path, name: str, column: str | None) -> Run:
-    arrow, reader = _arrow("lib"), _arrow("json")
     titles = list(dict.fromkeys(title for _, entry in islice(_json_lines(file), 1000) for title in entry))
     names = Names.of(file, titles, column)
-    schema = arrow.schema([(title, arrow.float64()) for title in names.given()])
-    options = reader.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
-    try:
-        columns = _numpy(reader.read_json(file, parse_options=options))
-    except (arrow.ArrowException, KeyError):  # NaN, a torn last line, or broken: slower, and it can say where
-        columns = _json_columns(file, names)
-    return _run(file, name, "JSON lines", columns, names)
+    columns = {title: array("d") for title in names.given()}
+    for number, entry in _json_lines(file):
+        for title, numbers in columns.items():
+            value = entry.get(title)
+            if type(value) is float:
+                numbers.append(value)
+            else:
+                numbers.append(MISSING if value is None else number_of(value, f"{file}, line {number}: {title}"))
+    return _run(file, name, "JSON lines", _arrays(columns), names)
 
 
-def _utf8(file: Path) -> Path | io.BytesIO:
-    """The file, with U+FFFD for what is not UTF-8: pyarrow fails on such a line while it says what is wrong with it."""
-    data = file.read_bytes()
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return io.BytesIO(data.decode(errors="replace").encode())
-    return file
-
-
-def _arrow(module: str) -> Any:
-    try:
-        return import_module(f"pyarrow.{module}")
-    except ImportError:
-        raise RunError("reading CSV and JSON lines needs pyarrow: pip install 'greedylr_integrations[cli]'") from None
+def _arrays(columns: Mapping[str, array[float]]) -> dict[str, Floats]:
+    return {title: np.frombuffer(numbers, dtype=np.float64) for title, numbers in columns.items()}
 
 
 def _header(file: Path) -> tuple[list[str], str]:
@@ -123,16 +109,11 @@ def _header(file: Path) -> tuple[list[str], str]:
     return titles, delimiter
 
 
-def _last_line(file: Path) -> str:
-    """What is behind the last line's end: nothing, or a line that was not finished."""
+def _is_torn(file: Path) -> bool:
+    """Whether the last line was not finished, because the run was killed."""
     with file.open("rb") as raw:
-        raw.seek(max(0, file.stat().st_size - 65536))
-        return raw.read().rpartition(b"\n")[2].decode(errors="replace")
-
-
-def _numpy(table: Any) -> dict[str, Floats]:
-    compute = _arrow("compute")
-    return {name: compute.fill_null(table[name], MISSING).to_numpy() for name in table.column_names}
+        raw.seek(max(0, file.stat().st_size - 1))
+        return raw.read() != b"\n"
 
 
 def _run(file: Path, name: str, source: str, table: Mapping[str, Floats], names: Names) -> Run:
@@ -148,31 +129,35 @@ def _run(file: Path, name: str, source: str, table: Mapping[str, Floats], names:
     return from_log(file, name, source, (steps[has_loss], losses[has_loss]), (steps[has_lr], lrs[has_lr]))
 
 
-def _json_columns(file: Path, names: Names) -> dict[str, Floats]:
-    given = names.given()
-    columns: dict[str, list[float]] = {title: [] for title in given}
-    for number, entry in _json_lines(file):
-        for title in given:
-            value = entry.get(title)
-            where = f"{file}, line {number}: {title}"
-            columns[title].append(MISSING if value is None else number_of(value, where))
-    return {title: np.asarray(values) for title, values in columns.items()}
-
-
 def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and object of each line; a last line that was cut off by a kill is left out."""
     with file.open("rb") as stream:
-        for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), 1):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-            except UnicodeDecodeError:
-                raise RunError(f"{file}, line {number}: the text is not UTF-8") from None
-            except (ValueError, RecursionError):
-                if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                    return
-                raise RunError(f"{file}, line {number}: {line[:60]!r} is not JSON") from None
-            if not isinstance(entry, dict):
-                raise RunError(f"{file}, line {number}: {line[:60]!r} is not an object in braces")
-            yield number, entry
+        lines = enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), 1)
+        while block := list(islice(lines, 100)):
+            block = [(number, line) for number, line in block if line.strip()]
+            yield from _at_once(block) or _one_by_one(file, block)
+
+
+def _at_once(block: list[tuple[int, bytes]]) -> list[tuple[int, dict[str, Any]]]:
+    """Faster than one by one; nothing if a line is not an object."""
+    try:
+        entries = json.loads(b"[" + b",".join(line for _, line in block) + b"]")
+    except (ValueError, RecursionError):
+        return []
+    whole = len(entries) == len(block) and all(isinstance(entry, dict) for entry in entries)
+    return [(number, entry) for (number, _), entry in zip(block, entries, strict=True)] if whole else []
+
+
+def _one_by_one(file: Path, block: list[tuple[int, bytes]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in block:
+        try:
+            entry = json.loads(line)
+        except UnicodeDecodeError:
+            raise RunError(f"{file}, line {number}: the text is not UTF-8") from None
+        except (ValueError, RecursionError):
+            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+                return
+            raise RunError(f"{file}, line {number}: {line[:60]!r} is not JSON") from None
+        if not isinstance(entry, dict):
+            raise RunError(f"{file}, line {number}: {line[:60]!r} is not an object in braces")
+        yield number, entry

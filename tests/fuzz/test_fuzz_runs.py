@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-for needed in ("hypothesis", "click", "rich", "pyarrow", "matplotlib", "plotext", "bokeh"):
+for needed in ("hypothesis", "click", "rich", "matplotlib", "plotext", "bokeh"):
     pytest.importorskip(needed)
 import numpy as np
 from damage import ODD, TIMES, changed, fuzzed, of_one_line, places
