@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from greedylr_integrations.checks import LARGEST_INTEGER
 from greedylr_integrations.columns import LONGEST_LINE
 from greedylr_integrations.runs.run import (
     STEPS,
@@ -82,7 +83,7 @@ def read_json_lines(file: Path, name: str, column: str | None) -> Run:
     for number, entry in _json_lines(file):
         for title, numbers in columns.items():
             value = entry.get(title)
-            if type(value) is float:
+            if type(value) is float or (type(value) is int and abs(value) <= LARGEST_INTEGER):
                 numbers.append(value)
             else:
                 numbers.append(MISSING if value is None else number_of(value, f"{file}, line {number}: {title}"))
@@ -133,7 +134,7 @@ def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number and object of each line; a last line that was cut off by a kill is left out."""
     with file.open("rb") as stream:
         lines = enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), 1)
-        while block := list(islice(lines, 100)):
+        while block := list(islice(lines, 1000)):
             block = [(number, line) for number, line in block if line.strip()]
             yield from _at_once(block) or _one_by_one(file, block)
 
