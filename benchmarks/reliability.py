@@ -1,6 +1,6 @@
 """Faults in mid-run, and who recovers: the table of RELIABILITY.md.
 
-    python -m benchmarks.reliability          what is missing, about 20 minutes on one core, then the table
+    python -m benchmarks.reliability          what is missing, about half an hour on one core, then the table
     python -m benchmarks.reliability show     the table, from what is there
 
 Four small trainings, 300 steps, at the LR that is best for a fixed schedule. Each has one fault, at a step between 40%
@@ -29,7 +29,7 @@ from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig, SpikeErro
 
 WORKLOADS = ("docs-transformer", "digits-mlp", "fashion-cnn", "tweets-conv")
 FAULTS = ("batches", "lr", "nan")
-SEEDS, STEPS, LASTS, TIMES = 5, 300, 5, 30.0
+SEEDS, STEPS, LASTS, TIMES = 3, 300, 5, 30.0
 BACK = {"on_spike": "rollback", "on_nonfinite": "rollback", "snapshot_every": 25}
 
 
