@@ -101,6 +101,17 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
         )
 
 
+def to_loggers(trainer: Any, method: str, values: Mapping[str, Any], **kwargs: Any) -> None:
+    """Give values to a method of each logger. An error of theirs is a WARNING."""
+    for each in trainer.loggers:
+        # TensorBoard shows the hyperparameters of the last call only
+        known = getattr(each, "hparams", {}) if method == "log_hyperparams" else {}
+        try:
+            getattr(each, method)({**known, **values}, **kwargs)
+        except Exception as error:
+            logger.warning("GreedyLR could not write to %s: %s", type(each).__name__, error)
+
+
 @contextmanager
 def lent(trainer: Any, pl_module: Any, callback: Callback) -> Iterator[None]:
     """Have the Trainer fit with one callback until that sets `should_stop`; then put it back as it was."""

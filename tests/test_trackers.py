@@ -54,12 +54,17 @@ def check(read, history, prefix="", every=1, rel=1e-6, lr=LR):
         assert list(values) == pytest.approx([value for _, value in wanted[name]], rel=rel)
 
 
-def tensorboard(folder):
+def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return lambda name: [(event.step, event.value) for event in events.Scalars(name)]
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def tensorboard(folder):
+    written = events(folder)
+    return lambda name: [(event.step, event.value) for event in written.Scalars(name)]
 
 
 def wandb_offline(folder):
@@ -83,7 +88,10 @@ def wandb_offline(folder):
         for record in records
         if record.WhichOneof("record_type") == "history"
     ]
-    return lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]
+    updates = [item for record in records for item in record.config.update]
+    configuration = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+    step = "train/global_step" if "train/global_step" in rows[0] else "trainer/global_step"
+    return (lambda name: [(row[step], row[name]) for row in rows if name in row]), configuration
 
 
 def mlflow_sqlite(uri):
@@ -91,13 +99,32 @@ def mlflow_sqlite(uri):
 
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("greedylr").experiment_id])
-    return lambda name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+    of_name = client.get_metric_history
+    return (lambda name: [(each.step, each.value) for each in of_name(run.info.run_id, name)]), run.data.params
 
 
 def trackio_sqlite(file):
     with contextlib.closing(sqlite3.connect(file)) as database:
         rows = [json.loads(metrics) for (metrics,) in database.execute("select metrics from metrics order by step")]
-    return lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]
+        ((configuration,),) = database.execute("select config from configs")
+    of_name = lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]  # noqa: E731
+    return of_name, json.loads(configuration)
+
+
+def says(configuration, callback, schedule="GreedyLR in place of linear"):
+    """Whether a tracker's configuration has what set the LR, and the settings that are not the default."""
+    ours = {name: str(value) for name, value in configuration.items() if name.startswith("greedylr/")}
+    wanted = {**callback.scheduler.describe(), "greedylr/schedule": schedule}
+    wanted.pop("greedylr/found_lr", None)  # not known at the start
+    assert wanted["greedylr/window_size"] == 2
+    assert ours == {name: str(value) for name, value in wanted.items()}
+
+
+def check_found(read, callback, prefix=""):
+    """Whether the LR that was found is the last thing that a tracker has."""
+    ((step, found),) = read(f"{prefix}greedylr/found_lr")
+    assert step == callback.scheduler.last_epoch
+    assert found == pytest.approx(callback.suggested_lr())
 
 
 # ---- Hugging Face's Trainer ----
@@ -107,7 +134,7 @@ def train(out, every=1, **kwargs):
     from greedylr_integrations.transformers import GreedyLRCallback
 
     callback = GreedyLRCallback(**FAST)
-    trainer = tiny.trainer(out, [callback], logging_steps=every, **kwargs)
+    trainer = tiny.trainer(out, [callback], logging_steps=every, **{"max_steps": 30, **kwargs})
     trainer.train()
     return trainer, callback
 
@@ -124,7 +151,7 @@ def test_log_history(tmp_path, every):
 
 
 def test_an_evaluation_is_not_a_training_log(tmp_path):
-    trainer, _ = train(tmp_path, eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=3)
+    trainer, _ = train(tmp_path, eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=3, max_steps=12)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluations) == 4
     assert not any(name in entry for entry in evaluations for name in NAMES)
@@ -134,7 +161,12 @@ def test_an_evaluation_is_not_a_training_log(tmp_path):
 def test_the_trainer_and_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     _, callback = train(tmp_path, report_to=["tensorboard"])
-    check(tensorboard(tmp_path / "tb"), callback.history, prefix="train/")
+    read = tensorboard(tmp_path / "tb")
+    check(read, callback.history, prefix="train/")
+    check_found(read, callback, "train/")
+    (event,) = events(tmp_path / "tb").Tensors("greedylr/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    says(dict(line.removeprefix("- ").split(": ", 1) for line in lines), callback)
 
 
 @needs("wandb")
@@ -146,7 +178,10 @@ def test_the_trainer_and_wandb_offline(tmp_path, monkeypatch):
     _, callback = train(tmp_path, report_to=["wandb"])
     wandb.finish()
     wandb.teardown()  # its service has written all when it has ended
-    check(wandb_offline(tmp_path), callback.history, prefix="train/")
+    read, configuration = wandb_offline(tmp_path)
+    check(read, callback.history, prefix="train/")
+    check_found(read, callback, "train/")
+    says(configuration, callback)
 
 
 @needs("mlflow", "sqlalchemy", "alembic")
@@ -158,7 +193,10 @@ def test_the_trainer_and_mlflow_with_sqlite(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "greedylr")
     _, callback = train(tmp_path, report_to=["mlflow"])
     mlflow.end_run()
-    check(mlflow_sqlite(uri), callback.history)
+    read, configuration = mlflow_sqlite(uri)
+    check(read, callback.history)
+    check_found(read, callback)
+    says(configuration, callback)
 
 
 @needs("trackio")
@@ -166,7 +204,10 @@ def test_the_trainer_and_trackio(tmp_path, monkeypatch):
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path)
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
     _, callback = train(tmp_path, report_to=["trackio"], project="greedylr")
-    check(trackio_sqlite(tmp_path / "greedylr.db"), callback.history, prefix="train/")
+    read, configuration = trackio_sqlite(tmp_path / "greedylr.db")
+    check(read, callback.history, prefix="train/")
+    check_found(read, callback, "train/")
+    says(configuration, callback)
 
 
 @needs("tensorboard")
