@@ -77,6 +77,19 @@ def of_trial(path: str | None, trainer: Any, args: Any, state: Any) -> str | Non
     return path and os.path.join(os.path.dirname(path), trial_folder(trainer, args, state), os.path.basename(path))
 
 
+@contextmanager
+def lent(trainer: Any, callback: TrainerCallback, steps: int) -> Iterator[None]:
+    """Have the Trainer train so many steps with one callback and a constant schedule; then put it back as it was."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    check(not sharded, "trainer", type(trainer).__name__, "without FSDP and DeepSpeed, which change the model for good")
+    handler, args = trainer.callback_handler, copy(trainer.args)
+    args.max_steps, args.lr_scheduler_type, args.lr_scheduler_kwargs = steps, SchedulerType.CONSTANT, None
+    args.load_best_model_at_end = args.eval_on_start = args.push_to_hub = False
+    with same_attributes(trainer, handler, trainer.control), as_it_was(trainer.model, trainer.optimizer):
+        trainer.args, trainer.lr_scheduler, handler.callbacks = args, None, [callback]
+        yield
+
+
 class Attached:
     """What is attached to a Trainer for one run.
 
