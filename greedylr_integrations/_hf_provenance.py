@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from greedylr_integrations.log import logger
+from greedylr_integrations.summary import as_list
 
 Facts = Mapping[str, Any]
 
 
 def _tensorboard(callback: Any, facts: Facts) -> None:
-    callback.tb_writer.add_text("greedylr", _lines(facts))
+    callback.tb_writer.add_text("greedylr", as_list(facts))
 
 
 def _wandb(callback: Any, facts: Facts) -> None:
@@ -91,7 +92,7 @@ def amended(card: str, facts: Facts) -> str:
     """A model card that says what set the LR: in its list of hyperparameters, or else in a section of its own."""
     if "greedylr/" in card:
         return card
-    schedule, lines = facts["greedylr/schedule"], _lines(facts)
+    schedule, lines = facts["greedylr/schedule"], as_list(facts)
     if "in place of" in schedule:  # the warmup too was replaced
         card = re.sub("^- lr_scheduler_warmup_steps: .*\n", "", card, flags=re.MULTILINE)
     used = f"- lr_scheduler_type: {schedule}\n{lines}"
@@ -100,10 +101,6 @@ def amended(card: str, facts: Facts) -> str:
         return card
     before, heading, after = card.partition("### Framework versions")
     return f"{before.rstrip()}\n\n### Learning rate\n\n{lines}\n\n{heading}{after}".rstrip() + "\n"
-
-
-def _lines(facts: Facts) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def _try(write: Callable[[], None], where: str) -> None:

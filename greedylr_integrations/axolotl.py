@@ -12,7 +12,9 @@ from pydantic import BaseModel
 try:
     from axolotl.integrations.base import BasePlugin
 except ImportError as error:
-    raise ImportError(f"greedylr_integrations.axolotl is a plugin of Axolotl, which cannot be imported: {error}") from error
+    raise ImportError(
+        f"greedylr_integrations.axolotl is a plugin of Axolotl, which cannot be imported: {error}"
+    ) from error
 
 from greedylr_integrations.transformers import GreedyLRCallback
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_integrations.controller import ControllerConfig
@@ -50,6 +50,11 @@ def settings(config: ControllerConfig) -> dict[str, Any]:
         del changed["mode"]
     plain = {name: value if isinstance(value, str | int | float) else str(value) for name, value in changed.items()}
     return {"rule": type(config).__name__, **plain}
+
+
+def as_list(facts: Mapping[str, Any]) -> str:
+    """Names and values as a list in Markdown."""
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, history_file: str | None) -> str:

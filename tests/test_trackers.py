@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 
+from greedylr_integrations import __version__
 from greedylr_integrations.decision import Action
 
 FAST = {"window_size": 2, "factor": 0.8}
@@ -60,6 +62,13 @@ def events(folder):
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     accumulator.Reload()
     return accumulator
+
+
+def text(folder):
+    """The text of GreedyLR in TensorBoard, as a dictionary."""
+    (event,) = events(folder).Tensors("greedylr/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    return dict(line.removeprefix("- ").split(": ", 1) for line in lines)
 
 
 def tensorboard(folder):
@@ -164,9 +173,7 @@ def test_the_trainer_and_tensorboard(tmp_path, monkeypatch):
     read = tensorboard(tmp_path / "tb")
     check(read, callback.history, prefix="train/")
     check_found(read, callback, "train/")
-    (event,) = events(tmp_path / "tb").Tensors("greedylr/text_summary")
-    lines = event.tensor_proto.string_val[0].decode().splitlines()
-    says(dict(line.removeprefix("- ").split(": ", 1) for line in lines), callback)
+    says(text(tmp_path / "tb"), callback)
 
 
 @needs("wandb")
@@ -252,8 +259,9 @@ def fit(callbacks, **kwargs):
     import lightning.pytorch as pl
 
     class Module(pl.LightningModule):
-        def __init__(self):
+        def __init__(self, width=3):
             super().__init__()
+            self.save_hyperparameters()
             self.model = tiny.Regressor()
 
         def training_step(self, batch, batch_idx):
@@ -263,7 +271,7 @@ def fit(callbacks, **kwargs):
             return torch.optim.SGD(self.parameters(), lr=0.05)
 
     off = {"enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **off, **kwargs)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, **off, **kwargs)
     trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4))
     return trainer
 
@@ -282,10 +290,16 @@ def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
         # Lightning counts steps from 0
         return lambda name: [(step + 1, value) for step, value in read(name)]
 
-    check(from_one(tensorboard(loggers[0].log_dir)), callback.history, lr="greedylr/lr")
+    read = tensorboard(loggers[0].log_dir)
+    check(from_one(read), callback.history, lr="greedylr/lr")
+    check_found(read, callback)
     rows = list(csv.DictReader(Path(loggers[1].log_dir, "metrics.csv").read_text().splitlines()))
     written = from_one(lambda name: [(int(row["step"]), float(row[name])) for row in rows if row[name]])
     check(written, callback.history, lr="greedylr/lr")
+    says(text(loggers[0].log_dir), callback, "GreedyLR")
+    hparams = yaml.safe_load(Path(loggers[1].log_dir, "hparams.yaml").read_text())
+    assert hparams.pop("width") == 3  # the module's own
+    says(hparams, callback, "GreedyLR")
     assert [name for name in trainer.progress_bar_metrics if name.startswith("greedylr")] == [
         "greedylr/scale",
         "greedylr/lr",
@@ -304,6 +318,21 @@ def test_lightnings_progress_bars(bar, capsys):
     assert "greedylr/scale" in capsys.readouterr().out
 
 
+@needs("lightning")
+def test_a_logger_of_lightning_that_fails_is_a_warning(tmp_path, caplog):
+    from lightning.pytorch.loggers import CSVLogger
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    class Broken(CSVLogger):
+        def log_hyperparams(self, params=None):
+            if "greedylr/rule" in params:
+                raise OSError("no space left")
+
+    fit([GreedyLRCallback(**FAST)], logger=Broken(tmp_path), enable_progress_bar=False)
+    assert "GreedyLR could not write to Broken: no space left" in caplog.text
+
+
 # ---- Accelerate ----
 
 
@@ -317,11 +346,11 @@ def test_accelerate_and_its_trackers_by_one_line(tmp_path):
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
-    accelerator.init_trackers("run")
     model = tiny.Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     loader = torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, GreedyLR(optimizer, **FAST))
+    accelerator.init_trackers("run", config={"width": 3, **scheduler.describe()})
     for batch in loader:
         loss = model(**batch)["loss"]
         accelerator.backward(loss)
@@ -331,5 +360,15 @@ def test_accelerate_and_its_trackers_by_one_line(tmp_path):
         accelerator.log(scheduler.metrics(), step=scheduler.last_epoch)
     accelerator.end_training()
     check(tensorboard(tmp_path / "run"), scheduler.history, lr="greedylr/lr")
+    (written,) = (tmp_path / "run").glob("*/hparams.yml")
+    assert yaml.safe_load(written.read_text()) == {
+        "width": 3,
+        "greedylr/schedule": "GreedyLR",
+        "greedylr/rule": "GreedyConfig",
+        "greedylr/window_size": 2,
+        "greedylr/factor": 0.8,
+        "greedylr/base_lr": 0.02,
+        "greedylr/version": __version__,
+    }
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
