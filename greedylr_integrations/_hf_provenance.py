@@ -47,7 +47,7 @@ def to_trackers(trainer: Any, facts: Facts) -> None:
     for callback in trainer.callback_handler.callbacks:
         for base in type(callback).__mro__:
             if base.__name__ in TRACKERS:
-                _try(lambda base=base, callback=callback: TRACKERS[base.__name__](callback, facts), base.__name__)
+                _try(base.__name__, TRACKERS[base.__name__], callback, facts)
 
 
 def to_cards(trainer: Any, model: Any, facts: Facts) -> None:
@@ -71,13 +71,14 @@ class Card:
 
     def __init__(self, trainer: Any, facts: Facts) -> None:
         known = trainer.create_model_card
-        self._create = known._create if isinstance(known, Card) else known  # of an earlier run
+        # of an earlier run
+        self._create: Callable[..., Any] = known._create if isinstance(known, Card) else known
         self._trainer, self._facts = trainer, facts
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         result = self._create(*args, **kwargs)
         if self._trainer.is_world_process_zero():
-            _try(self._amend, "the model card")
+            _try("the model card", self._amend)
         return result
 
     def _amend(self) -> None:
@@ -103,8 +104,8 @@ def amended(card: str, facts: Facts) -> str:
     return f"{before.rstrip()}\n\n### Learning rate\n\n{lines}\n\n{heading}{after}".rstrip() + "\n"
 
 
-def _try(write: Callable[[], None], where: str) -> None:
+def _try(where: str, write: Callable[..., None], *args: Any) -> None:
     try:
-        write()
+        write(*args)
     except Exception as error:
         logger.warning("GreedyLR could not write its settings to %s: %s", where.removesuffix("Callback"), error)

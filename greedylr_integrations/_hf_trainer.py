@@ -73,7 +73,7 @@ def trial_folder(trainer: Any, args: Any, state: Any) -> str:
 
 
 def of_trial(path: str | None, trainer: Any, args: Any, state: Any) -> str | None:
-    """The path of a file that each trial of a hyperparameter search has for itself: in a folder called as the trial's."""
+    """The path of a file that each trial of a hyperparameter search has for itself, in a folder of its own."""
     return path and os.path.join(os.path.dirname(path), trial_folder(trainer, args, state), os.path.basename(path))
 
 

@@ -46,10 +46,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     The arguments are those of `SharedCallback`. To the Trainer's training logs, and so to `log_history` and every
     tracker in `report_to`, it adds the step's `greedylr/scale`, `greedylr/action` (what was decided after the step: 1
-    raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one; `learning_rate` is the LR that the step used; to its
-    summary of the run, `greedylr/found_lr`. Its settings go to the configuration of W&B, MLflow, Trackio and TensorBoard,
-    and into model cards. The state is part of each checkpoint (`trainer_state.json`, and `greedylr_reference_0.pt` for the slope's reference) and
-    continues with `resume_from_checkpoint`.
+    raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one; `learning_rate` is the LR that the step used. To the
+    summary of the run, it adds `greedylr/found_lr`. Its settings go to the configuration of W&B, MLflow, Trackio and
+    TensorBoard, and into model cards. The state is part of each checkpoint (`trainer_state.json`, and
+    `greedylr_reference_0.pt` for the slope's reference) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"

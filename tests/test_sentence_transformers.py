@@ -1,4 +1,4 @@
-"""sentence-transformers' Trainer and SetFit's: one decision for each step, on the loss that the Trainer logs; and the card."""
+"""sentence-transformers' Trainer and SetFit's: one decision a step, on the loss that the Trainer logs; and the card."""
 
 import pytest
 import tiny
