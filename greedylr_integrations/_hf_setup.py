@@ -29,7 +29,7 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
     """
     if optimizer is not None:
         check_optimizer(optimizer, shadow=True)
-    kind, name, shadow = _kind(args), type(lr_scheduler).__name__, callback.settings.shadow
+    kind, name, shadow = kind_of(args), type(lr_scheduler).__name__, callback.settings.shadow
     if kind in ("greedy", "reduce_lr_on_plateau") and not shadow:
         raise ValueError(
             f"lr_scheduler_type={kind!r} follows a metric too, and only one can set the LR: drop it from the"
@@ -47,7 +47,7 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
 
 def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
     """Log what happens to the Trainer's own schedule, and that the loss of a reward trainer says nothing."""
-    kind = _kind(args)
+    kind = kind_of(args)
     if replaces and not settings.shadow:
         chosen = settings.base_schedule is None and kind not in NOT_CHOSEN
         logger.log(
@@ -117,7 +117,8 @@ def fall_back(args: Any, state: Any) -> MonitoredMetric:
     return MonitoredMetric("loss", args)
 
 
-def _kind(args: Any) -> str:
+def kind_of(args: Any) -> str:
+    """The `lr_scheduler_type` of TrainingArguments, as a word."""
     return str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
 
 

@@ -62,10 +62,19 @@ def publish(lr_scheduler: Any, lrs: Sequence[float]) -> None:
 
 def checkpoint_folder(trainer: Any, args: Any, state: Any) -> str:
     """The folder of the checkpoint that was saved in this step; a hyperparameter search has one for each trial."""
-    folder = args.output_dir
-    if trainer is not None and state.is_hyper_param_search:
-        folder = trainer._get_output_dir(trial=trainer._trial)
-    return os.path.join(folder, f"checkpoint-{state.global_step}")
+    return os.path.join(args.output_dir, trial_folder(trainer, args, state), f"checkpoint-{state.global_step}")
+
+
+def trial_folder(trainer: Any, args: Any, state: Any) -> str:
+    """The folder of a trial of a hyperparameter search, such as "run-0", in `output_dir`; empty without a search."""
+    if trainer is None or not state.is_hyper_param_search:
+        return ""
+    return os.path.relpath(trainer._get_output_dir(trial=trainer._trial), args.output_dir)
+
+
+def of_trial(path: str | None, trainer: Any, args: Any, state: Any) -> str | None:
+    """The path of a file that each trial of a hyperparameter search has for itself, in a folder of its own."""
+    return path and os.path.join(os.path.dirname(path), trial_folder(trainer, args, state), os.path.basename(path))
 
 
 @contextmanager
@@ -87,16 +96,19 @@ class Attached:
     Args:
         trainer (Trainer): None if it was not found; then nothing is attached.
         metrics (callable): gives what to add to the Trainer's training logs.
+        result (callable): gives what to add to its summary of the run.
     """
 
-    def __init__(self, trainer: Any, metrics: Callable[[], dict[str, float]]) -> None:
+    def __init__(
+        self, trainer: Any, metrics: Callable[[], dict[str, float]], result: Callable[[], dict[str, float]]
+    ) -> None:
         self.trainer = trainer
         self._watching = False
         self._bars: list[Any] = []
         if trainer is not None:
             others = [each for each in trainer.callback_handler.callbacks if not isinstance(each, _AddMetrics)]
             # before those that report; a new list, because the handler is going through the old one
-            trainer.callback_handler.callbacks = [_AddMetrics(metrics), *others]
+            trainer.callback_handler.callbacks = [_AddMetrics(metrics, result), *others]
             self._bars = [each for each in others if hasattr(each, "training_bar")]
 
     def watch_loss(self, take: Callable[[Any], None]) -> None:
@@ -136,13 +148,18 @@ class Attached:
 class _AddMetrics(TrainerCallback):
     """Adds to the training logs before any callback reports them."""
 
-    def __init__(self, metrics: Callable[[], dict[str, float]]) -> None:
-        self._metrics = metrics
+    def __init__(self, metrics: Callable[[], dict[str, float]], result: Callable[[], dict[str, float]]) -> None:
+        self._metrics, self._result = metrics, result
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs is not None and "learning_rate" in logs:
-            metrics = self._metrics()
-            del metrics["greedylr/lr"]  # the row's learning_rate
-            logs.update(metrics)
-            if state.log_history:
-                state.log_history[-1].update(metrics)
+        if logs is None:
+            return
+        values: dict[str, float] = {}
+        if "learning_rate" in logs:
+            values = self._metrics()
+            del values["greedylr/lr"]  # the row's learning_rate
+        elif "train_runtime" in logs:
+            values = self._result()
+        logs.update(values)
+        if state.log_history:
+            state.log_history[-1].update(values)

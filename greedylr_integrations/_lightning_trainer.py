@@ -19,6 +19,7 @@ import torch
 
 from greedylr_integrations.finder import as_it_was, same_attributes
 from greedylr_integrations.log import logger
+from greedylr_integrations.summary import as_list
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
 _namespaces = ["lightning.pytorch", "pytorch_lightning"]
@@ -99,6 +100,19 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
         logger.warning(
             "the swa_lrs of StochasticWeightAveraging are not used, because GreedyLR sets the LR: drop one of the two"
         )
+
+
+def to_loggers(trainer: Any, method: str, values: Mapping[str, Any], **kwargs: Any) -> None:
+    """Give values to a method of each logger. An error of theirs is a WARNING."""
+    for each in trainer.loggers:
+        try:
+            # TensorBoard shows the first hyperparameters that it is given, which are the module's
+            if method == "log_hyperparams" and hasattr(each.experiment, "add_text"):
+                each.experiment.add_text("greedylr", as_list(values))
+            else:
+                getattr(each, method)(dict(values), **kwargs)
+        except Exception as error:
+            logger.warning("GreedyLR could not write to %s: %s", type(each).__name__, error)
 
 
 @contextmanager

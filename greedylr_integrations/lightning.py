@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Unpack
 from weakref import ref
 
-from greedylr_integrations import _lightning_trainer
+from greedylr_integrations import _lightning_trainer, summary
 from greedylr_integrations._lightning_metric import MonitoredMetric
 from greedylr_integrations._lightning_trainer import Callback
 from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallback
@@ -35,6 +35,8 @@ class _Run(Run):
     optimizer: Any = None
     hook: Any = None
     stepped: int = 0  # optimizer steps in the batch under way
+    schedule: str = ""  # what sets the LR, in words
+    told: bool = False  # whether the loggers know it
 
 
 class GreedyLRCallback(SharedCallback, Callback):
@@ -42,8 +44,8 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     The arguments are those of `SharedCallback`, and `optimizer_index`. The step's `greedylr/scale`, `greedylr/lr`,
     `greedylr/action` (what was decided after the step: 1 raise, -1 lower, 0 hold) and `greedylr/slope`, if there is
-    one, go to the module's loggers, followed by the index of an optimizer that is not the first. The state is part of
-    each checkpoint.
+    one, go to the module's loggers, followed by the index of an optimizer that is not the first; so do the settings, as
+    hyperparameters, and at the end `greedylr/found_lr`. The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -119,6 +121,10 @@ class GreedyLRCallback(SharedCallback, Callback):
             scheduler.skip_step()  # the scaler skipped it
         scheduler.take_over()
         done, every = scheduler.last_epoch, trainer.log_every_n_steps
+        if not run.told and self.history:
+            run.told = True
+            facts = {**scheduler.describe(), "greedylr/schedule": run.schedule}
+            _lightning_trainer.to_loggers(trainer, "log_hyperparams", self._named(facts))
         to_bar = self.settings.prog_bar and done % SHOW_EVERY == 0
         if to_bar or (trainer.loggers and every and done % every == 0):
             self._log(pl_module)
@@ -140,6 +146,10 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._run.hook.remove()
+        found = self._scheduler.describe().get("greedylr/found_lr")
+        if found is not None:
+            step = trainer.global_step
+            _lightning_trainer.to_loggers(trainer, "log_metrics", self._named({"greedylr/found_lr": found}), step=step)
         self._end_run()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -194,6 +204,8 @@ class GreedyLRCallback(SharedCallback, Callback):
         if run.saved is not None and run.given_lrs and not multiplies:
             for group, lr in zip(run.optimizer.param_groups, run.given_lrs[self.optimizer_index], strict=False):
                 group["initial_lr"] = lr  # this run's, for on_resume to choose; the optimizer has the checkpoint's
+        other = type(schedules[0].scheduler).__name__ if schedules else None
+        run.schedule = summary.schedule(other, multiplied=multiplies, shadow=settings.shadow)
         total = settings.total_steps
         if total is None:
             total = _lightning_trainer.optimizer_steps(trainer, pl_module, say=run.hook is None and not multiplies)
@@ -206,14 +218,17 @@ class GreedyLRCallback(SharedCallback, Callback):
             linear_warmup_steps=settings.linear_warmup_steps or 0,
             base_schedule=schedules[0].scheduler if multiplies else None,
             horizon=None if metric is None else count(trainer, pl_module) or 0,
+            history_file=settings.history_file,
             module=pl_module,
         )
 
+    def _named(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Under the names of this callback's optimizer."""
+        index = self.optimizer_index
+        return {f"{name}/{index}": value for name, value in values.items()} if index else values
+
     def _log(self, pl_module: Any) -> None:
-        values = self._scheduler.metrics()
-        if self.optimizer_index:
-            values = {f"{name}/{self.optimizer_index}": value for name, value in values.items()}
-        for name, value in values.items():
+        for name, value in self._named(self._scheduler.metrics()).items():
             shown = self.settings.prog_bar and name.startswith(("greedylr/scale", "greedylr/lr"))
             pl_module.log(name, value, on_step=True, on_epoch=False, prog_bar=shown, rank_zero_only=True)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
 
-from greedylr_integrations import summary
+from greedylr_integrations import __version__, summary
 from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
@@ -151,6 +152,24 @@ class Readings(LRScheduler):
         """The LR with which to start the next such run: the one this run settled on. None if it was too short."""
         speaker = self._rates.speaker
         return self._settling.suggested_lr(self.base_lrs[speaker], speaker)
+
+    def describe(self) -> dict[str, Any]:
+        """What sets the LR, and what it found: flat names and values, for a tracker's configuration or a model card."""
+        speaker, config, envelope = self._rates.speaker, self.controller.config, self.envelope
+        other = None if self.base_schedule is None else type(self.base_schedule).__name__
+        ratio = None if other or envelope.decay_ratio == config.decay_ratio else envelope.decay_ratio
+        what = {
+            "schedule": summary.schedule(other, multiplied=True, shadow=self.shadow),
+            **summary.settings(config),
+            "monitor": None if self.monitor == "loss" else self.monitor,
+            "base_lr": self.base_lrs[speaker],
+            "total_steps": self._total_steps,
+            "linear_warmup_steps": envelope.linear_warmup_steps or None,
+            "decay_ratio": ratio,
+            "found_lr": None if self.shadow else self.suggested_lr(),
+            "version": __version__,
+        }
+        return {f"greedylr/{name}": value for name, value in what.items() if value is not None}
 
     def __repr__(self) -> str:
         of = "" if self._total_steps is None else f" of {self._total_steps:,}"

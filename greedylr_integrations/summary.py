@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.decision import FAR_ENOUGH, FOUND, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
@@ -25,6 +27,34 @@ def opening(plan: str, base_lr: float, envelope: Envelope, monitor: str, base_sc
     if shadow:
         parts.append("shadow: leaves the LR alone")
     return "; ".join(parts)
+
+
+def schedule(other: str | None, *, multiplied: bool, shadow: bool) -> str:
+    """What sets the LR, in a few words.
+
+    Args:
+        other (str): another schedule of the optimizer. None if there is none.
+        multiplied (bool): whether GreedyLR multiplies that one, and not replaces it.
+        shadow (bool): whether GreedyLR leaves the LR alone.
+    """
+    if shadow:
+        return f"{other or 'not GreedyLR'}; GreedyLR only watched"
+    return f"GreedyLR {'x' if multiplied else 'in place of'} {other}" if other else "GreedyLR"
+
+
+def settings(config: ControllerConfig) -> dict[str, Any]:
+    """The name of the rule, and each of its settings that is not the default."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    changed = {name: value for name, value in config.hyperparameters().items() if value != defaults[name]}
+    if changed.get("mode") == "min":  # the same as None
+        del changed["mode"]
+    plain = {name: value if isinstance(value, str | int | float) else str(value) for name, value in changed.items()}
+    return {"rule": type(config).__name__, **plain}
+
+
+def as_list(facts: Mapping[str, Any]) -> str:
+    """Names and values as a list in Markdown."""
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
 def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, history_file: str | None) -> str:

@@ -20,7 +20,7 @@ except ImportError as error:
         "greedylr_integrations.transformers needs transformers: pip install 'greedylr_integrations[transformers]'"
     ) from error
 
-from greedylr_integrations import _hf_reference, _hf_setup, _hf_trainer
+from greedylr_integrations import _hf_provenance, _hf_reference, _hf_setup, _hf_trainer, summary
 from greedylr_integrations._hf_metric import MonitoredMetric, is_evaluation
 from greedylr_integrations.callbacks import Run, SharedCallback
 from greedylr_integrations.finder import RUN, FoundLR, check_data, is_over, result_of, search_config
@@ -37,6 +37,8 @@ class _Run(Run):
     default_lr: float | None = None  # LR of the optimizer's groups that have none of their own
     resumed_from: str | None = None  # folder of the checkpoint that the run resumes from
     skipped: bool = False  # whether the fp16 scaler skipped the step under way
+    schedule: str = ""  # what sets the LR, in words
+    told: bool = False  # whether the trackers know it
 
 
 class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
@@ -44,9 +46,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     The arguments are those of `SharedCallback`. To the Trainer's training logs, and so to `log_history` and every
     tracker in `report_to`, it adds the step's `greedylr/scale`, `greedylr/action` (what was decided after the step: 1
-    raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one; `learning_rate` is the LR that the step used. The
-    state is part of each checkpoint (`trainer_state.json`, and `greedylr_reference_0.pt` for the slope's reference) and
-    continues with `resume_from_checkpoint`.
+    raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one; `learning_rate` is the LR that the step used. To the
+    summary of the run, it adds `greedylr/found_lr`. Its settings go to the configuration of W&B, MLflow, Trackio and
+    TensorBoard, and into model cards. The state is part of each checkpoint (`trainer_state.json`, and
+    `greedylr_reference_0.pt` for the slope's reference) and continues with `resume_from_checkpoint`.
     """
 
     _starts_in = "on_train_begin"
@@ -69,7 +72,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         self._run = run = _Run(
             trainer=trainer, start_step=state.global_step, replaces=replaces, resumed_from=resumed_from
         )
-        run.attached = _hf_trainer.Attached(trainer, lambda: self._scheduler.metrics())
+        run.attached = _hf_trainer.Attached(trainer, lambda: self._scheduler.metrics(), self._result)
         run.default_lr = _hf_setup.default_lr(optimizer)
         if self.monitor != "loss":
             run.metric = MonitoredMetric(self.monitor, args)
@@ -82,6 +85,8 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if run.metric is None:
             run.attached.watch_loss(lambda loss: self._scheduler.meter.update(loss))
         self._publish(lr_scheduler)
+        other = _hf_setup.kind_of(args) if created else type(lr_scheduler).__name__
+        run.schedule = summary.schedule(other, multiplied=not replaces, shadow=self.settings.shadow)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._run.metric is not None:
@@ -112,6 +117,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         self._publish(lr_scheduler)
         if self.settings.prog_bar and state.is_world_process_zero:
             run.attached.show(self._scheduler)
+        if not run.told and (control.should_log or self.history):
+            run.told = True
+            self._tell(state, kwargs.get("model"), to_trackers=True)
         self._prepare_save(control)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -143,6 +151,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._run.attached.detach()
         self._scheduler.hand_over()
+        self._tell(state, kwargs.get("model"))
         self._end_run()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -189,6 +198,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             ),
             base_schedule=None if run.replaces else lr_scheduler,
             horizon=None if run.metric is None else run.metric.count(state) or 0,
+            history_file=_hf_trainer.of_trial(settings.history_file, run.trainer, args, state),
             module=model,
         )
         self._resume(_hf_reference.load(attributes.get("saved"), run.resumed_from), run.start_step)
@@ -216,6 +226,18 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if not self.settings.shadow:
             _hf_trainer.publish(lr_scheduler, self._scheduler.get_last_lr())
 
+    def _tell(self, state: Any, model: Any, to_trackers: bool = False) -> None:
+        """Say what sets the LR where others say `lr_scheduler_type`."""
+        run = self._run
+        facts = {**self._scheduler.describe(), "greedylr/schedule": run.schedule}
+        _hf_provenance.to_cards(run.trainer, model, facts)
+        if to_trackers and run.trainer is not None and state.is_world_process_zero:
+            _hf_provenance.to_trackers(run.trainer, facts)
+
+    def _result(self) -> dict[str, float]:
+        found = self._scheduler.describe().get("greedylr/found_lr")
+        return {} if found is None else {"greedylr/found_lr": found}
+
     def _prepare_save(self, control: Any) -> None:
         if self._run.metric is not None:
             self._run.metric.expect_evaluation(control.should_evaluate)
@@ -233,6 +255,9 @@ class _Search(GreedyLRCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, *others: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, *others, **kwargs)
         control.should_training_stop = is_over(self._scheduler)
+
+    def _tell(self, *args: Any, **kwargs: Any) -> None:
+        """It is no run of the user's."""
 
     def _end_run(self) -> None:
         self._run = None

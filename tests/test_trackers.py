@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+import yaml
 
+from greedylr_integrations import __version__
 from greedylr_integrations.decision import Action
 
 FAST = {"window_size": 2, "factor": 0.8}
@@ -54,12 +56,24 @@ def check(read, history, prefix="", every=1, rel=1e-6, lr=LR):
         assert list(values) == pytest.approx([value for _, value in wanted[name]], rel=rel)
 
 
-def tensorboard(folder):
+def events(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    return lambda name: [(event.step, event.value) for event in events.Scalars(name)]
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def text(folder):
+    """The text of GreedyLR in TensorBoard, as a dictionary."""
+    (event,) = events(folder).Tensors("greedylr/text_summary")
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    return dict(line.removeprefix("- ").split(": ", 1) for line in lines)
+
+
+def tensorboard(folder):
+    written = events(folder)
+    return lambda name: [(event.step, event.value) for event in written.Scalars(name)]
 
 
 def wandb_offline(folder):
@@ -83,7 +97,10 @@ def wandb_offline(folder):
         for record in records
         if record.WhichOneof("record_type") == "history"
     ]
-    return lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]
+    updates = [item for record in records for item in record.config.update]
+    configuration = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in updates}
+    step = "train/global_step" if "train/global_step" in rows[0] else "trainer/global_step"
+    return (lambda name: [(row[step], row[name]) for row in rows if name in row]), configuration
 
 
 def mlflow_sqlite(uri):
@@ -91,13 +108,32 @@ def mlflow_sqlite(uri):
 
     client = mlflow.MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("greedylr").experiment_id])
-    return lambda name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+    of_name = client.get_metric_history
+    return (lambda name: [(each.step, each.value) for each in of_name(run.info.run_id, name)]), run.data.params
 
 
 def trackio_sqlite(file):
     with contextlib.closing(sqlite3.connect(file)) as database:
         rows = [json.loads(metrics) for (metrics,) in database.execute("select metrics from metrics order by step")]
-    return lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]
+        ((configuration,),) = database.execute("select config from configs")
+    of_name = lambda name: [(row["train/global_step"], row[name]) for row in rows if name in row]  # noqa: E731
+    return of_name, json.loads(configuration)
+
+
+def says(configuration, callback, schedule="GreedyLR in place of linear"):
+    """Whether a tracker's configuration has what set the LR, and the settings that are not the default."""
+    ours = {name: str(value) for name, value in configuration.items() if name.startswith("greedylr/")}
+    wanted = {**callback.scheduler.describe(), "greedylr/schedule": schedule}
+    wanted.pop("greedylr/found_lr", None)  # not known at the start
+    assert wanted["greedylr/window_size"] == 2
+    assert ours == {name: str(value) for name, value in wanted.items()}
+
+
+def check_found(read, callback, prefix=""):
+    """Whether the LR that was found is the last thing that a tracker has."""
+    ((step, found),) = read(f"{prefix}greedylr/found_lr")
+    assert step == callback.scheduler.last_epoch
+    assert found == pytest.approx(callback.suggested_lr())
 
 
 # ---- Hugging Face's Trainer ----
@@ -107,7 +143,7 @@ def train(out, every=1, **kwargs):
     from greedylr_integrations.transformers import GreedyLRCallback
 
     callback = GreedyLRCallback(**FAST)
-    trainer = tiny.trainer(out, [callback], logging_steps=every, **kwargs)
+    trainer = tiny.trainer(out, [callback], logging_steps=every, **{"max_steps": 30, **kwargs})
     trainer.train()
     return trainer, callback
 
@@ -124,7 +160,7 @@ def test_log_history(tmp_path, every):
 
 
 def test_an_evaluation_is_not_a_training_log(tmp_path):
-    trainer, _ = train(tmp_path, eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=3)
+    trainer, _ = train(tmp_path, eval_data=tiny.regression_data(4), eval_strategy="steps", eval_steps=3, max_steps=12)
     evaluations = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     assert len(evaluations) == 4
     assert not any(name in entry for entry in evaluations for name in NAMES)
@@ -134,7 +170,10 @@ def test_an_evaluation_is_not_a_training_log(tmp_path):
 def test_the_trainer_and_tensorboard(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "tb"))
     _, callback = train(tmp_path, report_to=["tensorboard"])
-    check(tensorboard(tmp_path / "tb"), callback.history, prefix="train/")
+    read = tensorboard(tmp_path / "tb")
+    check(read, callback.history, prefix="train/")
+    check_found(read, callback, "train/")
+    says(text(tmp_path / "tb"), callback)
 
 
 @needs("wandb")
@@ -146,7 +185,10 @@ def test_the_trainer_and_wandb_offline(tmp_path, monkeypatch):
     _, callback = train(tmp_path, report_to=["wandb"])
     wandb.finish()
     wandb.teardown()  # its service has written all when it has ended
-    check(wandb_offline(tmp_path), callback.history, prefix="train/")
+    read, configuration = wandb_offline(tmp_path)
+    check(read, callback.history, prefix="train/")
+    check_found(read, callback, "train/")
+    says(configuration, callback)
 
 
 @needs("mlflow", "sqlalchemy", "alembic")
@@ -158,7 +200,10 @@ def test_the_trainer_and_mlflow_with_sqlite(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "greedylr")
     _, callback = train(tmp_path, report_to=["mlflow"])
     mlflow.end_run()
-    check(mlflow_sqlite(uri), callback.history)
+    read, configuration = mlflow_sqlite(uri)
+    check(read, callback.history)
+    check_found(read, callback)
+    says(configuration, callback)
 
 
 @needs("trackio")
@@ -166,7 +211,10 @@ def test_the_trainer_and_trackio(tmp_path, monkeypatch):
     monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path)
     monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path)
     _, callback = train(tmp_path, report_to=["trackio"], project="greedylr")
-    check(trackio_sqlite(tmp_path / "greedylr.db"), callback.history, prefix="train/")
+    read, configuration = trackio_sqlite(tmp_path / "greedylr.db")
+    check(read, callback.history, prefix="train/")
+    check_found(read, callback, "train/")
+    says(configuration, callback)
 
 
 @needs("tensorboard")
@@ -211,8 +259,9 @@ def fit(callbacks, **kwargs):
     import lightning.pytorch as pl
 
     class Module(pl.LightningModule):
-        def __init__(self):
+        def __init__(self, width=3):
             super().__init__()
+            self.save_hyperparameters()
             self.model = tiny.Regressor()
 
         def training_step(self, batch, batch_idx):
@@ -222,7 +271,7 @@ def fit(callbacks, **kwargs):
             return torch.optim.SGD(self.parameters(), lr=0.05)
 
     off = {"enable_model_summary": False, "enable_checkpointing": False}
-    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=callbacks, **off, **kwargs)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=callbacks, **off, **kwargs)
     trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4))
     return trainer
 
@@ -241,10 +290,16 @@ def test_lightning_and_tensorboard_csv_and_the_bar(tmp_path):
         # Lightning counts steps from 0
         return lambda name: [(step + 1, value) for step, value in read(name)]
 
-    check(from_one(tensorboard(loggers[0].log_dir)), callback.history, lr="greedylr/lr")
+    read = tensorboard(loggers[0].log_dir)
+    check(from_one(read), callback.history, lr="greedylr/lr")
+    check_found(read, callback)
     rows = list(csv.DictReader(Path(loggers[1].log_dir, "metrics.csv").read_text().splitlines()))
     written = from_one(lambda name: [(int(row["step"]), float(row[name])) for row in rows if row[name]])
     check(written, callback.history, lr="greedylr/lr")
+    says(text(loggers[0].log_dir), callback, "GreedyLR")
+    hparams = yaml.safe_load(Path(loggers[1].log_dir, "hparams.yaml").read_text())
+    assert hparams.pop("width") == 3  # the module's own
+    says(hparams, callback, "GreedyLR")
     assert [name for name in trainer.progress_bar_metrics if name.startswith("greedylr")] == [
         "greedylr/scale",
         "greedylr/lr",
@@ -263,6 +318,21 @@ def test_lightnings_progress_bars(bar, capsys):
     assert "greedylr/scale" in capsys.readouterr().out
 
 
+@needs("lightning")
+def test_a_logger_of_lightning_that_fails_is_a_warning(tmp_path, caplog):
+    from lightning.pytorch.loggers import CSVLogger
+
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    class Broken(CSVLogger):
+        def log_hyperparams(self, params=None):
+            if "greedylr/rule" in params:
+                raise OSError("no space left")
+
+    fit([GreedyLRCallback(**FAST)], logger=Broken(tmp_path), enable_progress_bar=False)
+    assert "GreedyLR could not write to Broken: no space left" in caplog.text
+
+
 # ---- Accelerate ----
 
 
@@ -276,11 +346,11 @@ def test_accelerate_and_its_trackers_by_one_line(tmp_path):
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     accelerator = Accelerator(cpu=True, log_with="tensorboard", project_dir=tmp_path)
-    accelerator.init_trackers("run")
     model = tiny.Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
     loader = torch.utils.data.DataLoader(tiny.regression_data(), batch_size=4)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, GreedyLR(optimizer, **FAST))
+    accelerator.init_trackers("run", config={"width": 3, **scheduler.describe()})
     for batch in loader:
         loss = model(**batch)["loss"]
         accelerator.backward(loss)
@@ -290,5 +360,15 @@ def test_accelerate_and_its_trackers_by_one_line(tmp_path):
         accelerator.log(scheduler.metrics(), step=scheduler.last_epoch)
     accelerator.end_training()
     check(tensorboard(tmp_path / "run"), scheduler.history, lr="greedylr/lr")
+    (written,) = (tmp_path / "run").glob("*/hparams.yml")
+    assert yaml.safe_load(written.read_text()) == {
+        "width": 3,
+        "greedylr/schedule": "GreedyLR",
+        "greedylr/rule": "GreedyConfig",
+        "greedylr/window_size": 2,
+        "greedylr/factor": 0.8,
+        "greedylr/base_lr": 0.02,
+        "greedylr/version": __version__,
+    }
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
