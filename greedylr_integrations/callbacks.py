@@ -168,7 +168,7 @@ class SharedCallback(Steerable):
         if config is None and monitor != "loss":
             config = GreedyConfig()  # a metric has no slope
         self.settings = Settings(
-            config=make_config(config, fields),
+            config=make_config(config, fields, SharedCallback),
             monitor=monitor,
             base_schedule=base_schedule,
             total_steps=total_steps,

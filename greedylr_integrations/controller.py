@@ -164,6 +164,7 @@ class GreedyController:
         first_pass (int): decisions in the first pass over the data. Default None: all data is new.
 
     Attributes:
+        horizon (int), first_pass (int): the arguments.
         monitor (str): what the losses are, for errors. "loss" at first.
 
     Raises:
@@ -184,7 +185,7 @@ class GreedyController:
             check(is_base_lr(plain(lr)), "base_lrs", lr, f"from 0 to {LARGEST_LR:g}")
         check(len(base_lrs) > 0, "base_lrs", base_lrs, "one base LR for each parameter group")
         self.horizon = None if horizon is None else check_integer("horizon", horizon, least=1)
-        self._first_pass = first_pass
+        self.first_pass = first_pass
         self.config = config
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
         self._rule = config.rule(self.base_lrs, self.horizon, first_pass)
@@ -307,7 +308,7 @@ class GreedyController:
                 " make them equal, or start without the controller's state"
             )
         config, base_lrs = self._resumed(state_dict["config"], state_dict["base_lrs"])
-        rule = config.rule(base_lrs, self.horizon, self._first_pass)
+        rule = config.rule(base_lrs, self.horizon, self.first_pass)
         rule.load_state_dict(state_dict["rule"])
         if state_dict["horizon"] != self.horizon:
             logger.info(

@@ -41,7 +41,7 @@ class Reason(Enum):
     FOUND = "found: the slope no longer asks for a higher LR"
     FAR_ENOUGH = "found: the weights have moved a long way in few steps"
     SEARCHING_ON = "searching on: the slope asks for a higher LR again"
-    HOLDING = "holding the LR that was found"
+    HOLDING = "holding the LR at which the search ended"
     CLIMBING = "climbing to the base LR: the slope has not said anything yet"
     TOO_SHORT = "holding the base LR: the run is too short to search"
 

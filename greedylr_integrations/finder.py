@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from greedylr_integrations.checks import check, check_integer
+from greedylr_integrations.checks import check_integer
 from greedylr_integrations.decision import CEILING, FAR_ENOUGH, FOUND
 from greedylr_integrations.history import History
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
-from greedylr_integrations.rules.slope import SHORTEST, SlopeConfig
+from greedylr_integrations.rules.slope import SHORTEST, SlopeConfig, too_short
 from greedylr_integrations.schedulers import GreedyLR
 
 RUN = 1000  # optimizer steps of the run whose search is made
@@ -116,7 +116,9 @@ def search_config(config: SlopeConfig | None, total_steps: int) -> SlopeConfig:
 
 def check_data(scheduler: GreedyLR) -> None:
     """Refuse data of which a pass is too short to search in."""
-    check(scheduler.controller.wants_slope, "loader", "too short", f"at least {SHORTEST} optimizer steps in one pass")
+    controller = scheduler.controller
+    if not controller.wants_slope:
+        raise ValueError(f"find_lr cannot search: {too_short(controller.horizon, controller.first_pass)}")
 
 
 def is_over(scheduler: GreedyLR) -> bool:

@@ -216,8 +216,7 @@ class Readings(LRScheduler):
         total = self._total_steps
         if total is not None and self.last_epoch < 0.9 * total and not self.decaying:
             logger.warning(
-                "the run ended after %d of %d optimizer steps, before its final decay: a shorter total_steps would have"
-                " given a better model",
+                "the run ended after %d of %d optimizer steps, before its final decay: resume it, or make it shorter",
                 self.last_epoch,
                 total,
             )

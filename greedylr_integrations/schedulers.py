@@ -116,7 +116,7 @@ class GreedyLR(Readings, Steerable):
         if controller is not None:
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
             config, horizon = controller.config, horizon or controller.horizon
-        config = make_config(config, fields)
+        config = make_config(config, fields, GreedyLR)
         if shadow:
             config = config.without_rollback()  # it would wait for the effect of what is not done
         check(isinstance(monitor, str) and 0 < len(monitor) <= 1000, "monitor", monitor, "a name")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import FAR_ENOUGH, FOUND, LOWER, RAISE
+from greedylr_integrations.decision import FAR_ENOUGH, FOUND, LOWER, RAISE, SEARCHING, TOO_SHORT
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
 
@@ -67,13 +67,17 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
         step (int): optimizer steps of the run.
         history_file (str): where the history is. None if it is not in a file.
     """
+    where = f" History: {history_file}" if history_file else ""
     found = [record.step for record in records if record.decision.reason in (FOUND, FAR_ENOUGH)]
     actions = [record.decision.action for record in records]
     verb, how = "settled on", f"after {actions.count(RAISE):,} increases and {actions.count(LOWER):,} decreases"
     if found:
         verb, how = "found", f"first after {found[0]:,} of {step:,} steps"
+    elif any(record.decision.reason is SEARCHING for record in records):
+        verb, how = "ended its search at", "its time being up: a higher LR may fit better"
+    elif records and all(record.decision.reason is TOO_SHORT for record in records):
+        return f"GreedyLR held the base LR of {base_lr:.3g}, and searched for no other.{where}"
     times = f", {lr / base_lr:.3g} x the base LR of {base_lr:.3g}" if base_lr else ""
-    where = f" History: {history_file}" if history_file else ""
     return f"GreedyLR {verb} the LR {lr:.2g}{times}, {how}. Start the next such run at {lr:.2g}.{where}"
 
 

@@ -120,7 +120,10 @@ def test_what_is_too_short_or_has_no_slope_is_refused():
     before = everything(net, optimizer)
     with pytest.raises(ValueError, match="total_steps=59 is not allowed"):
         find_lr(net, batches, optimizer, step, total_steps=59)
-    with pytest.raises(ValueError, match="loader='too short' is not allowed: it must be at least 60 optimizer steps"):
+    with pytest.raises(
+        ValueError,
+        match="find_lr cannot search: a search needs 60 decisions in one pass over the data, and this one has",
+    ):
         find_lr(net, batches[:59], optimizer, step)
     with pytest.raises(TypeError, match="only the search by the slope"):
         find_lr(net, batches, optimizer, step, config=GreedyConfig())
@@ -204,7 +207,7 @@ def test_a_trainer_is_as_it_was_after_an_error(tmp_path):
     trainer = trainer_of(tmp_path)
     trainer.train_dataset = trainer.train_dataset[:100]
     attributes = dict(vars(trainer))
-    with pytest.raises(ValueError, match="at least 60 optimizer steps in one pass"):
+    with pytest.raises(ValueError, match="find_lr cannot search: a search needs 60 decisions in one pass"):
         transformers.find_lr(trainer)
     assert vars(trainer) == attributes
 

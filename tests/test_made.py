@@ -79,7 +79,7 @@ def test_a_notebook_runs_and_shows_what_is_stored(path):
     outputs = [output for cell in now.cells for output in cell.get("outputs", [])]
     assert [shown(cell) for cell in now.cells] == [shown(cell) for cell in stored.cells]
     htmls = ["".join(output["data"].get("text/html", "")) for output in outputs if "data" in output]
-    assert any("<td>holding the LR that was found</td>" in text for text in htmls)  # the history's table
+    assert any("<td>holding the LR at which the search ended</td>" in text for text in htmls)  # the history's table
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 1  # its plot, once
     assert numbers_of_losses(now) == pytest.approx(numbers_of_losses(stored), rel=0.1)  # what the text says of them
     greedy, fixed = numbers_of_losses(now)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from greedylr_integrations import runs
+from greedylr_integrations import GreedyLR, runs
 from greedylr_integrations.decision import Action
 from greedylr_integrations.runs import RunError, read
 from recipes.common import report
@@ -168,6 +168,22 @@ def test_metrics_of_a_recipe(tmp_path):
     np.testing.assert_array_equal(one.smoothed[decided], history.smoothed)
     assert [one.reason(i) for i in np.flatnonzero(decided)] == [history.reason(i) for i in range(len(history))]
     assert one.suggested_lr() == 0.02
+
+
+def test_metrics_of_a_recipe_have_the_slopes_of_the_history(tmp_path):
+    weight = torch.nn.Parameter(torch.ones(4))
+    scheduler = GreedyLR(torch.optim.SGD([weight], lr=0.01), total_steps=80, history_file=tmp_path / "h" / "h.jsonl")
+    for _ in range(80):
+        weight.grad = weight.detach() + 0.1 * torch.randn(4)
+        scheduler.optimizer.step()
+        scheduler.step(float(weight.detach().norm()))
+    steps = range(1, 81)
+    lists = [(step, 1.0) for step in steps], [], [(step, 0.01) for step in steps]
+    report.save_metrics([report.Run("greedy", *lists, 1.0, 0.1, 0.02, scheduler.history)], tmp_path / "metrics.json")
+    (one,), (history,) = read(tmp_path / "metrics.json"), read(tmp_path / "h")
+    assert np.isfinite(one.slope_means).sum() > 20
+    np.testing.assert_array_equal(one.slope_means, history.slope_means)
+    assert not np.isfinite(one.smoothed[np.isfinite(one.slopes)]).any()
 
 
 # ---- CSV and JSON lines ----

@@ -614,7 +614,7 @@ def test_warmup_steps_names_both_meanings():
 
 
 def test_unknown_field():
-    with pytest.raises(TypeError, match="^patients is not a field of GreedyConfig: it has mode, every_n_steps"):
+    with pytest.raises(TypeError, match=r"^patients is not an argument: did you mean patience\?$"):
         GreedyLR(optimizer_of(0.1), patients=3)
     with pytest.raises(TypeError, match="^patience is not a field of SlopeConfig: it has mode, every_n_steps"):
         GreedyLR(optimizer_of(0.1), SlopeConfig(), patience=3)

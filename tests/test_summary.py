@@ -4,12 +4,13 @@ import logging
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 
-from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, SlopeConfig
+from greedylr_integrations import Action, Decision, GreedyConfig, GreedyLR, PaperConfig, Reason, SlopeConfig, summary
 from greedylr_integrations.learned import PolicyConfig
 from greedylr_integrations.log import say
 
@@ -54,8 +55,13 @@ def said(caplog):
         ),
         (
             lambda: scheduler_of(total_steps=50),
-            "GreedyLR holds the base LR, since the run is too short to search in (base LR 0.1); decays to 0 over the"
-            " last 15 of 50 steps",
+            "GreedyLR holds the base LR: a search needs 60 decisions, and the run has 50 (base LR 0.1); decays to 0"
+            " over the last 15 of 50 steps",
+        ),
+        (
+            lambda: scheduler_of(total_steps=1000, steps_per_epoch=22),
+            "GreedyLR holds the base LR: a search needs 60 decisions in one pass over the data, and this one has 22; a"
+            " smaller batch gives more (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
         ),
         (
             lambda: scheduler_of(GreedyConfig(), monitor="val_loss"),
@@ -94,6 +100,25 @@ def test_the_last_line_of_a_search(said, tmp_path):
 
 def test_a_run_that_is_too_short_says_nothing_at_its_end(said):
     assert said(train(scheduler_of(total_steps=None), 9).finish) == []
+
+
+def decided(*reasons):
+    scales = [(2.0**i,) for i in range(len(reasons))]
+    decisions = [Decision(Action.RAISE, reason, scale, 1.0) for reason, scale in zip(reasons, scales, strict=True)]
+    return [SimpleNamespace(step=i + 1, decision=decision) for i, decision in enumerate(decisions)]
+
+
+def test_a_search_that_ran_out_of_time_found_nothing():
+    line = summary.closing(decided(Reason.SEARCHING, Reason.HOLDING), 0.4, 0.1, 80, None)
+    assert line == (
+        "GreedyLR ended its search at the LR 0.4, 4 x the base LR of 0.1, its time being up: a higher LR may fit"
+        " better. Start the next such run at 0.4."
+    )
+
+
+def test_a_run_without_a_search_recommends_nothing():
+    line = summary.closing(decided(Reason.TOO_SHORT, Reason.TOO_SHORT), 0.1, 0.1, 80, "h.jsonl")
+    assert line == "GreedyLR held the base LR of 0.1, and searched for no other. History: h.jsonl"
 
 
 # ---- where they are said ----

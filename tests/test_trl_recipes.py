@@ -117,7 +117,7 @@ def test_a_rejected_reply_is_of_another_chat(parts):
             ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
             ({"validation_rows": 40}, "40 are kept for validation"),
             ({"resume": True}, "has no checkpoint of a run to resume"),
-            ({"dataset": "strings.jsonl"}, "has in row 0 messages 'w1 w2': make it a list of {role, content}"),
+            ({"dataset": "strings.jsonl"}, "row 1: messages is 'w1 w2': make it a list of {role, content}"),
         ]),
         ("sft_trl", {"dataset": "no-reply.jsonl"}, "has 0 chats with a reply, and 4 are kept for validation"),
         ("sft_trl", {"dataset": "no-text.jsonl"}, "has in row 1 text 'None': make it text"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,10 +37,13 @@ def config_from_dict(fields: Mapping[str, Any]) -> ControllerConfig:
     return by_class[behaviour](**fields)
 
 
-def make_config(config: ControllerConfig | None, fields: Mapping[str, Any]) -> ControllerConfig:
+def make_config(
+    config: ControllerConfig | None, fields: Mapping[str, Any], taker: type | None = None
+) -> ControllerConfig:
     """`config` with `fields` in place of its own.
 
     Without a config, the default rule: `SlopeConfig`, or `GreedyConfig` if one of the fields is only in that one.
+    `taker` is the class whose keyword arguments the fields are, for errors.
 
     Raises:
         TypeError: for a field that it does not have, or a config that is not one.
@@ -55,6 +60,10 @@ def make_config(config: ControllerConfig | None, fields: Mapping[str, Any]) -> C
     known = _names(config)
     for name in fields:
         if name not in known:
+            others = () if taker is None else inspect.signature(taker).parameters
+            near = difflib.get_close_matches(name, [*ConfigFields.__annotations__, *known, *others], 1, 0.75)
+            if near and near[0] != name:
+                raise TypeError(f"{name} is not an argument: did you mean {near[0]}?")
             raise TypeError(f"{name} is not a field of {type(config).__name__}: it has {', '.join(known)}")
     return dataclasses.replace(config, **fields)
 

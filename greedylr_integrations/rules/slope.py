@@ -130,7 +130,7 @@ class SlopeConfig(BoundedConfig):
 
     def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
         if not self.searches(horizon, first_pass):
-            return "holds the base LR, since the run is too short to search in"
+            return "holds the base LR: " + too_short(horizon, first_pass)
         return f"searches for the LR by the slope, from {self.first_scale(horizon):g} x the base LR"
 
     def first_scale(self, horizon: int | None) -> float:
@@ -139,6 +139,14 @@ class SlopeConfig(BoundedConfig):
 
     def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> SlopeRule:
         return SlopeRule(self, base_lrs, horizon, first_pass)
+
+
+def too_short(horizon: int | None, first_pass: int | None) -> str:
+    """Why such a run cannot be searched in."""
+    needs = f"a search needs {SHORTEST} decisions"
+    if first_pass is not None and first_pass < SHORTEST and first_pass < (horizon or ASSUMED_LENGTH):
+        return f"{needs} in one pass over the data, and this one has {first_pass}; a smaller batch gives more"
+    return f"{needs}, and the run has {horizon}"
 
 
 class SlopeRule(OneScaleRule):

@@ -200,8 +200,10 @@ def _context(run: Run, row: int) -> list[str]:
     elif earlier and earlier[-1].order != "release":
         lines.append(f"The last command before it was {earlier[-1]} at step {earlier[-1].step}.")
     if run.group_lrs is not None:
-        every = ", ".join(_number(float(lr)) for lr in run.group_lrs[:, row] if math.isfinite(lr))
-        lines.append(f"The LRs of all parameter groups after it: {every}. Above is number {run.group + 1}.")
+        every = [_number(float(lr)) for lr in run.group_lrs[:, row] if math.isfinite(lr)]
+        if len(set(every)) > 1:
+            groups = ", ".join(every)
+            lines.append(f"The LRs of all parameter groups after it: {groups}. Above is number {run.group + 1}.")
     others = np.flatnonzero(run.reasons[: row + 1] != run.reasons[row])
     streak = row - (int(others[-1]) if len(others) else -1)
     if streak > 1:

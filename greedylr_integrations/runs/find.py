@@ -72,6 +72,9 @@ def _find(path: Path) -> Path:
             return file
     for file in path.rglob(f"{EVENTS}*"):
         return file
+    above = path.resolve().parent / "metrics.json"
+    if above.is_file():
+        raise RunError(f"{path}: no log of a run in this folder; {path.parent} has those of a recipe: name that one")
     raise RunError(
         f"{path}: no log of a run in this folder; looked for a GreedyLR history (*.jsonl), trainer_state.json,"
         " metrics.csv, metrics.json and TensorBoard's event files"

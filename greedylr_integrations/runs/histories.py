@@ -32,11 +32,6 @@ def read_history(file: Path, name: str) -> Run:
 
 def run_of(columns: Columns, name: str, source: str, group: int = 0, **more: Any) -> Run:
     """A Run that shares the memory of the columns, with LR and scale of a parameter group."""
-    slopes, smoothed = np.frombuffer(columns.slopes), np.frombuffer(columns.smoothed)
-    by_slope = np.isfinite(slopes)
-    if by_slope.any():  # such a decision has smoothed the slope, not the loss
-        more["slope_means"] = np.where(by_slope, smoothed, math.nan)
-        smoothed = np.where(by_slope, math.nan, smoothed)
     lrs, scales = _by_group(columns, "lrs"), _by_group(columns, "scales")
     group = min(group, len(lrs) - 1)
     run = make_run(
@@ -44,9 +39,9 @@ def run_of(columns: Columns, name: str, source: str, group: int = 0, **more: Any
         source,
         np.frombuffer(columns.steps, np.int64),
         np.frombuffer(columns.losses),
-        smoothed=smoothed,
+        smoothed=np.frombuffer(columns.smoothed),
         best=np.frombuffer(columns.best),
-        slopes=slopes,
+        slopes=np.frombuffer(columns.slopes),
         distances=np.frombuffer(columns.distances),
         envelope=np.frombuffer(columns.envelopes),
         actions=np.frombuffer(columns.actions, np.int8),

@@ -138,12 +138,16 @@ def make_run(
     reasons: Sequence[str] | None = None,
     **more: Any,
 ) -> Run:
-    """A Run whose missing columns are NaN; `reasons` are names, "" for no decision."""
+    """A Run whose missing columns are NaN; `smoothed` as in a Decision; `reasons` are names, "" for no decision."""
     count = len(losses)
     floats: dict[str, Any] = {
         column: np.full(count, math.nan) if more.get(column) is None else np.asarray(more[column], dtype=np.float64)
         for column in ("lrs", "scales", "smoothed", "best", "slopes", "distances", "slope_means", "envelope")
     }
+    by_slope = np.isfinite(floats["slopes"])
+    if more.get("slope_means") is None and by_slope.any():  # such a decision has smoothed the slope, not the loss
+        floats["slope_means"] = np.where(by_slope, floats["smoothed"], math.nan)
+        floats["smoothed"] = np.where(by_slope, math.nan, floats["smoothed"])
     none = np.full(count, NO_DECISION, dtype=np.int8)
     run = Run(
         name=name,

@@ -31,9 +31,14 @@ def check_rows(rows, columns: tuple[str, ...], template, args) -> None:
         for i, value in enumerate(rows[column]):
             if not (is_chat(value) if chats else isinstance(value, str)):
                 raise RecipeError(
-                    f"dataset {args.dataset!r} has in row {i} {column} {str(value)[:50]!r}:"
-                    f" make it {'a list of {role, content}' if chats else 'text'}"
+                    f"dataset {args.dataset!r}, row {i + 1}: {column} is {shown(value)}: make it"
+                    f" {'a list of {role, content}, none empty' if chats else 'text'}"
                 )
+
+
+def shown(value, longest: int = 200) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else text[:longest] + "..."
 
 
 def is_chat(value) -> bool:
