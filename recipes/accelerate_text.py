@@ -78,7 +78,7 @@ def check_rows(rows, what: str) -> None:
             raise RecipeError(f"{what} has no column {column!r}, only: {', '.join(rows.column_names)}")
         for i, value in enumerate(rows[column]):
             if not is_one(value):
-                raise RecipeError(f"{what} has in row {i} the {column} {value!r}: it must be {wanted}")
+                raise RecipeError(f"{what}, row {i + 1}: the {column} is {value!r}: it must be {wanted}")
 
 
 def is_text(value) -> bool:

@@ -26,7 +26,7 @@ WRONG = [  # flags of every recipe on chats, and what it says of them
     ({"dataset": "strings.jsonl"}, "row 1: messages is 'w1 w2': make it a list of {role, content}"),
     ({"dataset": "no-role.jsonl"}, "row 1: messages is [{'from': 'user'}]: make it a list of {role, content}"),
     ({"dataset": "no-reply.jsonl"}, "has 0 rows with a reply within --max-length 48, and 4 are kept"),
-    ({"dataset": "no-text.jsonl"}, "has in row 1 text 'None': make it text"),
+    ({"dataset": "no-text.jsonl"}, "row 2: text is None: make it text"),
     ({"max_length": 4096}, "is beyond the model's limit of 64 tokens"),
     ({"output_dir": "/dev/null/x"}, "--output-dir /dev/null/x: /dev/null is not a writable folder: choose another"),
     ({"learning_rate": -1}, "--learning-rate -1.0 is not allowed: it must be above 0"),
