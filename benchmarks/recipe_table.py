@@ -205,6 +205,9 @@ def mean_and_error(values: list[float]) -> tuple[float, float]:
 def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
     """Who wins, from the losses by seed: the paired difference decides if its 95% interval excludes 0."""
     seeds = sorted(greedy.keys() & other.keys())
+    lost = sum(not math.isfinite(other[seed]) for seed in seeds)
+    if lost and all(math.isfinite(greedy[seed]) for seed in seeds):
+        return f"wins, since {lost} of {len(seeds)} diverged"
     mean, error = mean_and_error([greedy[seed] - other[seed] for seed in seeds])
     if not math.isfinite(mean) or math.isnan(error):
         return "undecided"
