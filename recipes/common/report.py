@@ -116,7 +116,8 @@ def print_table(runs: list[Run], base_lr: float) -> None:
 
 def found_in(run: Run, runs: list[Run], base_lr: float) -> str:
     """What a greedy run found, beside what the others came to from the same base LR."""
-    text = f"from {base_lr:.1e}, {run.schedule} found {run.next_learning_rate:.1e}"
+    found = any(record.decision.reason in (Reason.FOUND, Reason.FAR_ENOUGH) for record in run.decisions)
+    text = f"from {base_lr:.1e}, {run.schedule} {'found' if found else 'came to'} {run.next_learning_rate:.1e}"
     ends = [(each.schedule, each.validation_loss[-1][1]) for each in runs if each.validation_loss]
     if ends:
         own = [f"ended at {loss:.3f}" for schedule, loss in ends if schedule == run.schedule]
