@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from greedylr_integrations.atomic import write_whole
 from greedylr_integrations.log import logger
 from greedylr_integrations.summary import as_list
 
@@ -85,8 +86,7 @@ class Card:
         path = os.path.join(self._trainer.args.output_dir, "README.md")
         with open(path, encoding="utf-8") as file:
             card = file.read()
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(amended(card, self._facts))
+        write_whole(path, amended(card, self._facts).encode())
 
 
 def amended(card: str, facts: Facts) -> str:

@@ -115,8 +115,8 @@ class SharedCallback(Steerable):
             device; 0 decides at once. Default None: 1 for losses on a CUDA device, otherwise 0.
         process_group (ProcessGroup): data-parallel ranks over which to average the loss. Default None: all ranks.
         history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
-            `history.read`. In Hugging Face's hyperparameter search, each trial has its own, in a folder called as the
-            trial's: out/run-0/history.jsonl and so on. Default None: no file.
+            `history.read`. In Hugging Face's hyperparameter search, each trial has its own, in a folder
+            named like the trial: out/run-0/history.jsonl and so on. Default None: no file.
         control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
             no file.
         decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a

@@ -56,8 +56,8 @@ class ControllerConfig(ABC):
     is taken as its new level with "hold", lowers the LR too with "reduce", raises `guard.SpikeError` with "raise". With
     "rollback", weights and optimizer go back to those of a while ago, and training goes on with the batches that come
     next. Another rollback within 300 decisions lowers the LR, a third at once is a "hold", since the data must have
-    changed, and a sixth, each within
-    1,000 decisions of the one before, raises `guard.SpikeError`. Default None: spikes are losses like others."""
+    changed, and a sixth, each within 1,000 decisions of the one before, raises `guard.SpikeError`. Default None: spikes
+    are losses like others."""
     snapshot_every: int = 100
     """Optimizer steps between the copies to which "rollback" goes back. Two are kept, in the memory of the host, each
     as large as the weights that are trained and the optimizer's state. Default 100."""
@@ -165,6 +165,7 @@ class GreedyController:
 
     Attributes:
         horizon (int), first_pass (int): the arguments.
+        guard (Guard): what looks at each loss before the rule does.
         monitor (str): what the losses are, for errors. "loss" at first.
 
     Raises:
@@ -189,18 +190,13 @@ class GreedyController:
         self.config = config
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
         self._rule = config.rule(self.base_lrs, self.horizon, first_pass)
-        self._guard = Guard(config)
+        self.guard = Guard(config)
         self.monitor = "loss"
 
     @property
     def nonfinite(self) -> int:
         """Non-finite losses in a row."""
-        return self._guard.nonfinite
-
-    @property
-    def guard(self) -> Guard:
-        """What looks at each loss before the rule does."""
-        return self._guard
+        return self.guard.nonfinite
 
     @property
     def rule(self) -> Rule:
@@ -253,7 +249,7 @@ class GreedyController:
             raise ValueError(f"slope={slope!r} is not allowed: it must be from -1 to 1, NaN or None")
         if distance is not None and distance < 0:
             raise ValueError(f"distance={distance!r} is not allowed: it must be at least 0, NaN or None")
-        guard = self._guard
+        guard = self.guard
         if guard.sees_all or loss - loss != 0.0:
             response = guard.look(loss, self.monitor)
             if response is not None:
@@ -265,8 +261,8 @@ class GreedyController:
         before = self.scales
         if response.lower:
             self._rule.lower()
-        if response.lower and response.limit is not None:
-            logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g", loss)
+            if response.limit is not None:
+                logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g", loss)
         return Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
 
     def add_group(self, base_lr: float) -> None:
@@ -284,7 +280,7 @@ class GreedyController:
             "horizon": self.horizon,
             "nonfinite": self.nonfinite,
             "rule": self._rule.state_dict(),
-            **({"guard": self._guard.state_dict()} if self._guard.sees_all else {}),
+            **({"guard": self.guard.state_dict()} if self.guard.sees_all else {}),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -314,10 +310,10 @@ class GreedyController:
             logger.info(
                 "GreedyLR resumes with a run length of %s decisions, was %s", self.horizon, state_dict["horizon"]
             )
-        self.config, self.base_lrs, self._rule, self._guard = config, base_lrs, rule, Guard(config)
-        self._guard.nonfinite = state_dict["nonfinite"]
+        self.config, self.base_lrs, self._rule, self.guard = config, base_lrs, rule, Guard(config)
+        self.guard.nonfinite = state_dict["nonfinite"]
         if guarded:
-            self._guard.load_state_dict(state_dict["guard"])
+            self.guard.load_state_dict(state_dict["guard"])
 
     def _resumed(
         self, config: Mapping[str, Any], base_lrs: Sequence[float]

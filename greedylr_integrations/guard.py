@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from greedylr_integrations.checks import fits, is_count, is_none_or
+from greedylr_integrations.checks import fits, is_count, is_flag, is_none_or
 from greedylr_integrations.decision import NONFINITE, ROLLED_BACK, SPIKE, Reason
 from greedylr_integrations.spikes import SpikeDetector, is_detector
 
@@ -56,7 +56,7 @@ class Guard:
         self._on_nonfinite, self._on_spike = config.on_nonfinite, config.on_spike
         self._detector = None if config.on_spike is None else SpikeDetector(config.mode == "max")
         self._since: int | None = None  # decisions since the last rollback
-        self._close = 0  # rollbacks in a row, each at once after another
+        self._close = False  # whether the last rollback came at once after another
         self.nonfinite = self.rollbacks = 0
         self.sees_all = config.on_spike is not None or config.rolls_back
 
@@ -126,7 +126,7 @@ class Guard:
     @property
     def _useless(self) -> bool:
         """Whether the loss rose again at once after the last two rollbacks."""
-        return self._at_once and self._close > 0
+        return self._at_once and self._close
 
     def _roll_back(self, why: str, limit: float | None) -> Response:
         if self._since is not None and self._since >= APART:
@@ -137,7 +137,7 @@ class Guard:
                 " with a lower LR, or look at the data of these steps"
             )
         soon = self._since is not None and self._since < SOON
-        self._close = self._close + 1 if self._at_once else 0
+        self._close = self._at_once
         self.rollbacks += 1
         self._since = self.nonfinite = 0
         if self._detector is not None:
@@ -154,5 +154,5 @@ class Guard:
 
 
 is_guard = fits(
-    {"spikes": is_none_or(is_detector), "rollbacks": is_count, "close": is_count, "since": is_none_or(is_count)}
+    {"spikes": is_none_or(is_detector), "rollbacks": is_count, "close": is_flag, "since": is_none_or(is_count)}
 )

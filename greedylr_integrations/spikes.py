@@ -82,8 +82,7 @@ class SpikeDetector:
         """Begin anew, since the losses are from now on what they are."""
         self._values.clear()
         self._sorted.clear()
-        self._newest.clear()
-        self.in_a_row = 0
+        self.go_back()
 
     def go_back(self) -> None:
         """Forget the newest losses, since the weights that had them are gone."""
