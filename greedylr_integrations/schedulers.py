@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from greedylr_integrations.checks import check
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.deciding import Decider, RunLength
-from greedylr_integrations.decision import ROLLED_BACK, Decision
+from greedylr_integrations.decision import Decision
 from greedylr_integrations.distributed import all_alike, rank, world_size
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Recorder
@@ -165,9 +165,7 @@ class GreedyLR(Readings, Steerable):
             self._decider.skip(step)
         else:
             decision = self._decider.step(loss, step)
-        if self._snapshots is not None:
-            self._guard_weights(decision, step)
-        self._go_on(step)
+        self._go_on(step, decision)
         if decision is not None:
             self._record(decision)
         return decision
@@ -177,8 +175,6 @@ class GreedyLR(Readings, Steerable):
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
-        if self._snapshots is not None:
-            self._guard_weights(None, self.last_epoch + 1)
         self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
@@ -189,7 +185,7 @@ class GreedyLR(Readings, Steerable):
         self._take_up_groups()
         decision = self._decider.observe(loss)
         if self._snapshots is not None:
-            self._guard_weights(decision, self.last_epoch)
+            self._snapshots.follow(decision, self.last_epoch, self.controller.guard)
         self._write()
         if decision is not None:
             self._record(decision)
@@ -209,7 +205,9 @@ class GreedyLR(Readings, Steerable):
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
-    def _go_on(self, step: int) -> None:
+    def _go_on(self, step: int, decision: Decision | None = None) -> None:
+        if self._snapshots is not None:
+            self._snapshots.follow(decision, step, self.controller.guard)
         self.last_epoch = step
         rates, scales = self._rates, self._decider.controller.scales
         self._used = rates.bases, rates.factor, rates.written
@@ -222,15 +220,6 @@ class GreedyLR(Readings, Steerable):
         config = self.controller.config
         if config.rolls_back and not self.shadow:
             self._snapshots = Snapshots(self.optimizer, self._module, config.snapshot_every)
-
-    def _guard_weights(self, decision: Decision | None, step: int) -> None:
-        """Put earlier weights back if the decision says so, or copy those of now if it is time."""
-        assert self._snapshots is not None
-        guard = self.controller.guard
-        if decision is not None and decision.reason is ROLLED_BACK:
-            guard.memory = self._snapshots.go_back(step).memory
-        elif guard.calm:
-            self._snapshots.take(step, guard)
 
     def _write(self) -> None:
         self._rates.write(self.controller.scales, self.last_epoch)

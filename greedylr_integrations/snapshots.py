@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from greedylr_integrations.decision import ROLLED_BACK, Decision
 from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
@@ -72,6 +73,13 @@ class Snapshots:
             raise ValueError("a rollback is not possible with DeepSpeed, which keeps the weights itself: use 'reduce'")
         self._optimizer, self._module, self._every = optimizer, module, every
         self._kept: deque[Snapshot] = deque(maxlen=2)
+
+    def follow(self, decision: Decision | None, step: int, guard: Guard) -> None:
+        """Put earlier weights back if the decision says so, or copy those of now if it is time."""
+        if decision is not None and decision.reason is ROLLED_BACK:
+            guard.memory = self.go_back(step).memory
+        elif guard.calm:
+            self.take(step, guard)
 
     def take(self, step: int, guard: Guard) -> None:
         """Take one after an optimizer step, if it is time."""
