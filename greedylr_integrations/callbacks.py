@@ -83,6 +83,8 @@ class Run:
     """What a callback knows of the run under way. Each run has a new one, so nothing of another run is left."""
 
     metric: Any = None  # the metric to wait for; None: the loss of each step
+    schedule: str = ""  # what sets the LR, in words
+    told: bool = False  # whether the trackers know it
 
 
 class SharedCallback(Steerable):
@@ -253,6 +255,15 @@ class SharedCallback(Steerable):
         except (TypeError, ValueError):
             raise TypeError(f"monitor={self.monitor!r} has the value {value!r}: it must be a single number") from None
         self._scheduler.observe(number)
+
+    def _facts(self) -> dict[str, Any]:
+        """What sets the LR, for the configuration of trackers."""
+        return {**self._scheduler.describe(), "greedylr/schedule": self._run.schedule}
+
+    def _result(self) -> dict[str, float]:
+        """What the run found, for their summary of it; empty if nothing."""
+        found = None if self.settings.shadow else self.suggested_lr()
+        return {} if found is None else {"greedylr/found_lr": found}
 
     def _end_run(self) -> None:
         """Log what the run found, and let go of the optimizer and everything that it holds."""

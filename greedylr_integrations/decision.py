@@ -73,6 +73,7 @@ SEARCHING_ON = Reason.SEARCHING_ON
 HOLDING = Reason.HOLDING
 CLIMBING = Reason.CLIMBING
 TOO_SHORT = Reason.TOO_SHORT
+FINDS = (FOUND, FAR_ENOUGH)  # with which a search ends by itself
 
 
 class Decision(NamedTuple):

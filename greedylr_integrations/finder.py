@@ -21,7 +21,7 @@ import torch
 from torch.optim import Optimizer
 
 from greedylr_integrations.checks import check_integer
-from greedylr_integrations.decision import CEILING, FAR_ENOUGH, FOUND
+from greedylr_integrations.decision import CEILING, FINDS
 from greedylr_integrations.history import History
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
@@ -136,7 +136,7 @@ def result_of(scheduler: GreedyLR) -> FoundLR:
     """What the search of a scheduler found."""
     steps, lr = scheduler.last_epoch, scheduler.lr
     base_lr = next((each for each in scheduler.base_lrs if each > 0), 0.0)
-    found = any(record.decision.reason in (FOUND, FAR_ENOUGH) for record in scheduler.history)
+    found = any(record.decision.reason in FINDS for record in scheduler.history)
     if not found or _reached_its_bound(scheduler):
         logger.warning(
             "no LR was found in %d steps from the base LR %.3g; the search ended at %.3g: begin from a base LR nearer"

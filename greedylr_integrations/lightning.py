@@ -35,8 +35,6 @@ class _Run(Run):
     optimizer: Any = None
     hook: Any = None
     stepped: int = 0  # optimizer steps in the batch under way
-    schedule: str = ""  # what sets the LR, in words
-    told: bool = False  # whether the loggers know it
 
 
 class GreedyLRCallback(SharedCallback, Callback):
@@ -123,8 +121,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         done, every = scheduler.last_epoch, trainer.log_every_n_steps
         if not run.told and self.history:
             run.told = True
-            facts = {**scheduler.describe(), "greedylr/schedule": run.schedule}
-            _lightning_trainer.to_loggers(trainer, "log_hyperparams", self._named(facts))
+            _lightning_trainer.to_loggers(trainer, "log_hyperparams", self._named(self._facts()))
         to_bar = self.settings.prog_bar and done % SHOW_EVERY == 0
         if to_bar or (trainer.loggers and every and done % every == 0):
             self._log(pl_module)
@@ -146,10 +143,8 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._run.hook.remove()
-        found = self._scheduler.describe().get("greedylr/found_lr")
-        if found is not None:
-            step = trainer.global_step
-            _lightning_trainer.to_loggers(trainer, "log_metrics", self._named({"greedylr/found_lr": found}), step=step)
+        if found := self._named(self._result()):
+            _lightning_trainer.to_loggers(trainer, "log_metrics", found, step=trainer.global_step)
         self._end_run()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import FAR_ENOUGH, FOUND, LOWER, RAISE, SEARCHING, TOO_SHORT
+from greedylr_integrations.decision import FINDS, LOWER, RAISE, SEARCHING, TOO_SHORT
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
 
@@ -68,7 +68,7 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
         history_file (str): where the history is. None if it is not in a file.
     """
     where = f" History: {history_file}" if history_file else ""
-    found = [record.step for record in records if record.decision.reason in (FOUND, FAR_ENOUGH)]
+    found = [record.step for record in records if record.decision.reason in FINDS]
     actions = [record.decision.action for record in records]
     verb, how = "settled on", f"after {actions.count(RAISE):,} increases and {actions.count(LOWER):,} decreases"
     if found:

@@ -37,8 +37,6 @@ class _Run(Run):
     default_lr: float | None = None  # LR of the optimizer's groups that have none of their own
     resumed_from: str | None = None  # folder of the checkpoint that the run resumes from
     skipped: bool = False  # whether the fp16 scaler skipped the step under way
-    schedule: str = ""  # what sets the LR, in words
-    told: bool = False  # whether the trackers know it
 
 
 class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
@@ -228,15 +226,10 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     def _tell(self, state: Any, model: Any, to_trackers: bool = False) -> None:
         """Say what sets the LR where others say `lr_scheduler_type`."""
-        run = self._run
-        facts = {**self._scheduler.describe(), "greedylr/schedule": run.schedule}
-        _hf_provenance.to_cards(run.trainer, model, facts)
-        if to_trackers and run.trainer is not None and state.is_world_process_zero:
-            _hf_provenance.to_trackers(run.trainer, facts)
-
-    def _result(self) -> dict[str, float]:
-        found = self._scheduler.describe().get("greedylr/found_lr")
-        return {} if found is None else {"greedylr/found_lr": found}
+        trainer, facts = self._run.trainer, self._facts()
+        _hf_provenance.to_cards(trainer, model, facts)
+        if to_trackers and trainer is not None and state.is_world_process_zero:
+            _hf_provenance.to_trackers(trainer, facts)
 
     def _prepare_save(self, control: Any) -> None:
         if self._run.metric is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from greedylr_integrations import history
 from greedylr_integrations.atomic import write_whole
-from greedylr_integrations.decision import Action, Decision, Reason
+from greedylr_integrations.decision import FINDS, Action, Decision, Reason
 from greedylr_integrations.history import Record
 from greedylr_integrations.suggestion import suggested_lr
 from recipes.common.offline import RecipeError
@@ -116,7 +116,7 @@ def print_table(runs: list[Run], base_lr: float) -> None:
 
 def found_in(run: Run, runs: list[Run], base_lr: float) -> str:
     """What a greedy run found, beside what the others came to from the same base LR."""
-    found = any(record.decision.reason in (Reason.FOUND, Reason.FAR_ENOUGH) for record in run.decisions)
+    found = any(record.decision.reason in FINDS for record in run.decisions)
     text = f"from {base_lr:.1e}, {run.schedule} {'found' if found else 'came to'} {run.next_learning_rate:.1e}"
     ends = [(each.schedule, each.validation_loss[-1][1]) for each in runs if each.validation_loss]
     if ends:
