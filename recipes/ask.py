@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> None:
     args = made.parse_args(argv)
     if args.tokens < 1:
         fail(f"--tokens {args.tokens} is not allowed: it must be at least 1")
-    if not Path(args.folder).is_dir():
-        fail(f"there is no folder {args.folder!r}: name the one that the recipe has printed, which ends in /model")
     if not args.question.strip():
         fail("the question is empty: ask something")
+    if not Path(args.folder).is_dir():
+        fail(f"there is no folder {args.folder!r}: name the one that the recipe has printed, which ends in /model")
     print(answer(args.folder, args.question, args.tokens))
 
 

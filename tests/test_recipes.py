@@ -74,9 +74,9 @@ def test_what_is_seen_of_a_run(parts, tmp_path, capfd):
     assert done.stdout.strip() == reply.strip()
 
 
-@pytest.mark.parametrize("folder", ["nothing", "."])
-def test_a_model_that_is_not_there_cannot_be_asked(tmp_path, folder):
-    with pytest.raises(RecipeError, match="cannot be loaded"):
+@pytest.mark.parametrize(("folder", "said"), [("nothing", "there is no folder"), (".", "cannot be loaded")])
+def test_a_model_that_is_not_there_cannot_be_asked(tmp_path, folder, said):
+    with pytest.raises(RecipeError, match=said):
         ask.main([str(tmp_path / folder), "Hello!"])
 
 
