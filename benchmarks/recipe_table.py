@@ -136,8 +136,12 @@ def whole(job: Job, recipe: str, flags: str) -> dict[str, Any]:
 
 
 def result_of(run: dict[str, Any]) -> dict[str, Any]:
-    """Final validation loss, None for a run that diverged: it ends above its start, or is NaN or infinite."""
-    start, loss = run["train_loss"][0][1], run["validation_loss"][-1][1]
+    """Final validation loss, None for a run that diverged: it ends above its start, or is NaN or infinite.
+
+    The start is the validation loss before the first step, if there was one: the first batch may be an easy one.
+    """
+    (step, first), (_, loss) = run["validation_loss"][0], run["validation_loss"][-1]
+    start = run["train_loss"][0][1] if step else first
     result = {"loss": loss if loss < start else None, "start": start, "seconds": round(run["seconds"], 1)}
     return {**result, "found": run["next_learning_rate"]}
 

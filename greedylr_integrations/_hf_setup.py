@@ -64,6 +64,17 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
         )
 
 
+def warn_if_lost(callback: SharedCallback) -> None:
+    """Log a WARNING if the Trainer made this callback from a checkpoint, which has not all of its arguments."""
+    lost = set(getattr(callback, "unsaved", ())) - set(callback.settings.unsaved())
+    if lost:
+        logger.warning(
+            "the Trainer made GreedyLRCallback anew from the checkpoint, which cannot have its %s: leave"
+            " restore_callback_states_from_checkpoint at False, which GreedyLR does not need",
+            " and ".join(sorted(lost)),
+        )
+
+
 def is_rewarded(trainer: Any) -> bool:
     """Whether it is one of TRL's trainers that follow a reward."""
     return any(base.__name__ in REWARDED for base in type(trainer).__mro__)

@@ -6,19 +6,21 @@ A framework's callback says when a run begins and ends, when there is a loss, an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Unpack, cast
 
-from greedylr_integrations.checks import check, check_choice, check_integer, plain
+from greedylr_integrations.checks import check, check_choice, check_hook, check_integer, plain
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import FILLING
-from greedylr_integrations.history import History
+from greedylr_integrations.history import History, Record
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.rules import ConfigFields, GreedyConfig, config_from_dict, make_config
 from greedylr_integrations.schedulers import GreedyLR
 from greedylr_integrations.steering import Command, Steerable
+
+UNSAVED = ("process_group", "on_decision")  # arguments that JSON does not take
 
 
 class CallbackArguments(ConfigFields, total=False):
@@ -35,6 +37,7 @@ class CallbackArguments(ConfigFields, total=False):
     loss_lag: int | None
     process_group: Any
     history_file: str | os.PathLike[str] | None
+    on_decision: Callable[[Record], object] | None
     control_file: str | os.PathLike[str] | None
     decay_on_resume: int | None
     prog_bar: bool
@@ -56,6 +59,7 @@ class Settings:
     loss_lag: int | None
     process_group: Any
     history_file: str | None
+    on_decision: Callable[[Record], object] | None
     control_file: str | None
     decay_on_resume: int | None
     prog_bar: bool
@@ -68,14 +72,19 @@ class Settings:
             raise TypeError(f"monitor={self.monitor!r} is not allowed: it must be the name of a metric")
         if self.base_schedule is not None:
             check_choice("base_schedule", self.base_schedule, ("replace", "multiply"))
+        check_hook("on_decision", self.on_decision, "a history.Record")
         if self.decay_on_resume is not None:
             check_integer("decay_on_resume", self.decay_on_resume, least=1)
         if self.steps_per_epoch is not None:
             check_integer("steps_per_epoch", self.steps_per_epoch, least=1)
 
     def arguments(self) -> dict[str, Any]:
-        """Arguments of the constructor as plain JSON; a process group cannot be saved and is not among them."""
-        return {**vars(self), "config": self.config.to_dict(), "process_group": None}
+        """Arguments of the constructor as plain JSON, without those that cannot be saved."""
+        return {**vars(self), "config": self.config.to_dict(), **dict.fromkeys(UNSAVED)}
+
+    def unsaved(self) -> list[str]:
+        """Names of the arguments that were given and cannot be saved."""
+        return [name for name in UNSAVED if getattr(self, name) is not None]
 
 
 @dataclass
@@ -119,6 +128,8 @@ class SharedCallback(Steerable):
         history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
             `history.read`. In Hugging Face's hyperparameter search, each trial has its own, in a folder
             named like the trial: out/run-0/history.jsonl and so on. Default None: no file.
+        on_decision (callable): what is called on every rank with the `history.Record` of each decision, when its LR is
+            in the optimizer: for an alert, or a tracker of your own. Default None: nothing.
         control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
             no file.
         decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a
@@ -153,6 +164,7 @@ class SharedCallback(Steerable):
         loss_lag: int | None = None,
         process_group: Any = None,
         history_file: str | os.PathLike[str] | None = None,
+        on_decision: Callable[[Record], object] | None = None,
         control_file: str | os.PathLike[str] | None = None,
         decay_on_resume: int | None = None,
         prog_bar: bool = True,
@@ -181,6 +193,7 @@ class SharedCallback(Steerable):
             loss_lag=loss_lag,
             process_group=process_group,
             history_file=None if history_file is None else os.fspath(history_file),
+            on_decision=on_decision,
             control_file=None if control_file is None else os.fspath(control_file),
             decay_on_resume=decay_on_resume,
             prog_bar=prog_bar,
@@ -228,6 +241,7 @@ class SharedCallback(Steerable):
             decay_ratio=settings.decay_ratio,
             shadow=settings.shadow,
             meter=LossMeter(pre_divided=pre_divided, lag=settings.loss_lag, process_group=settings.process_group),
+            on_decision=settings.on_decision,
             control_file=settings.control_file,
             monitor=settings.monitor,
             **schedule,

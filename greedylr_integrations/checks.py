@@ -20,6 +20,12 @@ def check(ok: bool, field: str, value: object, allowed: str) -> None:
         raise ValueError(f"{field}={value!r} is not allowed: it must be {allowed}")
 
 
+def check_hook(field: str, value: object, takes: str) -> None:
+    """None, or something that can be called; TypeError otherwise."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{field}={value!r} is not allowed: it must be a function that takes {takes}")
+
+
 def plain(value: Any) -> Any:
     """Numbers, and lists of them, as Python's own, which JSON and checkpoints take; anything else as it is.
 

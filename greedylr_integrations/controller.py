@@ -91,6 +91,10 @@ class ControllerConfig(ABC):
         """What a run will do, in a few words that follow its subject; `horizon` and `first_pass` as for `rule`."""
         return f"follows the loss by {type(self).__name__}"
 
+    def concern(self, horizon: int | None, first_pass: int | None) -> str | None:
+        """What will keep such a run's LR from moving, in words; None if nothing is known to."""
+        return None
+
     @property
     def rolls_back(self) -> bool:
         """Whether weights may have to go back to earlier ones."""
@@ -110,6 +114,10 @@ class ControllerConfig(ABC):
     def searches(self, horizon: int | None, first_pass: int | None) -> bool:
         """Whether the rule of such a run begins far below the base LR, and so takes the place of a warmup."""
         return False
+
+    def first_scale(self, horizon: int | None) -> float:
+        """LR / base LR at which a run of so many decisions begins."""
+        return 1.0
 
     def without_slope(self) -> ControllerConfig:
         """What to follow if the slope cannot be measured; the configuration itself if it needs none."""

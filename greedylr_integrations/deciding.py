@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from greedylr_integrations.checks import check_integer
+from greedylr_integrations.concerns import concerns
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.log import logger
@@ -128,6 +129,11 @@ class Decider:
         """What the run will do, in words."""
         config = self.controller.config
         return config.plan(*self._length.of(config))
+
+    def concerns(self, optimizer: Optimizer) -> list[str]:
+        """What is likely to be wrong, in words."""
+        config = self.controller.config
+        return concerns(config, optimizer, self.controller.base_lrs, *self._length.of(config))
 
     # ---- one step ----
 

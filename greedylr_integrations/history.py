@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
 from greedylr_integrations import columns
-from greedylr_integrations.checks import as_json
+from greedylr_integrations.checks import as_json, check_hook
 from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.decision import Action, Decision, Reason
 from greedylr_integrations.history_file import HistoryFile
@@ -136,6 +136,7 @@ class Recorder:
 
     Args:
         file (path or HistoryFile): where they are written as well. Default None: nowhere.
+        on_decision (callable): what is called with each `Record`. Default None: nothing.
 
     Attributes:
         file (HistoryFile): that file.
@@ -144,8 +145,14 @@ class Recorder:
         decision_count, command_count (int): how many there were since the start of the run, also before a resume.
     """
 
-    def __init__(self, file: str | os.PathLike[str] | HistoryFile | None = None) -> None:
+    def __init__(
+        self,
+        file: str | os.PathLike[str] | HistoryFile | None = None,
+        on_decision: Callable[[Record], object] | None = None,
+    ) -> None:
+        check_hook("on_decision", on_decision, "a history.Record")
         self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
+        self._on_decision = on_decision
         self.history = History()
         self._entries = self.history.entries
         self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)
@@ -164,8 +171,13 @@ class Recorder:
         entry = Entry(step, bases, envelope, decision, nonfinite)
         self._entries.append(entry)
         self.decision_count += 1
+        if self.file is None and self._on_decision is None:
+            return
+        record = entry.record()
         if self.file is not None:
-            self.file.write(row_of(entry.record()))
+            self.file.write(row_of(record))
+        if self._on_decision is not None:
+            self._on_decision(record)
 
     def command(self, step: int, command: Command) -> None:
         """Keep a command, followed after `step` optimizer steps."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -21,7 +21,7 @@ from greedylr_integrations.deciding import Decider, RunLength
 from greedylr_integrations.decision import Decision
 from greedylr_integrations.distributed import all_alike, rank, world_size
 from greedylr_integrations.envelope import Envelope
-from greedylr_integrations.history import Recorder
+from greedylr_integrations.history import Record, Recorder
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
@@ -79,6 +79,8 @@ class GreedyLR(Readings, Steerable):
         slope_sample (int): coordinates of the weights to measure the slope on, at most about. Default 1,000,000.
         history_file (path): where rank 0 appends every decision and command; see `history.read`. A history of an
             earlier run that is there is renamed. Default None: nowhere.
+        on_decision (callable): what is called on every rank with the `history.Record` of each decision, when its LR is
+            in the optimizer. Default None: nothing.
         control_file (path): where commands may come from during the run; see `steering.CommandFile`. Default None.
         monitor (str): what the losses are, for the history. Default "loss".
         module (torch.nn.Module): whose buffers go back with the weights in a rollback, such as the means of batch norm.
@@ -107,6 +109,7 @@ class GreedyLR(Readings, Steerable):
         meter: LossMeter | None = None,
         slope_sample: int = 1_000_000,
         history_file: str | os.PathLike[str] | HistoryFile | None = None,
+        on_decision: Callable[[Record], object] | None = None,
         control_file: str | os.PathLike[str] | None = None,
         monitor: str = "loss",
         module: torch.nn.Module | None = None,
@@ -129,7 +132,7 @@ class GreedyLR(Readings, Steerable):
         super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self._decider = Decider(config, signals, length, monitor, self._carry_out)
-        self._recorder, self._total_steps = Recorder(history_file), envelope.total_steps
+        self._recorder, self._total_steps = Recorder(history_file, on_decision), envelope.total_steps
         self._settling, self._module = Settling(), module
         self._snapshots: Snapshots | None = None
         self._begun = False
@@ -196,6 +199,8 @@ class GreedyLR(Readings, Steerable):
         if self._begun:
             return
         self._begun = True
+        for concern in self._decider.concerns(self.optimizer):
+            logger.warning("GreedyLR: %s", concern)
         config = self.controller.config.to_dict()
         header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):

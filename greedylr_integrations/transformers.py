@@ -65,6 +65,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             self._run.attached.detach()  # from a run that failed
         trainer, resumed_from = _hf_trainer.find(self)
         _hf_setup.refuse(self, args, optimizer, lr_scheduler, trainer)
+        _hf_setup.warn_if_lost(self)
         created = _hf_trainer.made_its_schedule(trainer)
         replaces = (self.settings.base_schedule or ("replace" if created else "multiply")) == "replace"
         self._run = run = _Run(
@@ -161,7 +162,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in `trainer_state.json`: arguments of the constructor, and the scheduler's state."""
-        attributes = {} if self.scheduler is None else {"saved": without_reference(self.scheduler.state_dict())}
+        attributes: dict[str, Any] = {"unsaved": self.settings.unsaved()}
+        if self.scheduler is not None:
+            attributes["saved"] = without_reference(self.scheduler.state_dict())
         if self._run is not None:
             attributes["default_lr"] = self._run.default_lr
         return {"args": self.settings.arguments(), "attributes": attributes}

@@ -241,9 +241,18 @@ def test_weight_averaging_with_its_own_schedule_is_warned_about(tmp_path, warnin
     assert "swa_lrs of StochasticWeightAveraging are not used" in message
 
 
+def test_a_function_is_told_of_each_decision(tmp_path):
+    told = []
+    callback = GreedyLRCallback(**FAST, on_decision=told.append)
+    fit(tmp_path, Module(), callback)
+    assert told == list(callback.history)
+    assert told
+
+
 def test_a_window_that_never_fills_is_said(tmp_path, warnings_of):
     callback = GreedyLRCallback(window_size=1000)
     fit(tmp_path, Module(), callback)
     assert {record.decision.reason for record in callback.history} == {Reason.FILLING}
-    (message,) = warnings_of()
-    assert message.startswith("GreedyLR's window never filled in the 12 decisions of this run")
+    at_start, at_end = warnings_of()
+    assert at_start == "GreedyLR: the LR will not move: window_size=1000, and the run has 12 decisions"
+    assert at_end.startswith("GreedyLR's window never filled in the 12 decisions of this run")

@@ -91,3 +91,18 @@ def test_the_gpus_measurements_on_cpu(capsys, monkeypatch):
         (line,) = [line for line in out.splitlines() if line.startswith(start)]
         assert "nan" not in line
     assert results.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("validation", "loss"),
+    [
+        ([[0, 5.0], [80, 4.0]], 4.0),  # above the first batch, which was an easy one
+        ([[0, 5.0], [80, 5.1]], None),
+        ([[80, 3.0]], 3.0),
+        ([[80, 4.0]], None),  # nothing else is known of the start
+        ([[0, 5.0], [80, float("nan")]], None),
+    ],
+)
+def test_a_run_diverged_if_it_ends_above_its_start(validation, loss):
+    run = {"train_loss": [[1, 3.5]], "validation_loss": validation, "seconds": 1.0, "next_learning_rate": None}
+    assert recipe_table.result_of(run)["loss"] == loss

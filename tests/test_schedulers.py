@@ -3,6 +3,7 @@ import io
 import json
 import math
 import random
+import re
 import statistics
 
 import pytest
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, Expone
 from transformers import get_cosine_schedule_with_warmup
 
 from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, SlopeConfig
+from greedylr_integrations.callbacks import SharedCallback
 from greedylr_integrations.decision import Action
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.loss import LossMeter
@@ -131,6 +133,39 @@ def test_the_lag_of_a_meter_that_was_passed_counts_too():
 def test_the_horizon_counts_decisions():
     scheduler = GreedyLR(optimizer_of(0.1), total_steps=1000, linear_warmup_steps=200, every_n_steps=8)
     assert scheduler.controller.horizon == 100
+
+
+def test_a_function_is_told_of_each_decision():
+    told = []
+    optimizer = optimizer_of(0.1, 0.01)
+
+    def tell(record):
+        assert scheduler.history[-1] == record
+        assert list(record.lrs) == lrs_of(optimizer)
+        told.append(record)
+
+    scheduler = GreedyLR(optimizer, GreedyConfig(window_size=1), every_n_steps=2, on_decision=tell)
+    for loss in FALLING[:9]:
+        scheduler.step(loss)
+    scheduler.observe(1.0)
+    assert [record.step for record in told] == [2, 4, 6, 8, 9]
+    assert told == list(scheduler.history)
+
+
+def test_what_a_function_raises_comes_through():
+    def stop(record):
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError, match="stop"):
+        GreedyLR(optimizer_of(0.1), GreedyConfig(), on_decision=stop).step(1.0)
+
+
+@pytest.mark.parametrize("value", ["print", 3, []])
+def test_what_is_no_function(value):
+    says = f"^on_decision={re.escape(repr(value))} is not allowed: it must be a function that takes a history.Record$"
+    for make in (lambda: GreedyLR(optimizer_of(0.1), on_decision=value), lambda: SharedCallback(on_decision=value)):
+        with pytest.raises(TypeError, match=says):
+            make()
 
 
 def test_observe_decides_without_a_step():

@@ -85,6 +85,26 @@ def test_restoring_callbacks_by_the_trainer_works_too(whole, tmp_path):
     assert len(restored.history) > 0
 
 
+def test_a_function_that_a_checkpoint_cannot_hold(tmp_path, warnings_of):
+    told = []
+
+    def callback():
+        return GreedyLRCallback(window_size=2, on_decision=told.append)
+
+    run(tmp_path / "a", callback=callback(), save_steps=10)
+    assert [record.step for record in told] == list(range(6, STEPS + 1))
+    told.clear()
+    resume = str(tmp_path / "a" / "checkpoint-10")
+    run(tmp_path / "b", callback=callback(), resume=resume)
+    assert [record.step for record in told] == list(range(11, STEPS + 1))
+    assert warnings_of() == []
+    run(tmp_path / "c", callback=callback(), resume=resume, restore_callback_states_from_checkpoint=True)
+    assert warnings_of() == [
+        "the Trainer made GreedyLRCallback anew from the checkpoint, which cannot have its on_decision: leave"
+        " restore_callback_states_from_checkpoint at False, which GreedyLR does not need"
+    ]
+
+
 def test_a_checkpoint_without_the_callback_starts_at_scale_1_and_saves_again(tmp_path, warnings_of):
     tiny.trainer(tmp_path / "a", [], max_steps=STEPS, warmup_steps=5, save_strategy="steps", save_steps=8).train()
     trainer, callback, spy = run(

@@ -237,8 +237,9 @@ def test_a_run_of_another_length_than_total_steps(tmp_path, warnings_of):
 
 def test_a_window_that_never_fills_is_said(tmp_path, warnings_of):
     train(tmp_path, GreedyLRCallback(window_size=1000))
-    (message,) = warnings_of()
-    assert message.startswith("GreedyLR's window never filled in the 12 decisions of this run")
+    at_start, at_end = warnings_of()
+    assert at_start == "GreedyLR: the LR will not move: window_size=1000, and the run has 12 decisions"
+    assert at_end.startswith("GreedyLR's window never filled in the 12 decisions of this run")
 
 
 # ---- silent replacement and stacking ----

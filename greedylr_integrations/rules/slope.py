@@ -130,11 +130,13 @@ class SlopeConfig(BoundedConfig):
 
     def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
         if not self.searches(horizon, first_pass):
-            return "holds the base LR: " + too_short(horizon, first_pass)
+            return "holds the base LR"
         return f"searches for the LR by the slope, from {self.first_scale(horizon):g} x the base LR"
 
+    def concern(self, horizon: int | None, first_pass: int | None) -> str | None:
+        return None if self.searches(horizon, first_pass) else f"no LR is found: {too_short(horizon, first_pass)}"
+
     def first_scale(self, horizon: int | None) -> float:
-        """LR / base LR at which the search of a run of so many decisions begins."""
         return self.start_scale or (0.03 if (horizon or ASSUMED_LENGTH) < SHORT else 0.02)
 
     def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> SlopeRule:

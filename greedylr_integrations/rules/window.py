@@ -115,6 +115,11 @@ class GreedyConfig(BoundedConfig):
         best_window = self.best_window or 2 * window_size
         return dataclasses.replace(self, factor=factor, window_size=window_size, best_window=best_window)
 
+    def concern(self, horizon: int | None, first_pass: int | None) -> str | None:
+        if horizon is None or self.window_size is None or horizon > self.window_size:
+            return None
+        return f"the LR will not move: window_size={self.window_size}, and the run has {horizon} decisions"
+
     def rule(self, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None = None) -> WindowRule:
         return WindowRule(self.fitted(horizon), base_lrs)
 

@@ -22,6 +22,7 @@ except ImportError:
     sys.exit(2)
 
 from greedylr_integrations.atomic import write_whole
+from greedylr_integrations.runs import doctor as diagnosis
 from greedylr_integrations.runs import explain as explaining
 from greedylr_integrations.runs import figures, find
 from greedylr_integrations.runs import replay as replaying
@@ -52,6 +53,7 @@ def cli() -> None:
     \b
     greedylr plot out/                                   the curves and each decision, in the terminal
     greedylr explain out/ --step 120                     why the LR moved, or did not
+    greedylr doctor out/                                 what is likely to be wrong, and what to do
     greedylr replay out/ --config "factor=.9" --preset paper
     greedylr compare out1/ out2/ metrics.csv             a table
     greedylr report out1/ out2/ -o report.html           a page with zoom and hover
@@ -335,6 +337,28 @@ def explain(run: str, step: int, column: str | None) -> None:
     """
     for line in explaining.explain(_one(run, column), step):
         _say(line)
+
+
+@cli.command(epilog=RUN_HELP)
+@click.argument("run", required=False)
+@column_option
+def doctor(run: str | None, column: str | None) -> None:
+    """Say what is likely to be wrong with a RUN, and what to do; without a RUN, which packages are installed.
+
+    \b
+    greedylr doctor out/
+    greedylr doctor
+    """
+    if run is None:
+        for line in diagnosis.environment():
+            _say(line)
+        return
+    shown = _one(run, column)
+    found = diagnosis.findings(shown)
+    for number, finding in enumerate(found, start=1):
+        _say(f"{number}. {finding}")
+    if not found:
+        _say(f"Nothing is wrong with {shown.name}, as far as its {len(shown):,} rows show.")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

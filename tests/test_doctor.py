@@ -1,0 +1,127 @@
+"""What `greedylr doctor` finds in the record of a run."""
+
+import json
+import math
+
+import histories
+import numpy as np
+import pytest
+
+from greedylr_integrations.decision import Reason
+from greedylr_integrations.runs import doctor, make_run, read
+
+
+def record(reasons, *, losses=None, scales=None, **more):
+    """A run with a decision of each of these reasons."""
+    count = len(reasons)
+    scales = np.ones(count) if scales is None else np.asarray(scales)
+    more = {"config": {"behaviour": "SlopeConfig"}, "base_lrs": [0.01], "slopes": np.full(count, -0.1), **more}
+    more.setdefault("envelope", np.ones(count))
+    return make_run(
+        "run",
+        "history",
+        range(1, count + 1),
+        np.linspace(3, 1, count) if losses is None else losses,
+        lrs=0.01 * scales,
+        scales=scales,
+        actions=np.zeros(count, int) + 2,
+        reasons=[reason.name for reason in reasons],
+        lrs_are_next=True,
+        **more,
+    )
+
+
+FOUND = [Reason.SEARCHING] * 30 + [Reason.FOUND] + [Reason.HOLDING] * 69
+
+
+def test_a_run_in_which_nothing_is_wrong():
+    assert doctor.findings(record(FOUND, total_steps=100)) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (lambda: record([Reason.TOO_SHORT] * 40), "There was no search, and the base LR was held"),
+        (
+            lambda: record([Reason.IMPROVED] * 40, slopes=None),
+            "No slope was measured, so the LR followed the loss alone",
+        ),
+        (lambda: record([Reason.SEARCHING] * 40), "The record ends in the search, after step 40"),
+        (
+            lambda: record([Reason.SEARCHING] * 40 + [Reason.HOLDING] * 60, scales=[5.0] * 100),
+            "The search ran out of time at 0.05, so a higher LR may fit better: start the next run with a base LR of"
+            " 0.05.",
+        ),
+        (
+            lambda: record(FOUND, scales=[0.05] * 100),
+            "The LR that was found, 0.0005, is far from the base LR, 0.01: start the next run at 0.0005",
+        ),
+        (lambda: record([Reason.FILLING] * 40, config={"behaviour": "GreedyConfig"}), "The loss window never filled"),
+        (lambda: record([Reason.CEILING] * 20 + FOUND[20:]), "The LR was at its upper bound in 20% of the decisions"),
+        (lambda: record([Reason.FLOOR] * 20 + FOUND[20:]), "The LR was at its lower bound in 20% of the decisions"),
+        (lambda: record(FOUND, total_steps=200), "The record ends at step 100 of 200, before the final decay was over"),
+        (lambda: record(FOUND, total_steps=80), "The run went on for 20 steps after its planned end at step 80"),
+        (
+            lambda: record(FOUND, losses=[*np.linspace(3, 1, 98), math.nan, math.inf]),
+            "2 losses are NaN or infinite, first at step 99",
+        ),
+        (
+            lambda: record(
+                [*FOUND[:-1], Reason.ROLLED_BACK], config={"behaviour": "SlopeConfig", "on_spike": "rollback"}
+            ),
+            "The weights went back once",
+        ),
+        (
+            lambda: record(FOUND, losses=[*np.tile([3.0, 3.1, 2.9], 30), *[9.0] * 10]),
+            'The loss rose at step 93, far above what it had been: on_spike="rollback"',
+        ),
+        (
+            lambda: record(FOUND, losses=np.tile([3.0, 2.9], 50) + np.linspace(0, 0.2, 100)),
+            "The mean loss did not improve: 2.959 in the first tenth of the record, 3.141 in the last",
+        ),
+    ],
+)
+def test_each_finding(run, said):
+    found = doctor.findings(run())
+    assert any(line.startswith(said) for line in found), found
+    assert all(line.endswith(".") for line in found)
+
+
+def test_a_larger_metric_is_better():
+    run = record(FOUND, config={"behaviour": "GreedyConfig", "mode": "max"}, losses=np.linspace(1, 3, 100))
+    assert doctor.findings(run) == []
+
+
+def test_a_command_in_force(tmp_path):
+    header, *rows, cap = map(json.loads, histories.with_torch().history.read_text().splitlines())
+    hold = {"step": 40, "order": "hold", "value": None}
+    line = "The LR was under the command hold from step 40 to the end of the record."
+    (run,) = read(histories.write(tmp_path / "held.jsonl", [header, *rows[:40], hold, *rows[40:]]))
+    assert line in doctor.findings(run)
+    (run,) = read(histories.write(tmp_path / "capped.jsonl", [header, *rows[:40], hold, *rows[40:], cap]))
+    assert not any("command" in each for each in doctor.findings(run))  # the cap has taken its place
+
+
+def test_records_of_real_runs():
+    trainer, lightning = histories.with_trainer(), histories.with_lightning()
+    for place in (histories.with_torch().history, *trainer[:2], *lightning[:2]):
+        for run in read(place):
+            found = doctor.findings(run)
+            assert any("without decisions" in line for line in found) == (not run.has_decisions)
+
+
+def test_the_environment():
+    lines = doctor.environment()
+    assert lines[0].startswith("Python 3.")
+    assert any(line.startswith("greedylr_integrations ") for line in lines)
+    assert not any("cannot be imported" in line for line in lines)
+
+
+def test_an_adapter_that_cannot_be_imported(monkeypatch):
+    def broken(name):
+        raise RuntimeError("numpy was compiled for another version")
+
+    monkeypatch.setattr(doctor, "import_module", broken)
+    assert doctor.environment()[-1] == (
+        "greedylr_integrations.accelerate cannot be imported: RuntimeError: numpy was compiled for another version"
+    )
