@@ -200,6 +200,11 @@ class Decider:
     def _wants_slope(self) -> bool:
         return self.controller.wants_slope and self._length.is_new(self._step)
 
+    @property
+    def lost(self) -> bool:
+        """Whether this rank's part of a checkpoint lacks what the slope is measured from."""
+        return self.decisions > 0 and self._wants_slope and bool(self.signals.slopes.lost)
+
     def measure_slope(self) -> None:
         """Measure the slope of the step under way."""
         if self._wants_slope:
@@ -248,5 +253,3 @@ class Decider:
         self._decide_by(controller, None if state["order"] is None else make_command(*state["order"]))
         self.signals.load_state_dict(state)
         self._step, self.decisions = state["last_epoch"], state["decisions"]
-        if self.decisions and self._wants_slope:
-            self.signals.slopes.say_if_lost()

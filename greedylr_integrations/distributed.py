@@ -94,11 +94,13 @@ def is_flat(tensor: torch.Tensor) -> bool:
     return bool(getattr(tensor, "_fsdp_flattened", False))
 
 
-def all_alike(text: str) -> bool:
-    """Whether every rank passed the same text; the same answer on all of them."""
+def compare(text: str, flag: bool) -> tuple[bool, bool]:
+    """Whether every rank passed the same text, and whether any has the flag; the same answers on all of them."""
     ranks = world_size() or 1
     if ranks == 1:
-        return True
+        return True, flag
     mark = float(zlib.crc32(text.encode()) % 65536)
-    total, squares = sum_over_ranks(torch.tensor([mark, mark * mark], dtype=torch.float64)).tolist()
-    return total * total == squares * ranks  # equality in Cauchy-Schwarz; exact, since these are whole numbers
+    numbers = torch.tensor([mark, mark * mark, flag], dtype=torch.float64)
+    total, squares, flags = sum_over_ranks(numbers).tolist()
+    # equality in Cauchy-Schwarz; exact, since these are whole numbers
+    return total * total == squares * ranks, flags > 0

@@ -19,7 +19,7 @@ from greedylr_integrations.checks import check
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.deciding import Decider, RunLength
 from greedylr_integrations.decision import Decision
-from greedylr_integrations.distributed import all_alike, rank, world_size
+from greedylr_integrations.distributed import compare, rank, world_size
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record, Recorder
 from greedylr_integrations.history_file import HistoryFile
@@ -203,8 +203,11 @@ class GreedyLR(Readings, Steerable):
             logger.warning("GreedyLR: %s", concern)
         config = self.controller.config.to_dict()
         header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
-        if not all_alike(json.dumps([header, self.controller.horizon], sort_keys=True)):
+        alike, lost = compare(json.dumps([header, self.controller.horizon], sort_keys=True), self._decider.lost)
+        if not alike:
             raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
+        if lost:
+            self._decider.signals.slopes.start_anew()
         if self.history_file is not None:
             self._run = uuid.uuid4().hex if self._run is None else self._run
             header = {"run": self._run, **header, "monitor": self.monitor, "world_size": world_size() or 1}

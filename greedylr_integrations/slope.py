@@ -74,9 +74,9 @@ class SlopeMeter:
         self.sample = check_integer("slope_sample", sample, least=1)
         self._optimizer: Optimizer | None = optimizer
         self._parts: list[_Part] | None = None
-        self._loaded: list[torch.Tensor] | None = None  # references from a checkpoint, until the first measurement
+        self._loaded: Sequence[torch.Tensor] | None = None  # references from a checkpoint, until the first measurement
         self._sharded = False  # whether the references are of shards
-        self._lost = ""  # why the loaded state had no reference
+        self.lost = ""  # why the loaded state had no reference
         self._step: torch.Tensor | None = None  # sums of the step under way
         self._total: torch.Tensor | None = None  # sums of the steps since the last reading
         self._count = 0  # number of those steps
@@ -142,11 +142,16 @@ class SlopeMeter:
     # ---- state ----
 
     def state_dict(self) -> dict[str, Any]:
-        """The reference as tensors on the CPU, and the sums that wait for their decision."""
+        """The reference as a tuple of tensors on the CPU, and the sums that wait for their decision.
+
+        A tuple, since torch.distributed.checkpoint asks for as many tensors of a list as there are when it loads.
+        """
+        reference = self._loaded
         if self._parts is not None:
+            reference = tuple([part.reference.cpu() for part in self._parts])
             self._sharded = any(is_sharded(p) for part in self._parts for p in part.parameters)
         return {
-            "reference": self._loaded if self._parts is None else [part.reference.cpu() for part in self._parts],
+            "reference": reference,
             "sharded": self._sharded,
             "rank": rank(),
             "sums": [] if self._total is None else [as_json(float(number)) for number in self._total],
@@ -156,19 +161,20 @@ class SlopeMeter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` gave on this rank, or on any rank if the weights are not sharded."""
         reference = state["reference"]
-        self._lost = "the checkpoint has no reference" if reference is None else ""
+        self.lost = "the checkpoint has no reference" if reference is None else ""
         if reference is not None and state["sharded"] and (state["rank"] != rank() or (world_size() or 1) == 1):
-            reference, self._lost = None, "the checkpoint's reference is of another rank's shard"
+            reference, self.lost = None, "the checkpoint's reference is of another rank's shard"
         self._parts, self._loaded, self._sharded = None, reference, state["sharded"]
         self._total = (
             torch.tensor([float(number) for number in state["sums"]], dtype=torch.float64) if state["sums"] else None
         )
         self._count, self._step = state["count"], None
 
-    def say_if_lost(self) -> None:
-        """Log a WARNING if the state that was loaded had no reference for this rank."""
-        if self._lost:
-            _say_lost(self._lost)
+    def start_anew(self) -> None:
+        """Measure from the weights of now, on every rank, since one of them has lost its reference; log a WARNING."""
+        _say_lost(self.lost or "another rank's part of the checkpoint has no reference")
+        self.forget()
+        self.lost = ""
 
     def detach(self) -> None:
         """Let go of the weights, at the end of a run; the state stays."""
@@ -284,7 +290,7 @@ def _say_lost(why: str) -> None:
 is_slope_state = fits(
     {
         "reference": lambda value: (
-            value is None or (isinstance(value, list) and all(isinstance(item, torch.Tensor) for item in value))
+            value is None or (isinstance(value, list | tuple) and all(isinstance(item, torch.Tensor) for item in value))
         ),
         "sharded": is_flag,
         "rank": is_count,

@@ -1,12 +1,13 @@
 """Installs a release in new environments and says what came: make test-install
 
-Extras with torch are only resolved, because torch is gigabytes for most versions of Python. PYTHONS="python3.12
-python3.13" adds interpreters.
+PYTHONS="python3.12 python3.13" adds interpreters for what needs no torch. Extras with torch are only resolved, to the
+pins of constraints.txt; FULL=1 installs them, each with gigabytes of CUDA unless pip finds a torch without it.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CORE = [f"test_{name}.py" for name in ("controller", "window", "rolling", "slope_rule", "atomic")]  # need no torch
 SAY = "import greedylr_integrations as g; g.GreedyController(g.GreedyConfig()); print(g.__version__)"
-RESOLVED = ("torch", "transformers", "lightning", "accelerate", "learn", "recipes", "trackers")
+WITH_TORCH = {  # extras, and what must run when one is installed
+    "torch": "from greedylr_integrations import GreedyLR",
+    "transformers": "from greedylr_integrations.transformers import GreedyLRCallback",
+    "lightning": "from greedylr_integrations.lightning import GreedyLRCallback",
+    "accelerate": "from greedylr_integrations.accelerate import GreedyLR",
+    "learn": "import gymnasium, stable_baselines3, safetensors; from greedylr_integrations import GreedyLR",
+    "recipes": "import sys; sys.path.insert(0, sys.argv[1]); import recipes.finetune_llm, recipes.lightning_vision",
+    "trackers": "import mlflow, tensorboard, wandb",
+}
 
 
 def run(*words: str | Path) -> str:
@@ -34,8 +43,12 @@ def install(python: str, file: Path, extra: str, folder: Path) -> None:
     run(python, "-m", "venv", folder)
     own = folder / ("Scripts" if os.name == "nt" else "bin")
     before = megabytes(folder)
-    run(own / "python", "-m", "pip", "install", "--quiet", f"{file}{extra}")
+    statement = WITH_TORCH.get(extra.strip("[]"))
+    pins = [] if statement is None else ["-c", ROOT / "constraints.txt"]
+    run(own / "python", "-m", "pip", "install", "--quiet", *pins, f"{file}{extra}")
     run(own / "python", "-W", "error", "-c", SAY)
+    if statement is not None:
+        run(own / "python", "-c", statement, ROOT)
     size = megabytes(folder) - before
     packages = len(run(own / "python", "-m", "pip", "list", "--format=freeze").split())
     checked = "import"
@@ -72,7 +85,12 @@ def main() -> None:
         ]
         for number, job in enumerate(jobs):
             install(*job, Path(folder, str(number)))
-    for extra in RESOLVED:
+        if os.environ.get("FULL"):
+            for extra in WITH_TORCH:
+                install(sys.executable, wheel, f"[{extra}]", Path(folder, extra))
+                shutil.rmtree(Path(folder, extra))  # gigabytes
+            return
+    for extra in WITH_TORCH:
         plan = run(
             sys.executable,
             "-m",

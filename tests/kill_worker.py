@@ -1,9 +1,16 @@
-"""Trains on two processes, saves at every step, writes a trace: kill_worker.py FRAMEWORK RULE OUT STEPS [resume]."""
+"""Trains on two processes, saves at every step, writes a trace: kill_worker.py FRAMEWORK RULE OUT STEPS [resume].
+
+FAULT="kind rank step" in the environment is what happens to a rank in a step: one of `FAULTS`.
+"""
 
 import json
 import os
+import resource
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -14,22 +21,53 @@ warnings.simplefilter("ignore")
 torch.set_num_threads(1)
 RANK = int(os.environ.get("RANK", "0"))
 SETTINGS = {"window": {"window_size": 2, "factor": 0.9}, "slope": {}}[sys.argv[2]]
+KIND, FAULTY_RANK, FAULTY_STEP = (os.environ.get("FAULT") or "none 0 0").split()
+if KIND == "nan":
+    SETTINGS |= {"on_nonfinite": "rollback", "snapshot_every": 8}
+
+
+def have_had_enough():
+    raise RuntimeError(f"rank {RANK} has had enough")
+
+
+def freeze():
+    """As a laptop that is closed, or a machine that swaps."""
+    subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def jump():
+    """The clock of this process, from now on."""
+    real = time.time
+    time.time = lambda: real() + 3600
+
+
+FAULTS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "term": lambda: os.kill(os.getppid(), signal.SIGTERM),  # to the launcher, and so to all ranks
+    "exception": have_had_enough,
+    "disk": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),  # as if it were full
+    "slow": lambda: time.sleep(5),
+    "frozen": freeze,
+    "clock": jump,
+    "nan": lambda: None,  # the loss, below
+}
 
 
 class Model(tiny.Regressor):
-    """Each step slow enough to be killed in; rank 1 fails in its 12th where it is told to."""
+    """Each step slow enough to be killed in."""
 
     def __init__(self):
         super().__init__()
         self.own = []
 
     def forward(self, x, labels):
-        import time
-
         time.sleep(0.02)
-        if os.environ.get("FAIL") and RANK == 1 and len(self.own) == 12:
-            raise RuntimeError("rank 1 has had enough")
         result = super().forward(x, labels)
+        if KIND != "none" and int(FAULTY_RANK) == RANK and len(self.own) == int(FAULTY_STEP):
+            FAULTS[KIND]()
+            if KIND == "nan":
+                result["loss"] = result["loss"] * float("nan")
         self.own.append(result["loss"].item())
         return result
 

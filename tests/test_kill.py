@@ -17,8 +17,8 @@ FRAMEWORKS = ("transformers", "lightning", "accelerate")
 STEPS = {"window": 24, "slope": 64}  # the default does not search in fewer
 
 
-def launch(framework, rule, out, *more, fail=False):
-    env = {**os.environ, **ON_CPU, "FAIL": "1" if fail else ""}
+def launch(framework, rule, out, *more, fault=""):
+    env = {**os.environ, **ON_CPU, "FAULT": fault}
     with (out / "errors").open("a") as errors:
         return subprocess.Popen(
             [*torchrun(2), WORKER, framework, rule, str(out), str(STEPS[rule]), *more],
@@ -106,7 +106,7 @@ def test_kill_9_at_a_random_step(whole, tmp_path, share):
 @pytest.mark.slow
 def test_an_exception_on_one_rank_ends_both_and_the_last_checkpoint_resumes(whole, tmp_path):
     framework, rule, expected, uninterrupted = whole
-    process = launch(framework, rule, tmp_path, fail=True)
+    process = launch(framework, rule, tmp_path, fault="exception 1 12")
     assert wait(process, 120, (tmp_path / "errors").read_text) != 0
     assert "rank 1 has had enough" in (tmp_path / "errors").read_text()
     finish(launch(framework, rule, tmp_path, "resume"), tmp_path)
