@@ -69,8 +69,8 @@ def warn_if_lost(callback: SharedCallback) -> None:
     lost = set(getattr(callback, "unsaved", ())) - set(callback.settings.unsaved())
     if lost:
         logger.warning(
-            "the Trainer made GreedyLRCallback anew from the checkpoint, which cannot have its %s: leave"
-            " restore_callback_states_from_checkpoint at False, which GreedyLR does not need",
+            "the Trainer re-created GreedyLRCallback from the checkpoint, in which %s cannot be saved: leave"
+            " restore_callback_states_from_checkpoint at False; GreedyLR resumes without it",
             " and ".join(sorted(lost)),
         )
 

@@ -128,8 +128,8 @@ class SharedCallback(Steerable):
         history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
             `history.read`. In Hugging Face's hyperparameter search, each trial has its own, in a folder
             named like the trial: out/run-0/history.jsonl and so on. Default None: no file.
-        on_decision (callable): what is called on every rank with the `history.Record` of each decision, when its LR is
-            in the optimizer: for an alert, or a tracker of your own. Default None: nothing.
+        on_decision (callable): a function, called on every rank with the `history.Record` of each decision, when its LR
+            is in the optimizer: for an alert, or a tracker of your own. Default None: none.
         control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
             no file.
         decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a

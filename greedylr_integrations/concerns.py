@@ -41,17 +41,21 @@ def _unusual(
 ) -> str | None:
     """Whether the LRs that the run can have are all far from what the optimizer's kind usually takes."""
     name = type(unwrapped(optimizer)).__name__
-    usual = next((lrs for part, lrs in USUAL_LRS.items() if part in name.lower()), None)
+    signs = "sign" in name.lower()  # SignSGD takes other LRs
+    usual = None if signs else next((lrs for part, lrs in USUAL_LRS.items() if part in name.lower()), None)
     moving = [group for group, base_lr in enumerate(base_lrs) if base_lr > 0]
     if usual is None or not moving or not isinstance(config, BoundedConfig):
         return None
     lows, highs = config.scale_bounds(base_lrs)
+    if config.concern(horizon, first_pass) is not None:  # the base LR is held
+        lows = highs = [1.0] * len(base_lrs)
     start = config.first_scale(horizon) if config.searches(horizon, first_pass) else 0.0
-    lowest = min(base_lrs[group] * max(start, lows[group]) for group in moving)
+    lowest = min(base_lrs[group] * min(max(start, lows[group]), highs[group]) for group in moving)
     highest = max(base_lrs[group] * highs[group] for group in moving)
     if lowest <= usual[1] and highest >= usual[0]:
         return None
+    between = f"{lowest:.2g}" if lowest == highest else f"between {lowest:.2g} and {highest:.2g}"
     return (
-        f"the LR of this run goes from {lowest:.2g} to {highest:.2g}, and {name} mostly takes {usual[0]:g} to"
+        f"the LR of this run can only be {between}, and usual LRs for {name} are between {usual[0]:g} and"
         f" {usual[1]:g}: check the base LR ({max(base_lrs):.2g}) and its bounds"
     )

@@ -142,6 +142,7 @@ class Recorder:
         file (HistoryFile): that file.
         history (History): the last decisions.
         commands (deque of CommandRecord): the last commands.
+        tells (bool): whether `on_decision` is called.
         decision_count, command_count (int): how many there were since the start of the run, also before a resume.
     """
 
@@ -153,6 +154,7 @@ class Recorder:
         check_hook("on_decision", on_decision, "a history.Record")
         self.file = file if isinstance(file, HistoryFile | None) else HistoryFile(file)
         self._on_decision = on_decision
+        self.tells = on_decision is not None
         self.history = History()
         self._entries = self.history.entries
         self.commands: deque[CommandRecord] = deque(maxlen=HISTORY_SIZE)

@@ -79,8 +79,8 @@ class GreedyLR(Readings, Steerable):
         slope_sample (int): coordinates of the weights to measure the slope on, at most about. Default 1,000,000.
         history_file (path): where rank 0 appends every decision and command; see `history.read`. A history of an
             earlier run that is there is renamed. Default None: nowhere.
-        on_decision (callable): what is called on every rank with the `history.Record` of each decision, when its LR is
-            in the optimizer. Default None: nothing.
+        on_decision (callable): a function, called on every rank with the `history.Record` of each decision, when its LR
+            is in the optimizer. Default None: none.
         control_file (path): where commands may come from during the run; see `steering.CommandFile`. Default None.
         monitor (str): what the losses are, for the history. Default "loss".
         module (torch.nn.Module): whose buffers go back with the weights in a rollback, such as the means of batch norm.
@@ -199,8 +199,9 @@ class GreedyLR(Readings, Steerable):
         if self._begun:
             return
         self._begun = True
-        for concern in self._decider.concerns(self.optimizer):
-            logger.warning("GreedyLR: %s", concern)
+        if not self.last_epoch:
+            for concern in self._decider.concerns(self.optimizer, shadow=self.shadow):
+                logger.warning("GreedyLR: %s", concern)
         config = self.controller.config.to_dict()
         header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         alike, lost = compare(json.dumps([header, self.controller.horizon], sort_keys=True), self._decider.lost)
@@ -234,9 +235,11 @@ class GreedyLR(Readings, Steerable):
 
     def _record(self, decision: Decision) -> None:
         rates, nonfinite = self._rates, self._decider.controller.nonfinite
-        self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
         if rates.factor == 1.0:
             self._settling.push(decision.scales)
+        if self._recorder.tells:
+            self._write()  # a Trainer may have stepped a schedule of its own
+        self._recorder.decision(self.last_epoch, rates.bases, rates.factor, decision, nonfinite)
 
     def _take_up_groups(self) -> None:
         if len(self.optimizer.param_groups) != len(self._rates.base_lrs):

@@ -111,7 +111,7 @@ class SlopeMeter:
                 for part, reference in zip(parts, loaded, strict=True):
                     part.refer_to(reference)
             else:
-                _say_lost("the checkpoint's reference is of other weights")
+                self.lost = "the checkpoint's reference is of other weights"
         return parts
 
     def end_step(self) -> None:
@@ -164,7 +164,8 @@ class SlopeMeter:
         self.lost = "the checkpoint has no reference" if reference is None else ""
         if reference is not None and state["sharded"] and (state["rank"] != rank() or (world_size() or 1) == 1):
             reference, self.lost = None, "the checkpoint's reference is of another rank's shard"
-        self._parts, self._loaded, self._sharded = None, reference, state["sharded"]
+        self._loaded = None if reference is None else tuple(reference)
+        self._parts, self._sharded = None, state["sharded"]
         self._total = (
             torch.tensor([float(number) for number in state["sums"]], dtype=torch.float64) if state["sums"] else None
         )

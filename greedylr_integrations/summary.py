@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import FINDS, LOWER, RAISE, SEARCHING, TOO_SHORT
+from greedylr_integrations.decision import CEILING, FINDS, HOLDING, LOWER, RAISE, SEARCHING, TOO_SHORT, Reason
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
 
@@ -73,12 +73,18 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
     verb, how = "settled on", f"after {actions.count(RAISE):,} increases and {actions.count(LOWER):,} decreases"
     if found:
         verb, how = "found", f"first after {found[0]:,} of {step:,} steps"
-    elif any(record.decision.reason is SEARCHING for record in records):
+    elif _ran_out_of_time([record.decision.reason for record in records]):
         verb, how = "ended its search at", "its time being up: a higher LR may fit better"
     elif records and all(record.decision.reason is TOO_SHORT for record in records):
         return f"GreedyLR held the base LR of {base_lr:.3g}, and searched for no other.{where}"
     times = f", {lr / base_lr:.3g} x the base LR of {base_lr:.3g}" if base_lr else ""
     return f"GreedyLR {verb} the LR {lr:.2g}{times}, {how}. Start the next such run at {lr:.2g}.{where}"
+
+
+def _ran_out_of_time(reasons: Sequence[Reason]) -> bool:
+    """Whether a search went on to where the LR was held, and was not ended by a command or a NaN."""
+    ends = [i for i, reason in enumerate(reasons) if reason in (SEARCHING, CEILING)]
+    return bool(ends) and (ends[-1] + 1 == len(reasons) or reasons[ends[-1] + 1] is HOLDING)
 
 
 def shadow(records: Sequence[Record], group: int, base_lr: float) -> str:

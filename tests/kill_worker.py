@@ -14,7 +14,7 @@ import time
 import warnings
 from pathlib import Path
 
-import tiny
+import small
 import torch
 
 warnings.simplefilter("ignore")
@@ -54,7 +54,7 @@ FAULTS = {
 }
 
 
-class Model(tiny.Regressor):
+class Model(small.Regressor):
     """Each step slow enough to be killed in."""
 
     def __init__(self):
@@ -95,7 +95,7 @@ def with_accelerate(out, steps, resume):
     accelerator = Accelerator(cpu=True)
     model = own = Model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
-    loader = torch.utils.data.DataLoader(tiny.regression_data(steps * 4), batch_size=2)
+    loader = torch.utils.data.DataLoader(small.regression_data(steps * 4), batch_size=2)
     scheduler = GreedyLR(optimizer, total_steps=steps, **SETTINGS, history_file=out / "history.jsonl")
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     trace, done = Trace(out), 0
@@ -120,6 +120,7 @@ def with_accelerate(out, steps, resume):
 
 
 def with_transformers(out, steps, resume):
+    import tiny
     from transformers import TrainerCallback
 
     from greedylr_integrations.transformers import GreedyLRCallback
@@ -140,7 +141,7 @@ def with_transformers(out, steps, resume):
         out,
         [callback, spy, Write()],
         model=model,
-        data=tiny.regression_data(steps * 4),
+        data=small.regression_data(steps * 4),
         max_steps=steps,
         save_strategy="steps",
         save_steps=1,
@@ -193,7 +194,7 @@ def with_lightning(out, steps, resume):
         enable_checkpointing=False,
         use_distributed_sampler=False,
     )
-    data = tiny.regression_data(steps * 4)
+    data = small.regression_data(steps * 4)
     sampler = torch.utils.data.DistributedSampler(data, 2, RANK, shuffle=False)
     # a plain DataLoader would start the epoch over after a resume
     loader = StatefulDataLoader(data, batch_size=2, sampler=sampler)

@@ -11,7 +11,7 @@ import time
 import warnings
 from pathlib import Path
 
-import tiny
+import small
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.join import Join
@@ -38,7 +38,7 @@ def arguments(scenario, out):
     return own
 
 
-class Model(tiny.Regressor):
+class Model(small.Regressor):
     """What happens to the last rank in its 12th step happens in its forward pass."""
 
     def __init__(self, scenario):
@@ -93,7 +93,7 @@ def train(model, optimizer, scheduler, loader, backward, scenario):
 
 
 def batches(short=False):
-    rows = tiny.regression_data(STEPS * 2 * WORLD)[RANK::WORLD]
+    rows = small.regression_data(STEPS * 2 * WORLD)[RANK::WORLD]
     return torch.utils.data.DataLoader(rows[: len(rows) - 6 if short else None], batch_size=2)
 
 
@@ -104,11 +104,13 @@ def optimizer_of(model, used):
 
 
 def with_transformers(scenario, out, used):
+    import tiny
+
     from greedylr_integrations.transformers import GreedyLRCallback
 
     model = Model(scenario)
     callback = GreedyLRCallback(**arguments(scenario, out))
-    data = tiny.regression_data(STEPS * 2 * WORLD)
+    data = small.regression_data(STEPS * 2 * WORLD)
     pair = {"optimizers": (optimizer_of(model, used), None)}
     tiny.trainer(out, [callback], model=model, data=data, max_steps=STEPS, trainer_kwargs=pair).train()
 
@@ -142,7 +144,7 @@ def with_lightning(scenario, out, used):
         enable_model_summary=False,
         enable_checkpointing=False,
     )
-    trainer.fit(Module(), torch.utils.data.DataLoader(tiny.regression_data(STEPS * 2 * WORLD), batch_size=2))
+    trainer.fit(Module(), torch.utils.data.DataLoader(small.regression_data(STEPS * 2 * WORLD), batch_size=2))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-import tiny
+import small
 import torch
 from processes import spawn
 
@@ -16,7 +16,7 @@ def _fully_sharded(rank, world, out):
 
     from greedylr_integrations import GreedyLR
 
-    model = tiny.Regressor()
+    model = small.Regressor()
     for layer in model.net:
         if list(layer.parameters()):
             fully_shard(layer)
@@ -24,7 +24,7 @@ def _fully_sharded(rank, world, out):
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = GreedyLR(optimizer, total_steps=20, **FAST)
-    data = tiny.regression_data(80)[rank::world]
+    data = small.regression_data(80)[rank::world]
     own, seen, lrs = [], [], []
     for i in range(20):
         x = torch.stack([row["x"] for row in data[2 * i : 2 * i + 2]])
@@ -55,10 +55,10 @@ def _uneven(rank, world, out):
     from greedylr_integrations.accelerate import GreedyLR
 
     accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(even_batches=False))
-    model = tiny.Regressor()
+    model = small.Regressor()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     # 11 batches: the first rank has one more than the second
-    loader = torch.utils.data.DataLoader(tiny.regression_data(44), batch_size=4)
+    loader = torch.utils.data.DataLoader(small.regression_data(44), batch_size=4)
     scheduler = GreedyLR(optimizer, **FAST)
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     lrs, batches = [], 0
@@ -87,7 +87,7 @@ def test_a_rank_that_runs_out_of_data(tmp_path):
 def _nonfinite(rank, world, out):
     from greedylr_integrations import GreedyLR
 
-    scheduler = GreedyLR(torch.optim.SGD(tiny.Regressor().parameters(), lr=1e-2), **FAST)
+    scheduler = GreedyLR(torch.optim.SGD(small.Regressor().parameters(), lr=1e-2), **FAST)
     seen = []
     for i in range(12):
         loss = 3.0 - 0.1 * i
@@ -119,7 +119,7 @@ def _lightning(rank, world, out):
     class Module(pl.LightningModule):
         def __init__(self, sharded):
             super().__init__()
-            self.model, self.sharded = tiny.Regressor(), sharded
+            self.model, self.sharded = small.Regressor(), sharded
 
         def configure_model(self):
             if self.sharded and not any(isinstance(weight, DTensor) for weight in self.parameters()):
@@ -146,7 +146,7 @@ def _lightning(rank, world, out):
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        data = tiny.regression_data(100 * 2 * world)
+        data = small.regression_data(100 * 2 * world)
         trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=2))
         assert sharded == any(isinstance(weight, DTensor) for weight in module.parameters())
         found.append([(record.decision.slope, record.lrs, record.decision.reason.name) for record in callback.history])

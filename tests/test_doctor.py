@@ -41,7 +41,14 @@ def test_a_run_in_which_nothing_is_wrong():
 @pytest.mark.parametrize(
     ("run", "said"),
     [
-        (lambda: record([Reason.TOO_SHORT] * 40), "There was no search, and the base LR was held"),
+        (
+            lambda: record([Reason.TOO_SHORT] * 39 + [Reason.NONFINITE]),
+            "There was no search, and the base LR was held: a search needs 60 decisions in the first pass over the",
+        ),
+        (
+            lambda: record([Reason.TOO_SHORT] * 40, total_steps=40),
+            "There was no search, and the base LR was held: a search needs 60 decisions, and the run is shorter",
+        ),
         (
             lambda: record([Reason.IMPROVED] * 40, slopes=None),
             "No slope was measured, so the LR followed the loss alone",
@@ -49,18 +56,33 @@ def test_a_run_in_which_nothing_is_wrong():
         (lambda: record([Reason.SEARCHING] * 40), "The record ends in the search, after step 40"),
         (
             lambda: record([Reason.SEARCHING] * 40 + [Reason.HOLDING] * 60, scales=[5.0] * 100),
-            "The search ran out of time at 0.05, so a higher LR may fit better: start the next run with a base LR of"
-            " 0.05.",
+            "The search ran out of time at an LR of 0.05, so the best LR may be higher: start the next run with a base"
+            " LR of 0.05.",
         ),
         (
             lambda: record(FOUND, scales=[0.05] * 100),
-            "The LR that was found, 0.0005, is far from the base LR, 0.01: start the next run at 0.0005",
+            "The LR that was found, 0.0005, is far from the base LR, 0.01: start the next such run at 0.0005",
         ),
         (lambda: record([Reason.FILLING] * 40, config={"behaviour": "GreedyConfig"}), "The loss window never filled"),
         (lambda: record([Reason.CEILING] * 20 + FOUND[20:]), "The LR was at its upper bound in 20% of the decisions"),
+        (
+            lambda: record([Reason.CEILING] * 100, config={"behaviour": "PaperConfig", "max_lr": 1.0}),
+            "The LR was at its upper bound in 100% of the decisions: use a larger max_lr.",
+        ),
+        (
+            lambda: record([Reason.SEARCHING] * 40 + [Reason.NONFINITE] + [Reason.HOLDING] * 59),
+            "The search ended at step 41 because of a loss that was NaN or infinite",
+        ),
+        (
+            lambda: record([Reason.SEARCHING] * 40 + [Reason.ORDERED] * 60),
+            "The search ended at step 41 because of a command",
+        ),
         (lambda: record([Reason.FLOOR] * 20 + FOUND[20:]), "The LR was at its lower bound in 20% of the decisions"),
-        (lambda: record(FOUND, total_steps=200), "The record ends at step 100 of 200, before the final decay was over"),
-        (lambda: record(FOUND, total_steps=80), "The run went on for 20 steps after its planned end at step 80"),
+        (lambda: record(FOUND, total_steps=200), "The record ends at step 100 of 200: resume the run"),
+        (
+            lambda: record(FOUND, total_steps=80, scales=[1.0] * 80 + [0.0] * 20),
+            "The run went on for 20 steps after its planned end at step 80",
+        ),
         (
             lambda: record(FOUND, losses=[*np.linspace(3, 1, 98), math.nan, math.inf]),
             "2 losses are NaN or infinite, first at step 99",
@@ -69,7 +91,7 @@ def test_a_run_in_which_nothing_is_wrong():
             lambda: record(
                 [*FOUND[:-1], Reason.ROLLED_BACK], config={"behaviour": "SlopeConfig", "on_spike": "rollback"}
             ),
-            "The weights went back once",
+            "Earlier weights were restored at step 100: look at the data before it",
         ),
         (
             lambda: record(FOUND, losses=[*np.tile([3.0, 3.1, 2.9], 30), *[9.0] * 10]),
@@ -77,7 +99,7 @@ def test_a_run_in_which_nothing_is_wrong():
         ),
         (
             lambda: record(FOUND, losses=np.tile([3.0, 2.9], 50) + np.linspace(0, 0.2, 100)),
-            "The mean loss did not improve: 2.959 in the first tenth of the record, 3.141 in the last",
+            "The mean loss did not improve: 2.959 in the first tenth of the rows, 3.141 in the last",
         ),
     ],
 )
@@ -85,6 +107,32 @@ def test_each_finding(run, said):
     found = doctor.findings(run())
     assert any(line.startswith(said) for line in found), found
     assert all(line.endswith(".") for line in found)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda: record([Reason.HOLDING] * 100, slopes=None),  # resumed after its search
+        lambda: record(FOUND, scales=[30.0] * 100, config={"behaviour": "GreedyConfig"}),  # which does not search
+        lambda: record(FOUND, total_steps=80),  # another schedule goes on
+        lambda: record(FOUND, config={"behaviour": "SlopeConfig", "on_spike": "hold"}),
+    ],
+)
+def test_what_is_as_it_should_be(run):
+    assert doctor.findings(run()) == []
+
+
+def test_evaluations_that_are_far_apart():
+    run = make_run("run", "history", [400, 800], [2.0, 1.0], actions=[2, 2], reasons=["FILLING"] * 2, total_steps=1000)
+    assert doctor.findings(run) == []
+
+
+def test_a_record_of_nothing_but_nan(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("step,loss\n1,nan\n2,nan\n")
+    (run,) = read(path, finite=False)
+    (line,) = doctor.findings(run)
+    assert line.startswith("All losses are NaN or infinite, first at step 1")
 
 
 def test_a_larger_metric_is_better():
@@ -95,7 +143,7 @@ def test_a_larger_metric_is_better():
 def test_a_command_in_force(tmp_path):
     header, *rows, cap = map(json.loads, histories.with_torch().history.read_text().splitlines())
     hold = {"step": 40, "order": "hold", "value": None}
-    line = "The LR was under the command hold from step 40 to the end of the record."
+    line = "The command `hold` was in force from step 40 to the end of the record."
     (run,) = read(histories.write(tmp_path / "held.jsonl", [header, *rows[:40], hold, *rows[40:]]))
     assert line in doctor.findings(run)
     (run,) = read(histories.write(tmp_path / "capped.jsonl", [header, *rows[:40], hold, *rows[40:], cap]))
@@ -107,7 +155,7 @@ def test_records_of_real_runs():
     for place in (histories.with_torch().history, *trainer[:2], *lightning[:2]):
         for run in read(place):
             found = doctor.findings(run)
-            assert any("without decisions" in line for line in found) == (not run.has_decisions)
+            assert all(line.endswith(".") for line in found)
 
 
 def test_the_environment():

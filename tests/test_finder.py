@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy
 import pytest
-import tiny
+import small
 import torch
 from processes import spawn
 
@@ -17,7 +17,7 @@ from greedylr_integrations.decision import Reason
 ROWS = 400
 
 
-class Net(tiny.Regressor):
+class Net(small.Regressor):
     """With a buffer that moves, random numbers, and weights that are not trained."""
 
     def __init__(self):
@@ -31,7 +31,7 @@ class Net(tiny.Regressor):
 
 
 def loader():
-    return torch.utils.data.DataLoader(tiny.regression_data(ROWS), batch_size=4, shuffle=True)
+    return torch.utils.data.DataLoader(small.regression_data(ROWS), batch_size=4, shuffle=True)
 
 
 def everything(net, optimizer):
@@ -147,8 +147,10 @@ def test_the_result_shows_itself():
 
 
 def trainer_of(out, *callbacks, **kwargs):
+    import tiny
+
     settings = {"max_steps": 30, "learning_rate": 0.002, "eval_steps": 10, "eval_strategy": "steps", **kwargs}
-    data = {"data": tiny.regression_data(ROWS), "eval_data": tiny.regression_data(8)}
+    data = {"data": small.regression_data(ROWS), "eval_data": small.regression_data(8)}
     return tiny.trainer(out, list(callbacks), model=Net(), **data, **settings)
 
 
@@ -162,6 +164,8 @@ def logged(trainer):
     "settings", [{}, {"lr_scheduler_type": "cosine", "warmup_steps": 10}, {"bf16": True}, {"save_strategy": "steps"}]
 )
 def test_training_after_a_search_is_training_without_one(tmp_path, settings):
+    import tiny
+
     from greedylr_integrations import transformers
 
     runs = []
@@ -258,7 +262,7 @@ def test_a_fit_after_a_search_is_a_fit_without_one(tmp_path, schedule):
 
     runs = []
     for search in (False, True):
-        tiny.set_seed(0)
+        small.seed_all(0)
         trainer = pl.Trainer(
             default_root_dir=tmp_path,
             max_epochs=3,
@@ -300,7 +304,7 @@ def search(rank, world, out):
     net, optimizer, _ = plain()
     parallel = torch.nn.parallel.DistributedDataParallel(net)
     before = everything(net, optimizer)
-    data = tiny.regression_data(ROWS)
+    data = small.regression_data(ROWS)
     batches = torch.utils.data.DataLoader(data[rank::world], batch_size=2)
     found = [find_lr(parallel, batches, optimizer, lambda batch: parallel(**batch)["loss"])]
     same = [everything(net, optimizer) == before]

@@ -241,12 +241,20 @@ def test_weight_averaging_with_its_own_schedule_is_warned_about(tmp_path, warnin
     assert "swa_lrs of StochasticWeightAveraging are not used" in message
 
 
-def test_a_function_is_told_of_each_decision(tmp_path):
-    told = []
-    callback = GreedyLRCallback(**FAST, on_decision=told.append)
-    fit(tmp_path, Module(), callback)
+@pytest.mark.parametrize("base_schedule", ["replace", "multiply"])
+def test_a_function_is_called_with_each_decision_when_its_lr_is_there(tmp_path, base_schedule):
+    told, there = [], []
+
+    def tell(record):
+        told.append(record)
+        there.append([group["lr"] for group in module.trainer.optimizers[0].param_groups])
+
+    module = Module(SCHEDULES["exponential"])
+    callback = GreedyLRCallback(**FAST, base_schedule=base_schedule, on_decision=tell)
+    fit(tmp_path, module, callback)
     assert told == list(callback.history)
     assert told
+    assert [list(record.lrs) for record in told] == there
 
 
 def test_a_window_that_never_fills_is_said(tmp_path, warnings_of):

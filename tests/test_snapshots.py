@@ -7,12 +7,12 @@ import pickle
 from functools import partial
 
 import pytest
-import tiny
 import torch
 from processes import spawn
+from small import regression_data
 from torch.utils.data import DataLoader
 
-from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig, transformers
+from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
 from greedylr_integrations.decision import Reason
 from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.snapshots import Snapshots
@@ -178,14 +178,18 @@ def test_deepspeed_is_refused():
 # ---- the frameworks ----
 
 
-class Break(tiny.TrainerCallback):
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step == BROKEN:
-            break_(model, "spike")
-
-
 def test_in_the_trainer(tmp_path, caplog):
-    callback = transformers.GreedyLRCallback(CONFIG, quiet=True)
+    import tiny
+    from transformers import TrainerCallback
+
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    class Break(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == BROKEN:
+                break_(model, "spike")
+
+    callback = GreedyLRCallback(CONFIG, quiet=True)
     trainer = tiny.trainer(tmp_path, [callback, Break()], max_steps=STEPS)
     trainer.train()
     assert [r.decision.reason for r in callback.history].count(Reason.ROLLED_BACK) == 1
@@ -216,7 +220,7 @@ def test_in_lightning(tmp_path, caplog):
     callback = GreedyLRCallback(CONFIG, quiet=True)
     fit = {"max_steps": STEPS, "callbacks": [callback], "enable_progress_bar": False, "enable_model_summary": False}
     off = {"logger": False, "enable_checkpointing": False, "accelerator": "cpu", "default_root_dir": tmp_path}
-    pl.Trainer(**fit, **off).fit(Module(), DataLoader(tiny.regression_data(4 * STEPS), batch_size=4))
+    pl.Trainer(**fit, **off).fit(Module(), DataLoader(regression_data(4 * STEPS), batch_size=4))
     assert [r.decision.reason for r in callback.history].count(Reason.ROLLED_BACK) == 1
     assert "put the weights of step 41 back" in caplog.text
 

@@ -439,18 +439,18 @@ def test_ranks_follow_in_the_same_step_by_the_collective_that_there_is(ranks):
     lrs, commands, sizes = first["lag 0"]
     assert commands == [(6, "pin", 3.0), (10, "decay", 4)]
     assert [lr[0] for lr in lrs[5:]] == pytest.approx([0.3] * 5 + [0.225, 0.15])
-    # at the start the arguments are compared; then one collective a decision, of as many numbers whatever a rank has
-    assert sizes == [2] + [10] * 12
+    # at the start, three numbers to compare ranks; then one collective a decision, of as many numbers whatever a rank has
+    assert sizes == [3] + [10] * 12
     _, commands, sizes = first["lag 1"]
     # the command that was there already comes with the second reading, the others one step later than without a lag
     assert commands == [(2, "decay", 4), (7, "pin", 3.0), (11, "decay", 4)]
-    assert sizes == [2] + [10] * 12
+    assert sizes == [3] + [10] * 12
     scales, commands, sizes = first["metric"]
     assert commands[-1] == (0, "cap", 0.5)
     assert scales[2:] == [(0.5, 0.5)] * 4
-    assert sizes == [2] + [4] * 6
-    assert first["without"] == [2] + [10] * 5
-    assert first["on one rank"] == ([(6, "pin", 3.0)], [2] + [10] * 12)
+    assert sizes == [3] + [4] * 6
+    assert first["without"] == [3] + [10] * 5
+    assert first["on one rank"] == ([(6, "pin", 3.0)], [3] + [10] * 12)
 
 
 def test_in_a_process_group_its_source_reads_the_file(ranks):

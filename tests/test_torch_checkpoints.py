@@ -71,6 +71,46 @@ def test_torch_distributed_checkpoint_continues_exactly(tmp_path, alone, cut, se
     assert len(set(rest)) > 3
 
 
+def test_a_reference_of_earlier_versions_is_saved_as_todays():
+    net, optimizer, scheduler = made(0)
+    train(net, optimizer, scheduler, 0, 20)
+    state = scheduler.state_dict()
+    state["slope"]["reference"] = list(state["slope"]["reference"])
+    *_, later = made(1)
+    later.load_state_dict(state)
+    assert isinstance(later.state_dict()["slope"]["reference"], tuple)
+
+
+def _with_another_shard(rank, world, out):
+    """Rank 1's shard of 3 rows on 2 ranks is as large as another one that it had; rank 0's is not."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("greedylr_integrations").addHandler(handler)
+    net, optimizer, scheduler = made(0, shard=True)
+    train(net, optimizer, scheduler, 0, 20, rank)
+    state = scheduler.state_dict()
+    assert state["slope"]["sharded"]
+    if rank == 0:
+        state["slope"]["reference"] = tuple(part[1:] for part in state["slope"]["reference"])
+    scheduler.load_state_dict(state)
+    train(net, optimizer, scheduler, 20, 22, rank)
+    distances = [record.decision.distance for record in scheduler.history][-2:]
+    assert distances[0] is None  # of both ranks, the first measurement is forgotten
+    assert [message for message in messages if "measures slope and distance from here on" in message] == (
+        []
+        if rank
+        else [
+            "GreedyLR measures slope and distance from here on, not from the start of the run: the checkpoint's"
+            " reference is of other weights"
+        ]
+    )
+
+
+def test_a_reference_that_does_not_fit_one_rank_is_dropped_on_all(tmp_path):
+    spawn(_with_another_shard, 2, tmp_path)
+
+
 def _on_two_ranks(rank, world, out):
     messages = []
     handler = logging.Handler()

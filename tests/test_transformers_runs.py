@@ -242,6 +242,22 @@ def test_a_window_that_never_fills_is_said(tmp_path, warnings_of):
     assert at_end.startswith("GreedyLR's window never filled in the 12 decisions of this run")
 
 
+@pytest.mark.parametrize("base_schedule", ["replace", "multiply"])
+def test_a_function_is_called_with_each_decision_when_its_lr_is_there(tmp_path, base_schedule):
+    told, there = [], []
+
+    def tell(record):
+        told.append(record)
+        there.append([group["lr"] for group in trainer.optimizer.param_groups])
+
+    callback = GreedyLRCallback(base_schedule=base_schedule, on_decision=tell)  # of a run that is too short to move
+    trainer = tiny.trainer(tmp_path, [callback])
+    trainer.train()
+    assert told == list(callback.history)
+    assert len(told) > 10
+    assert [list(record.lrs) for record in told] == there
+
+
 # ---- silent replacement and stacking ----
 
 

@@ -1,6 +1,7 @@
 """Small models, data and Trainers for the tests of the Hugging Face adapter."""
 
 import torch
+from small import Regressor, regression_data
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -57,28 +58,6 @@ def text_data(n=48):
         labels[: i % 5] = -100
         rows.append({"input_ids": ids, "labels": labels})
     return rows
-
-
-class Regressor(torch.nn.Module):
-    """A model whose forward takes no loss keywords."""
-
-    def __init__(self, hidden=8):
-        super().__init__()
-        set_seed(0)
-        self.net = torch.nn.Sequential(torch.nn.Linear(4, hidden), torch.nn.Tanh(), torch.nn.Linear(hidden, 1))
-
-    def forward(self, x, labels=None):
-        prediction = self.net(x).squeeze(-1)
-        loss = None if labels is None else torch.nn.functional.mse_loss(prediction, labels)
-        return {"loss": loss, "logits": prediction}
-
-
-def regression_data(n=48):
-    g = torch.Generator().manual_seed(2)
-    return [
-        {"x": (x := torch.randn(4, generator=g)), "labels": x.sum() + 0.1 * torch.randn((), generator=g)}
-        for _ in range(n)
-    ]
 
 
 class LRSpy(TrainerCallback):

@@ -134,7 +134,7 @@ class SlopeConfig(BoundedConfig):
         return f"searches for the LR by the slope, from {self.first_scale(horizon):g} x the base LR"
 
     def concern(self, horizon: int | None, first_pass: int | None) -> str | None:
-        return None if self.searches(horizon, first_pass) else f"no LR is found: {too_short(horizon, first_pass)}"
+        return None if self.searches(horizon, first_pass) else f"the base LR is held: {too_short(horizon, first_pass)}"
 
     def first_scale(self, horizon: int | None) -> float:
         return self.start_scale or (0.03 if (horizon or ASSUMED_LENGTH) < SHORT else 0.02)

@@ -109,11 +109,11 @@ def _say(text: str, err: bool = False) -> None:
     click.echo(printable(text, 10_000), err=err)
 
 
-def _load(paths: Sequence[str], column: str | None) -> list[Run]:
+def _load(paths: Sequence[str], column: str | None, finite: bool = True) -> list[Run]:
     loaded: list[Run] = []
     origins: list[Path] = []
     for path in paths:
-        found = find.read(path, column)
+        found = find.read(path, column, finite)
         loaded += found
         origins += [Path(path)] * len(found)
     names = Counter(run.name for run in loaded)
@@ -126,9 +126,9 @@ def _load(paths: Sequence[str], column: str | None) -> list[Run]:
     return loaded
 
 
-def _one(path: str, column: str | None) -> Run:
+def _one(path: str, column: str | None, finite: bool = True) -> Run:
     """The run at `path`; of several, the first that has decisions."""
-    runs = _load([path], column)
+    runs = _load([path], column, finite)
     chosen = next((run for run in runs if run.has_decisions), runs[0])
     if len(runs) > 1:
         _say(f"note: of {len(runs)} runs in {path}, this is {chosen.name}", err=True)
@@ -353,12 +353,14 @@ def doctor(run: str | None, column: str | None) -> None:
         for line in diagnosis.environment():
             _say(line)
         return
-    shown = _one(run, column)
-    found = diagnosis.findings(shown)
+    shown = _one(run, column, finite=False)
+    if not shown.has_decisions:
+        _say("note: this record has no decisions, so only its losses are checked", err=True)
+    found = diagnosis.findings(shown, is_loss=column is None)
     for number, finding in enumerate(found, start=1):
         _say(f"{number}. {finding}")
     if not found:
-        _say(f"Nothing is wrong with {shown.name}, as far as its {len(shown):,} rows show.")
+        _say(f"No problems found in the {len(shown):,} rows of {shown.name}.")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})

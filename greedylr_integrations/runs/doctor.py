@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from platform import platform, python_version
+from typing import Any
 
 import numpy as np
 
 from greedylr_integrations.decision import FINDS
+from greedylr_integrations.rules.slope import SHORTEST
 from greedylr_integrations.runs.run import Run
 from greedylr_integrations.runs.summary import base_lr_of
 from greedylr_integrations.spikes import SpikeDetector
@@ -18,13 +20,37 @@ from greedylr_integrations.spikes import SpikeDetector
 OFTEN = 0.1  # share of the decisions in which the LR was at a bound
 FAR = 10.0  # times the base LR, or a part of it, from which the next run should start elsewhere
 EARLY = 0.9  # share of the planned steps; as what a run says at its end
-PACKAGES = ("torch", "transformers", "lightning", "accelerate", "datasets", "trl", "peft", "deepspeed")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "lightning",
+    "pytorch-lightning",
+    "accelerate",
+    "datasets",
+    "trl",
+    "peft",
+    "deepspeed",
+)
 ADAPTERS = {"transformers": "transformers", "lightning": "lightning", "accelerate": "accelerate"}  # and what they need
+FOLLOWS_LOSS = ("FILLING", "IMPROVED", "INSIGNIFICANT", "PATIENCE")  # of the loss window
+SEARCHES = ("SEARCHING", "CEILING")
+CUT_SHORT = {
+    "NONFINITE": "a loss that was NaN or infinite",
+    "SPIKE": "a loss spike",
+    "ROLLED_BACK": "a loss spike or NaN",
+    "ORDERED": "a command",
+}
 
 
-def findings(run: Run) -> list[str]:
-    """A sentence for each thing that is likely to be wrong, with what to do; the most important first."""
-    return [*_about_record(run), *_about_search(run), *_about_bounds(run), *_about_length(run), *_about_losses(run)]
+def findings(run: Run, is_loss: bool = True) -> list[str]:
+    """A sentence for each thing that is likely to be wrong, with what to do; the most important first.
+
+    Args:
+        run (Run): the record.
+        is_loss (bool): whether its losses are losses, and not another metric that the user has named. Default True.
+    """
+    found = [*_about_search(run), *_about_bounds(run), *_about_length(run), *_about_nonfinite(run)]
+    return [*found, *_about_spikes(run), *_about_progress(run)] if is_loss else found
 
 
 def environment() -> list[str]:
@@ -55,102 +81,118 @@ def _count(run: Run, *reasons: str) -> int:
 
 
 def _is_default(run: Run) -> bool:
-    return (run.config or {}).get("behaviour") == "SlopeConfig"
+    return _value(run, "behaviour") == "SlopeConfig"
 
 
-def _about_record(run: Run) -> Iterator[str]:
-    if not run.has_decisions:
-        yield (
-            f"The record is a {run.source} without decisions, so only its losses are looked at: set history_file to"
-            " record why the LR moves."
-        )
+def _value(run: Run, field: str) -> Any:
+    """A field of the run's configuration; None if it has none."""
+    return (run.config or {}).get(field)
+
+
+def _last(run: Run, *reasons: str) -> int | None:
+    """The last row with one of these reasons."""
+    codes = [code for code, name in enumerate(run.reason_names) if name in reasons]
+    rows = np.flatnonzero(np.isin(run.reasons, codes))
+    return int(rows[-1]) if len(rows) else None
 
 
 def _about_search(run: Run) -> Iterator[str]:
-    decisions = int((run.actions >= 0).sum())
-    if not decisions:
+    if not _is_default(run) or not run.has_decisions:
         return
-    found = _count(run, *(reason.name for reason in FINDS))
     lr, base_lr = run.suggested_lr(), base_lr_of(run)
-    if _count(run, "TOO_SHORT") == decisions:
+    row = _last(run, *SEARCHES)
+    if _count(run, "TOO_SHORT") and row is None:
+        short = run.total_steps is not None and run.total_steps < SHORTEST
+        yield f"There was no search, and the base LR was held: {_needs_more(short)}"
+    elif _count(run, *FOLLOWS_LOSS):
         yield (
-            "There was no search, and the base LR was held: a search needs 60 decisions in the first pass over the"
-            " data. Use a smaller batch, or more data."
+            "No slope was measured, so the LR followed the loss alone, which cannot find the LR if the base LR is far"
+            " off: the optimizer's gradients were hidden, as with DeepSpeed's ZeRO."
         )
-    elif _is_default(run) and not run.has("slopes"):
-        yield (
-            "No slope was measured, so the LR followed the loss alone, which does not find it from far away: the"
-            " optimizer's gradients were hidden, as by DeepSpeed's ZeRO, or the metric was not the training loss."
-        )
-    elif _count(run, "SEARCHING") and not found:
-        if run.reason(len(run) - 1) == "SEARCHING":
-            yield f"The record ends in the search, after step {int(run.steps[-1]):,}: the LR was not found yet."
-        elif lr is not None:
+    elif _count(run, *(reason.name for reason in FINDS)):
+        if lr is not None and base_lr > 0 and not 1 / FAR <= lr / base_lr <= FAR:
             yield (
-                f"The search ran out of time at {lr:.2g}, so a higher LR may fit better: start the next run with a base"
-                f" LR of {lr:.2g}."
+                f"The LR that was found, {lr:.2g}, is far from the base LR, {base_lr:.2g}: start the next such run at"
+                f" {lr:.2g}."
             )
-    elif lr is not None and base_lr > 0 and not 1 / FAR <= lr / base_lr <= FAR:
-        yield (
-            f"The LR that was found, {lr:.2g}, is far from the base LR, {base_lr:.2g}: start the next run at {lr:.2g},"
-            " and its search is shorter."
-        )
-    if _count(run, "FILLING") == decisions:
-        yield "The loss window never filled, so the LR never moved: set a smaller window_size."
+    elif row == len(run) - 1:
+        yield f"The record ends in the search, after step {int(run.steps[-1]):,}: the LR was not found yet."
+    elif row is not None:
+        after = run.reason(row + 1)
+        if after in CUT_SHORT:
+            yield (
+                f"The search ended at step {int(run.steps[row + 1]):,} because of {CUT_SHORT[after]}, so the LR may not"
+                " be the one that fits."
+            )
+        elif after == "HOLDING" and lr is not None:
+            yield (
+                f"The search ran out of time at an LR of {lr:.2g}, so the best LR may be higher: start the next run"
+                f" with a base LR of {lr:.2g}."
+            )
+
+
+def _needs_more(short: bool) -> str:
+    if short:
+        return f"a search needs {SHORTEST} decisions, and the run is shorter. Train for longer, or use a smaller batch."
+    return f"a search needs {SHORTEST} decisions in the first pass over the data. Use a smaller batch, or more data."
 
 
 def _about_bounds(run: Run) -> Iterator[str]:
     decisions = int((run.actions >= 0).sum())
-    for reason, which, change in (
-        ("CEILING", "upper", "a higher base LR, or a larger max_scale"),
-        ("FLOOR", "lower", "a lower base LR, or a smaller min_scale"),
+    for reason, which, bound, larger, higher in (
+        ("CEILING", "upper", "max", "larger", "higher"),
+        ("FLOOR", "lower", "min", "smaller", "lower"),
     ):
         count = _count(run, reason)
         if count > OFTEN * decisions:
-            yield f"The LR was at its {which} bound in {count / decisions:.0%} of the decisions: use {change}."
+            fixed = _value(run, f"{bound}_lr") is not None
+            advice = f"a {larger} {bound}_lr" if fixed else f"a {higher} base LR, or a {larger} {bound}_scale"
+            yield f"The LR was at its {which} bound in {count / decisions:.0%} of the decisions: use {advice}."
     in_force = next((each for each in reversed(run.commands) if each.order != "decay"), None)
     if in_force is not None and in_force.order in ("hold", "pin"):
-        yield f"The LR was under the command {in_force} from step {in_force.step:,} to the end of the record."
+        yield f"The command `{in_force}` was in force from step {in_force.step:,} to the end of the record."
 
 
 def _about_length(run: Run) -> Iterator[str]:
     total, last = run.total_steps, int(run.steps[-1])
-    if total is None or not run.has_decisions:
+    at_end = total is None or last >= EARLY * total
+    if at_end and _count(run, "FILLING") and _count(run, "FILLING") == int((run.actions >= 0).sum()):
+        yield "The loss window never filled, so the LR never moved: set a smaller window_size."
+    if total is None or not run.has_decisions or any(command.order == "decay" for command in run.commands):
         return
-    if any(command.order == "decay" for command in run.commands):
-        return
-    if last > total:
+    gap = float(np.median(np.diff(run.steps))) if len(run) > 1 else 0.0  # between evaluations, for example
+    over = run.steps > total
+    if over.any() and not run.lrs[over].any():
         yield (
             f"The run went on for {last - total:,} steps after its planned end at step {total:,}, with an LR of 0: set"
             " total_steps to its real length."
         )
-    elif last < EARLY * total:
-        yield (
-            f"The record ends at step {last:,} of {total:,}, before the final decay was over: resume the run, or plan a"
-            " shorter one."
-        )
+    elif last + gap < EARLY * total:
+        yield f"The record ends at step {last:,} of {total:,}: resume the run, or plan a shorter one."
 
 
-def _about_losses(run: Run) -> Iterator[str]:
+def _about_nonfinite(run: Run) -> Iterator[str]:
     finite = np.isfinite(run.losses)
     if not finite.all():
         first = int(run.steps[np.flatnonzero(~finite)[0]])
-        yield (
-            f"{_losses((~finite).sum())} NaN or infinite, first at step {first:,}: clip the gradients, lower the LR, or"
-            ' set on_nonfinite="rollback".'
-        )
-    back = _count(run, "ROLLED_BACK")
+        advice = "clip the gradients, or lower the LR"
+        if _value(run, "on_nonfinite") != "rollback":
+            advice = 'clip the gradients, lower the LR, or set on_nonfinite="rollback"'
+        yield f"{_losses((~finite).sum(), len(run))} NaN or infinite, first at step {first:,}: {advice}."
+
+
+def _about_spikes(run: Run) -> Iterator[str]:
+    back = [int(step) for step in run.steps[[run.reason(row) == "ROLLED_BACK" for row in range(len(run))]]]
     if back:
-        times = "once" if back == 1 else f"{back} times"
-        yield f"The weights went back {times}, after loss spikes or NaN: look at the data of these steps."
-    elif (run.config or {}).get("on_spike") is None:
+        where = ", ".join(f"{step:,}" for step in back[:5]) + (" and later" if len(back) > 5 else "")
+        yield f"Earlier weights were restored at step {where}: look at the data before it."
+    elif _value(run, "on_spike") is None:
         step = _first_rise(run)
         if step is not None:
             yield (
-                f'The loss rose at step {step:,}, far above what it had been: on_spike="rollback" puts earlier weights'
-                " back in such a case."
+                f'The loss rose at step {step:,}, far above what it had been: on_spike="rollback" would have restored'
+                " earlier weights."
             )
-    yield from _about_progress(run)
 
 
 def _about_progress(run: Run) -> Iterator[str]:
@@ -159,17 +201,20 @@ def _about_progress(run: Run) -> Iterator[str]:
     if len(run) < 100 or not len(early):
         return
     before, after = float(early.mean()), run.final_loss()
-    if after <= before if (run.config or {}).get("mode") == "max" else after >= before:
-        yield f"The mean loss did not improve: {before:.4g} in the first tenth of the record, {after:.4g} in the last."
+    if after <= before if _value(run, "mode") == "max" else after >= before:
+        what = "loss" if run.monitor == "loss" else repr(run.monitor)
+        yield f"The mean {what} did not improve: {before:.4g} in the first tenth of the rows, {after:.4g} in the last."
 
 
-def _losses(count: int) -> str:
+def _losses(count: int, of: int) -> str:
+    if count == of:
+        return "All losses are"
     return "One loss is" if count == 1 else f"{count:,} losses are"
 
 
 def _first_rise(run: Run) -> int | None:
     """The step at which the loss rose, as `on_spike` sees it; None if it did not."""
-    detector = SpikeDetector((run.config or {}).get("mode") == "max")
+    detector = SpikeDetector(_value(run, "mode") == "max")
     for step, loss in zip(run.steps.tolist(), run.losses.tolist(), strict=True):
         if math.isfinite(loss):
             detector.is_spike(loss)

@@ -19,7 +19,7 @@ from greedylr_integrations.runs.tables import read_csv, read_json_lines
 EVENTS = "events.out.tfevents"
 
 
-def read(path: str | os.PathLike[str], column: str | None = None) -> list[Run]:
+def read(path: str | os.PathLike[str], column: str | None = None, finite: bool = True) -> list[Run]:
     """The runs in a file or folder; several only from a recipe's `metrics.json`.
 
     Args:
@@ -27,6 +27,7 @@ def read(path: str | os.PathLike[str], column: str | None = None) -> list[Run]:
             (its own or that of the latest checkpoint), `metrics.csv` (its own or of the latest Lightning version),
             `metrics.json`, TensorBoard's event files.
         column (str): name of the loss. Default: the first of `LOSSES` that there is, in any case.
+        finite (bool): whether to refuse a run without a finite loss. Default True.
 
     Raises:
         RunError: if there is nothing to read or it cannot be read.
@@ -43,7 +44,7 @@ def read(path: str | os.PathLike[str], column: str | None = None) -> list[Run]:
     except MemoryError:
         raise RunError(f"{given}: there is not enough memory to read this") from None
     for run in runs:
-        if not run.has("losses"):
+        if finite and not run.has("losses"):
             raise RunError(f"{given}: none of the {len(run)} losses is a finite number")
     return runs
 
