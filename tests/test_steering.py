@@ -439,7 +439,7 @@ def test_ranks_follow_in_the_same_step_by_the_collective_that_there_is(ranks):
     lrs, commands, sizes = first["lag 0"]
     assert commands == [(6, "pin", 3.0), (10, "decay", 4)]
     assert [lr[0] for lr in lrs[5:]] == pytest.approx([0.3] * 5 + [0.225, 0.15])
-    # at the start, three numbers to compare ranks; then one collective a decision, of as many numbers whatever a rank has
+    # at the start, three numbers to compare the ranks; then one collective a decision, always of as many numbers
     assert sizes == [3] + [10] * 12
     _, commands, sizes = first["lag 1"]
     # the command that was there already comes with the second reading, the others one step later than without a lag
