@@ -546,11 +546,13 @@ def test_a_reference_of_other_weights_begins_anew_with_a_warning(warnings_of):
     state["slope"]["reference"] = [torch.zeros(3)]
     other = start()
     other[2].load_state_dict(state)
-    train(other, 10, 12)
+    train(other, 10, 13)
     (message,) = warnings_of()
     assert message.startswith("GreedyLR measures slope and distance from here on")
-    assert math.isnan(seen(other[2])[0])
-    assert -1 <= seen(other[2])[1] <= 1
+    forgotten, first, second = seen(other[2])  # the ranks agree on it only after the first step
+    assert forgotten is None
+    assert math.isnan(first)
+    assert -1 <= second <= 1
 
 
 def test_the_reference_in_the_state_is_not_changed_by_the_run_that_goes_on():
