@@ -64,7 +64,7 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
         )
 
 
-def warn_if_lost(callback: SharedCallback) -> None:
+def warn_of_unsaved(callback: SharedCallback) -> None:
     """Log a WARNING if the Trainer made this callback from a checkpoint, which has not all of its arguments."""
     lost = set(getattr(callback, "unsaved", ())) - set(callback.settings.unsaved())
     if lost:

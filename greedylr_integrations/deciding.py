@@ -130,11 +130,9 @@ class Decider:
         config = self.controller.config
         return config.plan(*self._length.of(config))
 
-    def concerns(self, optimizer: Optimizer, *, shadow: bool) -> list[str]:
-        """What is likely to be wrong, in words; nothing if the LR is left alone."""
+    def concerns(self, optimizer: Optimizer) -> list[str]:
+        """What is likely to be wrong, in words."""
         config = self.controller.config
-        if shadow:
-            return []
         return concerns(config, optimizer, self.controller.base_lrs, *self._length.of(config))
 
     # ---- one step ----

@@ -74,6 +74,7 @@ HOLDING = Reason.HOLDING
 CLIMBING = Reason.CLIMBING
 TOO_SHORT = Reason.TOO_SHORT
 FINDS = (FOUND, FAR_ENOUGH)  # with which a search ends by itself
+SEARCHES = (SEARCHING, CEILING)  # with which it goes on
 
 
 class Decision(NamedTuple):

@@ -214,7 +214,7 @@ class Readings(LRScheduler):
         if lr is not None:
             say(summary.closing(self.history, lr, base_lr, self.last_epoch, path), aloud=aloud)
         total = self._total_steps
-        if total is not None and self.last_epoch < 0.9 * total and not self.decaying:
+        if total is not None and self.last_epoch < summary.EARLY * total and not self.decaying:
             logger.warning(
                 "the run ended after %d of %d optimizer steps, before its final decay: resume it, or make it shorter",
                 self.last_epoch,

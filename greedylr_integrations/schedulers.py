@@ -199,8 +199,8 @@ class GreedyLR(Readings, Steerable):
         if self._begun:
             return
         self._begun = True
-        if not self.last_epoch:
-            for concern in self._decider.concerns(self.optimizer, shadow=self.shadow):
+        if not self.last_epoch and not self.shadow:
+            for concern in self._decider.concerns(self.optimizer):
                 logger.warning("GreedyLR: %s", concern)
         config = self.controller.config.to_dict()
         header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}

@@ -173,7 +173,10 @@ class SlopeMeter:
 
     def start_anew(self) -> None:
         """Measure from the weights of now, on every rank, since one of them has lost its reference; log a WARNING."""
-        _say_lost(self.lost or "another rank's part of the checkpoint has no reference")
+        logger.warning(
+            "GreedyLR measures slope and distance from here on, not from the start of the run: %s",
+            self.lost or "another rank's part of the checkpoint has no reference",
+        )
         self.forget()
         self.lost = ""
 
@@ -282,10 +285,6 @@ def for_all_ranks(scheduler_state: dict[str, Any]) -> dict[str, Any]:
     """A state of `GreedyLR` on one rank for all of them, which a reference of its own shard is not."""
     sharded = scheduler_state["slope"]["sharded"] and (world_size() or 1) > 1
     return without_reference(scheduler_state) if sharded else scheduler_state
-
-
-def _say_lost(why: str) -> None:
-    logger.warning("GreedyLR measures slope and distance from here on, not from the start of the run: %s", why)
 
 
 is_slope_state = fits(

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import CEILING, FINDS, HOLDING, LOWER, RAISE, SEARCHING, TOO_SHORT, Reason
+from greedylr_integrations.decision import FINDS, HOLDING, LOWER, RAISE, SEARCHES, TOO_SHORT, Reason
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
+
+EARLY = 0.9  # share of the planned steps before which a run has ended early
 
 
 def opening(plan: str, base_lr: float, envelope: Envelope, monitor: str, base_schedule: Any, shadow: bool) -> str:
@@ -83,7 +85,7 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
 
 def _ran_out_of_time(reasons: Sequence[Reason]) -> bool:
     """Whether a search went on to where the LR was held, and was not ended by a command or a NaN."""
-    ends = [i for i, reason in enumerate(reasons) if reason in (SEARCHING, CEILING)]
+    ends = [i for i, reason in enumerate(reasons) if reason in SEARCHES]
     return bool(ends) and (ends[-1] + 1 == len(reasons) or reasons[ends[-1] + 1] is HOLDING)
 
 

@@ -65,7 +65,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             self._run.attached.detach()  # from a run that failed
         trainer, resumed_from = _hf_trainer.find(self)
         _hf_setup.refuse(self, args, optimizer, lr_scheduler, trainer)
-        _hf_setup.warn_if_lost(self)
+        _hf_setup.warn_of_unsaved(self)
         created = _hf_trainer.made_its_schedule(trainer)
         replaces = (self.settings.base_schedule or ("replace" if created else "multiply")) == "replace"
         self._run = run = _Run(

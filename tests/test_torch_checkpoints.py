@@ -26,17 +26,32 @@ def made(seed, shard=False, **settings):
     return net, optimizer, GreedyLR(optimizer, total_steps=STEPS, **settings)
 
 
+def step(net, optimizer, scheduler, x):
+    """One step of a loop; the LR after it, None without a scheduler."""
+    loss = (net(x) - x.sum(1, keepdim=True)).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    if scheduler is None:
+        return None
+    scheduler.step(loss)
+    return scheduler.lr
+
+
+def numbers(seed, *size):
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed))
+
+
 def train(net, optimizer, scheduler, start, end, rank=0):
-    lrs = []
-    for step in range(start, end):
-        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(2 * step + rank))
-        loss = (net(x) - x.sum(1, keepdim=True)).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step(loss)
-        lrs.append(scheduler.lr)
-    return lrs
+    return [step(net, optimizer, scheduler, numbers(2 * i + rank, 8, 4)) for i in range(start, end)]
+
+
+def listen():
+    """The messages of the package from now on; pytest's caplog is not there in a process of its own."""
+    messages, handler = [], logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("greedylr_integrations").addHandler(handler)
+    return messages
 
 
 def save_and_go_on(folder, cut, rank=0, shard=False, **settings):
@@ -83,10 +98,7 @@ def test_a_reference_of_earlier_versions_is_saved_as_todays():
 
 def _with_another_shard(rank, world, out):
     """Rank 1's shard of 3 rows on 2 ranks is as large as another one that it had; rank 0's is not."""
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger("greedylr_integrations").addHandler(handler)
+    messages = listen()
     net, optimizer, scheduler = made(0, shard=True)
     train(net, optimizer, scheduler, 0, 20, rank)
     state = scheduler.state_dict()
@@ -112,10 +124,7 @@ def test_a_reference_that_does_not_fit_one_rank_is_dropped_on_all(tmp_path):
 
 
 def _on_two_ranks(rank, world, out):
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger("greedylr_integrations").addHandler(handler)
+    messages = listen()
     for shard in (False, True):
         rest, again, _ = save_and_go_on(f"{out}/sharded-{shard}", 20, rank, shard)
         (lrs,) = {tuple(each) for each in _gathered(again)}  # the same on both
@@ -147,14 +156,7 @@ def test_a_compiled_model_has_no_more_graphs_and_no_break():
             scheduler.detach()
         counter = CompileCounter()
         compiled = torch.compile(net, backend=counter)
-        for step in range(70):
-            x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-            loss = (compiled(x) - x.sum(1, keepdim=True)).square().mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if greedy:
-                scheduler.step(loss)
+        train(compiled, optimizer, scheduler if greedy else None, 0, 70)
         counts.append((counter.frame_count, dict(counters["graph_break"])))
     assert counts[0] == counts[1] == (1, {})
     assert any(record.decision.slope is not None for record in scheduler.history)
@@ -165,20 +167,13 @@ class Numbers(torch.utils.data.Dataset):
         return 8 * 70
 
     def __getitem__(self, index):
-        return torch.randn(4, generator=torch.Generator().manual_seed(index))
+        return numbers(index, 4)
 
 
 def test_loader_workers_change_nothing():
     runs = []
     for workers in (0, 2):
         net, optimizer, scheduler = made(0)
-        lrs = []
-        for x in torch.utils.data.DataLoader(Numbers(), batch_size=8, num_workers=workers):
-            loss = (net(x) - x.sum(1, keepdim=True)).square().mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            scheduler.step(loss)
-            lrs.append(scheduler.lr)
-        runs.append(lrs)
+        loader = torch.utils.data.DataLoader(Numbers(), batch_size=8, num_workers=workers)
+        runs.append([step(net, optimizer, scheduler, x) for x in loader])
     assert runs[0] == runs[1]

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from greedylr_integrations.decision import FINDS
+from greedylr_integrations.decision import FINDS, SEARCHES, Reason
 from greedylr_integrations.rules.slope import SHORTEST
-from greedylr_integrations.runs.run import Run
+from greedylr_integrations.runs.run import Integers, Run
 from greedylr_integrations.runs.summary import base_lr_of
 from greedylr_integrations.spikes import SpikeDetector
+from greedylr_integrations.summary import EARLY
 
 OFTEN = 0.1  # share of the decisions in which the LR was at a bound
 FAR = 10.0  # times the base LR, or a part of it, from which the next run should start elsewhere
-EARLY = 0.9  # share of the planned steps; as what a run says at its end
 PACKAGES = (
     "torch",
     "transformers",
@@ -32,13 +32,12 @@ PACKAGES = (
     "deepspeed",
 )
 ADAPTERS = {"transformers": "transformers", "lightning": "lightning", "accelerate": "accelerate"}  # and what they need
-FOLLOWS_LOSS = ("FILLING", "IMPROVED", "INSIGNIFICANT", "PATIENCE")  # of the loss window
-SEARCHES = ("SEARCHING", "CEILING")
+FOLLOWS_LOSS = (Reason.FILLING, Reason.IMPROVED, Reason.INSIGNIFICANT, Reason.PATIENCE)  # of the loss window
 CUT_SHORT = {
-    "NONFINITE": "a loss that was NaN or infinite",
-    "SPIKE": "a loss spike",
-    "ROLLED_BACK": "a loss spike or NaN",
-    "ORDERED": "a command",
+    Reason.NONFINITE.name: "a loss that was NaN or infinite",
+    Reason.SPIKE.name: "a loss spike",
+    Reason.ROLLED_BACK.name: "a loss spike or NaN",
+    Reason.ORDERED.name: "a command",
 }
 
 
@@ -75,9 +74,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _count(run: Run, *reasons: str) -> int:
-    counts = dict(zip(run.reason_names, run.reason_counts(), strict=True))
-    return sum(counts.get(reason, 0) for reason in reasons)
+def _rows(run: Run, *reasons: Reason) -> Integers:
+    """The rows with one of these reasons."""
+    names = [reason.name for reason in reasons]
+    return np.flatnonzero(np.isin(run.reasons, [i for i, name in enumerate(run.reason_names) if name in names]))
+
+
+def _count(run: Run, *reasons: Reason) -> int:
+    return len(_rows(run, *reasons))
 
 
 def _is_default(run: Run) -> bool:
@@ -89,19 +93,13 @@ def _value(run: Run, field: str) -> Any:
     return (run.config or {}).get(field)
 
 
-def _last(run: Run, *reasons: str) -> int | None:
-    """The last row with one of these reasons."""
-    codes = [code for code, name in enumerate(run.reason_names) if name in reasons]
-    rows = np.flatnonzero(np.isin(run.reasons, codes))
-    return int(rows[-1]) if len(rows) else None
-
-
 def _about_search(run: Run) -> Iterator[str]:
     if not _is_default(run) or not run.has_decisions:
         return
     lr, base_lr = run.suggested_lr(), base_lr_of(run)
-    row = _last(run, *SEARCHES)
-    if _count(run, "TOO_SHORT") and row is None:
+    searching = _rows(run, *SEARCHES)
+    row = int(searching[-1]) if len(searching) else None
+    if _count(run, Reason.TOO_SHORT) and row is None:
         short = run.total_steps is not None and run.total_steps < SHORTEST
         yield f"There was no search, and the base LR was held: {_needs_more(short)}"
     elif _count(run, *FOLLOWS_LOSS):
@@ -109,7 +107,7 @@ def _about_search(run: Run) -> Iterator[str]:
             "No slope was measured, so the LR followed the loss alone, which cannot find the LR if the base LR is far"
             " off: the optimizer's gradients were hidden, as with DeepSpeed's ZeRO."
         )
-    elif _count(run, *(reason.name for reason in FINDS)):
+    elif _count(run, *FINDS):
         if lr is not None and base_lr > 0 and not 1 / FAR <= lr / base_lr <= FAR:
             yield (
                 f"The LR that was found, {lr:.2g}, is far from the base LR, {base_lr:.2g}: start the next such run at"
@@ -124,7 +122,7 @@ def _about_search(run: Run) -> Iterator[str]:
                 f"The search ended at step {int(run.steps[row + 1]):,} because of {CUT_SHORT[after]}, so the LR may not"
                 " be the one that fits."
             )
-        elif after == "HOLDING" and lr is not None:
+        elif after == Reason.HOLDING.name and lr is not None:
             yield (
                 f"The search ran out of time at an LR of {lr:.2g}, so the best LR may be higher: start the next run"
                 f" with a base LR of {lr:.2g}."
@@ -140,8 +138,8 @@ def _needs_more(short: bool) -> str:
 def _about_bounds(run: Run) -> Iterator[str]:
     decisions = int((run.actions >= 0).sum())
     for reason, which, bound, larger, higher in (
-        ("CEILING", "upper", "max", "larger", "higher"),
-        ("FLOOR", "lower", "min", "smaller", "lower"),
+        (Reason.CEILING, "upper", "max", "larger", "higher"),
+        (Reason.FLOOR, "lower", "min", "smaller", "lower"),
     ):
         count = _count(run, reason)
         if count > OFTEN * decisions:
@@ -156,7 +154,7 @@ def _about_bounds(run: Run) -> Iterator[str]:
 def _about_length(run: Run) -> Iterator[str]:
     total, last = run.total_steps, int(run.steps[-1])
     at_end = total is None or last >= EARLY * total
-    if at_end and _count(run, "FILLING") and _count(run, "FILLING") == int((run.actions >= 0).sum()):
+    if at_end and 0 < _count(run, Reason.FILLING) == int((run.actions >= 0).sum()):
         yield "The loss window never filled, so the LR never moved: set a smaller window_size."
     if total is None or not run.has_decisions or any(command.order == "decay" for command in run.commands):
         return
@@ -182,7 +180,7 @@ def _about_nonfinite(run: Run) -> Iterator[str]:
 
 
 def _about_spikes(run: Run) -> Iterator[str]:
-    back = [int(step) for step in run.steps[[run.reason(row) == "ROLLED_BACK" for row in range(len(run))]]]
+    back = run.steps[_rows(run, Reason.ROLLED_BACK)].tolist()
     if back:
         where = ", ".join(f"{step:,}" for step in back[:5]) + (" and later" if len(back) > 5 else "")
         yield f"Earlier weights were restored at step {where}: look at the data before it."
