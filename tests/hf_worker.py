@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 import tiny
 import torch
+from processes import leave
 from transformers import Trainer
 
 from greedylr_integrations.transformers import GreedyLRCallback
@@ -120,5 +121,4 @@ def main(out, names):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2:] or list(PATHS))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave()

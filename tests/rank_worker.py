@@ -14,6 +14,7 @@ from pathlib import Path
 import small
 import torch
 import torch.distributed as dist
+from processes import leave
 from torch.distributed.algorithms.join import Join
 
 warnings.simplefilter("ignore")
@@ -162,4 +163,4 @@ if __name__ == "__main__":
     (out / f"rank-{RANK}.json").write_text(json.dumps({"used": used, "error": error}))
     if error:
         os._exit(1)  # the others may be in a collective: torchrun ends them
-    dist.destroy_process_group()
+    leave()

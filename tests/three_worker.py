@@ -14,6 +14,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
+from processes import leave
 
 from greedylr_integrations import steering as module
 
@@ -195,5 +196,4 @@ def main(out, accumulate, steps):
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
