@@ -13,6 +13,7 @@ from greedylr_integrations.callbacks import Settings, SharedCallback
 from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import check_optimizer, unwrapped
+from greedylr_integrations.rollback import NO_CHECKPOINTS
 
 # the default, and schedules without a shape to miss
 NOT_CHOSEN = ("linear", "constant", "constant_with_warmup")
@@ -40,6 +41,11 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
             f"the Trainer was given a {name}, which follows a metric too, and only one can set the LR: leave it"
             " out of `optimizers`, or drop GreedyLRCallback"
         )
+    if callback.config.needs_checkpoints and args.save_only_model and not shadow:
+        raise ValueError(
+            "snapshot_every=None is not allowed with save_only_model=True, whose checkpoints have no optimizer to put"
+            " back: drop one of the two"
+        )
     callbacks = trainer.callback_handler.callbacks if trainer is not None else [callback]
     if sum(isinstance(each, type(callback)) for each in callbacks) > 1:
         raise ValueError("the Trainer has more than one GreedyLRCallback, and only one can set the LR: keep one")
@@ -56,6 +62,8 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
             kind,
             ": pass base_schedule='multiply' to keep it, or 'replace' to silence this" if chosen else "",
         )
+    if settings.config.needs_checkpoints and not settings.shadow and args.save_strategy == "no":
+        logger.warning("%s: set save_strategy and save_steps", NO_CHECKPOINTS)
     if settings.monitor == "loss" and is_rewarded(trainer):
         logger.warning(
             "the loss of %s is about 0, whatever the model learns: follow the reward instead, with"

@@ -77,6 +77,14 @@ def of_trial(path: str | None, trainer: Any, args: Any, state: Any) -> str | Non
     return path and os.path.join(os.path.dirname(path), trial_folder(trainer, args, state), os.path.basename(path))
 
 
+def restore(trainer: Any, folder: str) -> None:
+    """Put weights and optimizer back from a checkpoint, as the Trainer does when it resumes, and only these."""
+    schedule = trainer.lr_scheduler.state_dict()
+    trainer._load_from_checkpoint(folder, trainer.model_wrapped if trainer.is_fsdp_enabled else None)
+    trainer._load_optimizer_and_scheduler(folder)
+    trainer.lr_scheduler.load_state_dict(schedule)
+
+
 @contextmanager
 def lent(trainer: Any, callback: TrainerCallback, steps: int) -> Iterator[None]:
     """Have the Trainer train so many steps with one callback and a constant schedule; then put it back as it was."""

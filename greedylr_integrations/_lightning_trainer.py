@@ -7,11 +7,13 @@ changed. Private are `fit_loop._should_accumulate`, `val_check_batch`, and what 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
+from functools import wraps
 from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from math import ceil, inf, isinf
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ import torch
 
 from greedylr_integrations.finder import as_it_was, same_attributes
 from greedylr_integrations.log import logger
+from greedylr_integrations.rollback import NO_CHECKPOINTS
 from greedylr_integrations.summary import as_list
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
@@ -96,6 +99,8 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
             f"the Trainer has more than one GreedyLRCallback for optimizer {index}, and only one can set its LR: keep"
             " one, or give the others another optimizer_index or shadow=True"
         )
+    if callback.config.needs_checkpoints and not trainer.checkpoint_callbacks:
+        logger.warning("%s: give the Trainer a ModelCheckpoint", NO_CHECKPOINTS)
     if _callbacks(trainer, "StochasticWeightAveraging"):
         logger.warning(
             "the swa_lrs of StochasticWeightAveraging are not used, because GreedyLR sets the LR: drop one of the two"
@@ -113,6 +118,34 @@ def to_loggers(trainer: Any, method: str, values: Mapping[str, Any], **kwargs: A
                 getattr(each, method)(dict(values), **kwargs)
         except Exception as error:
             logger.warning("GreedyLR could not write to %s: %s", type(each).__name__, error)
+
+
+def restore(trainer: Any, path: str) -> None:
+    """Put weights and optimizers back from a checkpoint, as the Trainer does when it resumes, and only these."""
+    strategy, module = trainer.strategy, trainer.lightning_module
+    # since 2.6; the run has written it itself
+    trusted = "weights_only" in signature(strategy.load_checkpoint).parameters
+    checkpoint = strategy.load_checkpoint(path, **({"weights_only": False} if trusted else {}))
+    module.on_load_checkpoint(checkpoint)
+    strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
+    strategy.load_optimizer_state_dict(checkpoint)
+
+
+def watch_saves(trainer: Any, take: Callable[[str], object]) -> None:
+    """Give the path of each whole checkpoint to `take`, once it is saved; no event has it."""
+    save = trainer.save_checkpoint
+
+    @wraps(save)
+    def observed(filepath: Any, weights_only: bool | None = None, **kwargs: Any) -> None:
+        save(filepath, weights_only, **kwargs)
+        if not weights_only:
+            take(str(filepath))
+
+    trainer.save_checkpoint = observed
+
+
+def ignore_saves(trainer: Any) -> None:
+    vars(trainer).pop("save_checkpoint", None)
 
 
 @contextmanager

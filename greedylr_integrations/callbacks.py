@@ -247,13 +247,15 @@ class SharedCallback(Steerable):
             **schedule,
         )
 
-    def _resume(self, saved: Mapping[str, Any] | None, step: int) -> None:
+    def _resume(self, saved: Mapping[str, Any] | None, step: int, path: str | os.PathLike[str] | None) -> None:
         """Continue from what a checkpoint has of us, at an optimizer step."""
         if saved is not None:
             self._scheduler.load_state_dict(saved)
         elif step > 0:
             logger.warning("GreedyLR starts anew: the checkpoint was written without it")
             self._scheduler.last_epoch = step
+        if step > 0 and path is not None:
+            self._scheduler.saved(path)
         decay = self.settings.decay_on_resume
         if step > 0 and decay is not None and not self._scheduler.decaying:
             self._scheduler.start_decay(decay)

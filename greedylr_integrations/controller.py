@@ -58,9 +58,10 @@ class ControllerConfig(ABC):
     next. Another rollback within 300 decisions lowers the LR, a third at once is a "hold", since the data must have
     changed, and a sixth, each within 1,000 decisions of the one before, raises `guard.SpikeError`. Default None: spikes
     are losses like others."""
-    snapshot_every: int = 100
+    snapshot_every: int | None = 100
     """Optimizer steps between the copies to which "rollback" goes back. Two are kept, in the memory of the host, each
-    as large as the weights that are trained and the optimizer's state. Default 100."""
+    as large as the weights that are trained and the optimizer's state. None: no copies, it goes back to the checkpoints
+    that the run saves; until there is one, it is "reduce". Default 100."""
     on_resume: str = "checkpoint"
     """Which hyperparameters win if the checkpoint's differ: "checkpoint" (default), "config", or "error". A changed
     run length is not a difference: the new one is used."""
@@ -74,7 +75,8 @@ class ControllerConfig(ABC):
         check_choice("on_nonfinite", self.on_nonfinite, ("hold", "reduce", "rollback", "raise"))
         if self.on_spike is not None:
             check_choice("on_spike", self.on_spike, ("hold", "reduce", "rollback", "raise"))
-        check_integer("snapshot_every", self.snapshot_every, least=1)
+        if self.snapshot_every is not None:
+            check_integer("snapshot_every", self.snapshot_every, least=1)
         check_choice("on_resume", self.on_resume, ("checkpoint", "config", "error"))
 
     @abstractmethod
@@ -99,6 +101,11 @@ class ControllerConfig(ABC):
     def rolls_back(self) -> bool:
         """Whether weights may have to go back to earlier ones."""
         return "rollback" in (self.on_nonfinite, self.on_spike)
+
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether it is the run's checkpoints that they go back to."""
+        return self.rolls_back and self.snapshot_every is None
 
     def without_rollback(self) -> ControllerConfig:
         """The same with "reduce" in place of "rollback"."""

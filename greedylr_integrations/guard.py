@@ -50,6 +50,7 @@ class Guard:
         nonfinite (int): non-finite losses in a row.
         rollbacks (int): how often the weights went back, each time within 1,000 decisions of the time before.
         sees_all (bool): whether finite losses are looked at too.
+        can_go_back (bool): whether there are earlier weights. Until then, "rollback" is "reduce". True at first.
     """
 
     def __init__(self, config: ControllerConfig) -> None:
@@ -58,6 +59,7 @@ class Guard:
         self._since: int | None = None  # decisions since the last rollback
         self._close = False  # whether the last rollback came at once after another
         self.nonfinite = self.rollbacks = 0
+        self.can_go_back = True
         self.sees_all = config.on_spike is not None or config.rolls_back
 
     @property
@@ -92,7 +94,7 @@ class Guard:
         return None if self._detector is None else self._about_spike(loss, what, self._detector)
 
     def _about_nonfinite(self, loss: float, what: str) -> Response:
-        policy = self._on_nonfinite
+        policy = self._now(self._on_nonfinite)
         if policy == "raise":
             raise FloatingPointError(f"{what} is {loss}, and on_nonfinite='raise'")
         if policy == "rollback" and self.nonfinite > 1:
@@ -105,7 +107,7 @@ class Guard:
         return Response(NONFINITE, lower=policy == "reduce" and self.nonfinite == 1)
 
     def _about_spike(self, loss: float, what: str, detector: SpikeDetector) -> Response | None:
-        policy, spike = self._on_spike, detector.is_spike(loss)
+        policy, spike = self._now(self._on_spike), detector.is_spike(loss)
         limit = detector.limit
         if not detector.has_risen:
             return Response(SPIKE, lower=False, limit=limit) if spike else None
@@ -118,6 +120,9 @@ class Guard:
             return self._roll_back(f"{what} spiked", limit)
         detector.accept()
         return Response(SPIKE, lower=True, limit=limit) if policy == "reduce" else None
+
+    def _now(self, policy: str | None) -> str | None:
+        return "reduce" if policy == "rollback" and not self.can_go_back else policy
 
     @property
     def _at_once(self) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Unpack
 from weakref import ref
 
@@ -89,12 +90,13 @@ class GreedyLRCallback(SharedCallback, Callback):
             if run.saved["schedule_lrs"] is not None:
                 run.saved["schedule_lrs"] = [float(group["lr"]) for group in run.optimizer.param_groups]
         self._build(trainer, pl_module)
-        self._resume(run.saved, trainer.global_step // count)
+        self._resume(run.saved, trainer.global_step // count, trainer.ckpt_path)
         run.saved = None
         self._scheduler.advise(_lightning_trainer.NO_LOSS)
         self._scheduler.take_over()
         self._scheduler.announce(aloud=not self.settings.quiet)
         run.hook = run.optimizer.register_step_post_hook(self._on_step)
+        _lightning_trainer.watch_saves(trainer, lambda path: self._scheduler.saved(path))
         self._fitted = (ref(trainer), ref(pl_module))
 
     def _on_step(self, *args: Any) -> None:
@@ -142,14 +144,14 @@ class GreedyLRCallback(SharedCallback, Callback):
             self._observe(trainer.callback_metrics[metric.name])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._run.hook.remove()
+        self._stop_watching(trainer)
         if found := self._named(self._result()):
             _lightning_trainer.to_loggers(trainer, "log_metrics", found, step=trainer.global_step)
         self._end_run()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._run is not None and self._run.hook is not None:
-            self._run.hook.remove()
+            self._stop_watching(trainer)
         self._run = None
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -215,7 +217,12 @@ class GreedyLRCallback(SharedCallback, Callback):
             horizon=None if metric is None else count(trainer, pl_module) or 0,
             history_file=settings.history_file,
             module=pl_module,
+            restore=partial(_lightning_trainer.restore, trainer),
         )
+
+    def _stop_watching(self, trainer: Any) -> None:
+        self._run.hook.remove()
+        _lightning_trainer.ignore_saves(trainer)
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         """Under the names of this callback's optimizer."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger, say
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import refuse_accelerate, without_parameters
-from greedylr_integrations.snapshots import Snapshots
+from greedylr_integrations.rollback import Rollback
 from greedylr_integrations.suggestion import Settling
 
 
@@ -45,8 +45,9 @@ class Readings(LRScheduler):
     _rates: LearningRates
     _recorder: Recorder
     _settling: Settling
-    _snapshots: Snapshots | None
+    _rollback: Rollback | None
     _module: torch.nn.Module | None
+    _restore: Callable[[str], object] | None
     _used: tuple[Sequence[float], float, Sequence[float]] | None = None  # in the last step: LRs, envelope, scales
 
     def _take_up_groups(self) -> None:
@@ -227,7 +228,7 @@ class Readings(LRScheduler):
         self.base_schedule = None
         self._rates.detach(self.optimizer)
         self._decider.detach()
-        self._module = self._snapshots = None
+        self._module = self._rollback = self._restore = None
         if self.history_file is not None:
             self.history_file.end()
 

@@ -15,7 +15,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from greedylr_integrations.checks import check
+from greedylr_integrations.checks import check, check_hook
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.deciding import Decider, RunLength
 from greedylr_integrations.decision import Decision
@@ -28,11 +28,11 @@ from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
 from greedylr_integrations.optimizers import check_optimizer
 from greedylr_integrations.readings import Readings
+from greedylr_integrations.rollback import Rollback, rollback_of
 from greedylr_integrations.rules import make_config
 from greedylr_integrations.scheduler_state import STATE_VERSION, checked_state
 from greedylr_integrations.signals import Signals
 from greedylr_integrations.slope import SlopeMeter
-from greedylr_integrations.snapshots import Snapshots
 from greedylr_integrations.steering import Command, Steerable
 from greedylr_integrations.suggestion import Settling
 
@@ -85,6 +85,9 @@ class GreedyLR(Readings, Steerable):
         monitor (str): what the losses are, for the history. Default "loss".
         module (torch.nn.Module): whose buffers go back with the weights in a rollback, such as the means of batch norm.
             Default None: buffers stay as they are.
+        restore (callable): a function that loads a checkpoint, for a rollback with `snapshot_every=None`: it is called
+            on every rank with a path that `saved` was given, and puts weights and optimizer back. It may be the one
+            with which you resume: LR, schedule and this scheduler stay as they are. Default None: none.
         **fields: fields of the config, in place of its own.
 
     Raises:
@@ -113,8 +116,10 @@ class GreedyLR(Readings, Steerable):
         control_file: str | os.PathLike[str] | None = None,
         monitor: str = "loss",
         module: torch.nn.Module | None = None,
+        restore: Callable[[str], object] | None = None,
         **fields: Unpack[ConfigFields],
     ) -> None:
+        check_hook("restore", restore, "the path of a checkpoint")
         check_optimizer(optimizer, shadow=shadow)
         if controller is not None:
             check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
@@ -133,12 +138,11 @@ class GreedyLR(Readings, Steerable):
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
         self._decider = Decider(config, signals, length, monitor, self._carry_out)
         self._recorder, self._total_steps = Recorder(history_file, on_decision), envelope.total_steps
-        self._settling, self._module = Settling(), module
-        self._snapshots: Snapshots | None = None
+        self._settling, self._module, self._restore = Settling(), module, restore
         self._begun = False
         self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
-        self._keep_snapshots()
+        self._set_rollback(self._rollback_of(config))
         self._write()
 
     def _initial_step(self) -> None:
@@ -187,8 +191,8 @@ class GreedyLR(Readings, Steerable):
         self._begin()
         self._take_up_groups()
         decision = self._decider.observe(loss)
-        if self._snapshots is not None:
-            self._snapshots.follow(decision, self.last_epoch, self.controller.guard)
+        if self._rollback is not None:
+            self._rollback.follow(decision, self.last_epoch, self.controller.guard)
         self._write()
         if decision is not None:
             self._record(decision)
@@ -215,8 +219,8 @@ class GreedyLR(Readings, Steerable):
             self._recorder.begin(header, resumed=self.last_epoch, writes=rank() == 0)
 
     def _go_on(self, step: int, decision: Decision | None = None) -> None:
-        if self._snapshots is not None:
-            self._snapshots.follow(decision, step, self.controller.guard)
+        if self._rollback is not None:
+            self._rollback.follow(decision, step, self.controller.guard)
         self.last_epoch = step
         rates, scales = self._rates, self._decider.controller.scales
         self._used = rates.bases, rates.factor, rates.written
@@ -225,10 +229,14 @@ class GreedyLR(Readings, Steerable):
         if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
             rates.write(scales, step)
 
-    def _keep_snapshots(self) -> None:
-        config = self.controller.config
-        if config.rolls_back and not self.shadow:
-            self._snapshots = Snapshots(self.optimizer, self._module, config.snapshot_every)
+    def _rollback_of(self, config: ControllerConfig) -> Rollback | None:
+        if self.shadow:
+            return None
+        return rollback_of(config, self.optimizer, self._module, self.base_schedule, self._restore)
+
+    def _set_rollback(self, rollback: Rollback | None) -> None:
+        self._rollback = rollback
+        self.controller.guard.can_go_back = False  # before the first step, or after a resume
 
     def _write(self) -> None:
         self._rates.write(self.controller.scales, self.last_epoch)
@@ -309,21 +317,37 @@ class GreedyLR(Readings, Steerable):
             **self._decider.state_dict(),
         }
 
+    def saved(self, path: str | os.PathLike[str]) -> None:
+        """A checkpoint was saved, or the run was resumed from it: with `snapshot_every=None`, a rollback may go there.
+
+        Call it on every rank, after saving or loading. The Trainers' callbacks do so by themselves.
+
+        Args:
+            path (path): what `restore` will be called with. If it is gone by then, an earlier one is used.
+        """
+        if self._rollback is not None:
+            self._rollback.saved(os.fspath(path), self.last_epoch, self.controller.guard)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, and give the optimizer the LRs that go with it.
+
+        During a rollback, it does nothing.
 
         Raises:
             ValueError: for a state with missing, unknown or wrong values, of another version, of another number of
                 parameter groups, of another `monitor`, or that the controller refuses; then nothing has changed.
         """
+        if self._rollback is not None and self._rollback.restoring:
+            return
         self._take_up_groups()
         with_schedule, groups = self._rates.schedule is not None, len(self.base_lrs)
         state = checked_state(state_dict, groups, with_schedule=with_schedule, monitor=self.monitor)
         controller = self._decider.loaded(state, self.base_lrs)
+        rollback = self._rollback_of(controller.config)
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
         self._recorder.rewind(state["decisions"], state["commands"])
         self._settling.load_state_dict(state["settling"], groups)
-        self._keep_snapshots()
+        self._set_rollback(rollback)
         self._write()

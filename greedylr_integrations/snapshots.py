@@ -1,20 +1,12 @@
-"""Copies of weights and optimizer in the memory of the host, to go back to after a loss spike."""
+"""A copy of weights and optimizer in the memory of the host, to go back to after a loss spike."""
 
 from __future__ import annotations
 
-from collections import deque
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-
-from greedylr_integrations.decision import ROLLED_BACK, Decision
-from greedylr_integrations.guard import Guard, SpikeError
-from greedylr_integrations.log import logger
-from greedylr_integrations.optimizers import unwrapped
-
-OLD_ENOUGH = 10  # optimizer steps: what was copied later may have the spike's beginning in it
 
 
 class Snapshot:
@@ -57,53 +49,6 @@ class Snapshot:
                     now[name] = value
         for buffer, value in self._buffers:
             _local(buffer).copy_(value)
-
-
-class Snapshots:
-    """The last two snapshots of a run.
-
-    Args:
-        optimizer (torch.optim.Optimizer): what to copy.
-        module (torch.nn.Module): whose buffers to copy. None: none.
-        every (int): optimizer steps between two.
-    """
-
-    def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None, every: int) -> None:
-        if type(unwrapped(optimizer)).__module__.startswith("deepspeed"):
-            raise ValueError("a rollback is not possible with DeepSpeed, which keeps the weights itself: use 'reduce'")
-        self._optimizer, self._module, self._every = optimizer, module, every
-        self._kept: deque[Snapshot] = deque(maxlen=2)
-
-    def follow(self, decision: Decision | None, step: int, guard: Guard) -> None:
-        """Put earlier weights back if the decision says so, or copy those of now if it is time."""
-        if decision is not None and decision.reason is ROLLED_BACK:
-            guard.memory = self.go_back(step).memory
-        elif guard.calm:
-            self.take(step, guard)
-
-    def take(self, step: int, guard: Guard) -> None:
-        """Take one after an optimizer step, if it is time."""
-        if self._kept and step - self._kept[-1].step < self._every:
-            return
-        snapshot = Snapshot(unwrapped(self._optimizer), self._module, step, guard.memory)
-        if not self._kept:
-            megabytes = snapshot.size / 1e6
-            logger.info("GreedyLR keeps two copies of weights and optimizer on the host, of %.3g MB each", megabytes)
-        self._kept.append(snapshot)
-
-    def go_back(self, step: int) -> Snapshot:
-        """Put the newest one back that is old enough, or else the oldest."""
-        if not self._kept:
-            raise SpikeError("the loss was not finite from the first step on, so there are no weights to go back to")
-        if len(self._kept) == 2 and step - self._kept[-1].step < OLD_ENOUGH:
-            self._kept.pop()
-        snapshot = self._kept[-1]
-        snapshot.restore(unwrapped(self._optimizer))
-        logger.warning("GreedyLR put the weights of step %d back in step %d", snapshot.step, step)
-        return snapshot
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": deque(maxlen=2)}
 
 
 def _trained(optimizer: Optimizer) -> list[torch.Tensor]:

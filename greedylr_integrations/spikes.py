@@ -14,6 +14,7 @@ REMEMBERED = 64  # losses that a loss is compared with
 FEWEST = 16  # of these below which nothing is a spike
 FAR = 8.0  # standard deviations above the median at which a loss is a spike
 RISEN = 10.0  # standard errors above it at which the mean of the newest has risen
+ABOVE, PAIRS = 5.0, 0.97  # the same, if this share of the pairs of a newest and an older loss has risen
 NEWEST = 8  # losses in that mean
 FINEST = 1e-3  # least standard deviation, of the median: losses that are nearly constant have no spikes
 SPIKES = 3  # in a row that are more than the fault of one odd batch
@@ -27,6 +28,8 @@ class SpikeDetector:
     their 90th percentile from the median if that is more, since many losses have a longer tail above than below. So
     outliers among them hardly count. The loss *has risen* if there were three spikes in a row, or if the mean of the
     last 8 losses, of which spikes count as 8 standard deviations, lies 10 of its standard errors above that median.
+    5 are enough if the newer loss is higher in 97% of the pairs of one of the 8 and one of the 64, which noise of any
+    distribution does once in ten million decisions.
 
     Args:
         larger_is_better (bool): whether a spike lies below the others.
@@ -41,7 +44,7 @@ class SpikeDetector:
         self._values: deque[float] = deque(maxlen=REMEMBERED)
         self._newest: deque[float] = deque(maxlen=NEWEST)  # spikes too
         self._sorted: list[float] = []
-        self._mean_limit = inf
+        self._median, self._error = 0.0, inf
         self.in_a_row = 0
         self.limit: float | None = None
 
@@ -65,18 +68,27 @@ class SpikeDetector:
     @property
     def has_risen(self) -> bool:
         """Whether the losses, up to the last one, are more than the fault of one odd batch."""
-        full = len(self._newest) == NEWEST
-        return self.in_a_row >= SPIKES or (full and sum(self._newest) / NEWEST > self._mean_limit)
+        if self.in_a_row >= SPIKES:
+            return True
+        if len(self._newest) < NEWEST:
+            return False
+        rise = sum(self._newest) / NEWEST - self._median
+        return rise > RISEN * self._error or (rise > ABOVE * self._error and self._are_above())
+
+    def _are_above(self) -> bool:
+        """Whether nearly all of the newest are above nearly all of the others."""
+        pairs = sum(bisect_left(self._sorted, value) for value in self._newest)
+        return len(self._sorted) == REMEMBERED and pairs > PAIRS * NEWEST * REMEMBERED
 
     def _set_limits(self) -> None:
-        self.limit, self._mean_limit = None, inf
+        self.limit, self._error = None, inf
         if len(self._values) >= FEWEST:
             count = len(self._sorted)
             median, high = self._sorted[count // 2], self._sorted[int(0.9 * count)]
             deviations = sorted(abs(value - median) for value in self._sorted)
             deviation = max(1.4826 * deviations[count // 2], (high - median) / 1.2816, FINEST * abs(median))
             self.limit = self._sign * (median + FAR * deviation)
-            self._mean_limit = median + RISEN * deviation / sqrt(NEWEST)
+            self._median, self._error = median, deviation / sqrt(NEWEST)
 
     def accept(self) -> None:
         """Begin anew, since the losses are from now on what they are."""

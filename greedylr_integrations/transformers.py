@@ -10,6 +10,7 @@ is seen is in `_hf_trainer`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 try:
@@ -157,6 +158,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self._run is not None:
             folder = _hf_trainer.checkpoint_folder(self._run.trainer, args, state)
             _hf_reference.save(folder, self._scheduler.state_dict())
+            self._scheduler.saved(folder)
 
     # ---- state ----
 
@@ -201,8 +203,9 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
             horizon=None if run.metric is None else run.metric.count(state) or 0,
             history_file=_hf_trainer.of_trial(settings.history_file, run.trainer, args, state),
             module=model,
+            restore=None if run.trainer is None else partial(_hf_trainer.restore, run.trainer),
         )
-        self._resume(_hf_reference.load(attributes.get("saved"), run.resumed_from), run.start_step)
+        self._resume(_hf_reference.load(attributes.get("saved"), run.resumed_from), run.start_step, run.resumed_from)
 
     # ---- pieces ----
 

@@ -97,6 +97,24 @@ def test_a_rise_within_the_noise_of_single_losses_shows_in_their_mean(rise):
     assert seen[-1] is (rise == 1.2)  # 10 standard errors are about 0.7, 8 standard deviations 1.6
 
 
+@pytest.mark.parametrize(
+    ("newest", "older", "risen"),
+    [
+        ([3.27] * NEWEST, 500, True),  # about 7.5 standard errors
+        ([3.0, 3.54] * (NEWEST // 2), 500, False),  # the same mean, but four are not above the others
+        ([3.27] * NEWEST, REMEMBERED - 2, False),  # too few to compare with
+        ([3.13] * NEWEST, 500, False),  # not far above
+        ([3.45] * NEWEST, REMEMBERED - 2, True),  # 12 standard errors
+    ],
+)
+def test_eight_losses_above_all_others_need_not_be_so_far_above(newest, older, risen):
+    detector = SpikeDetector()
+    for loss in [*noisy(older), *newest]:
+        assert not detector.has_risen
+        assert not detector.is_spike(loss)
+    assert detector.has_risen is risen
+
+
 def test_after_going_back_the_risen_losses_are_forgotten():
     detector = SpikeDetector()
     for loss in [*noisy(100), *[3.6] * NEWEST]:

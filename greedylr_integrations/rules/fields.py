@@ -13,7 +13,7 @@ class ConfigFields(TypedDict, total=False):
     every_n_steps: int
     on_nonfinite: str
     on_spike: str | None
-    snapshot_every: int
+    snapshot_every: int | None
     on_resume: str
     min_scale: float | None
     max_scale: float | None
