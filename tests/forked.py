@@ -1,6 +1,5 @@
 """In place of torchrun, for hundreds of starts: ranks are forked from a process that has imported the frameworks."""
 
-import multiprocessing
 import os
 import runpy
 import signal
@@ -9,12 +8,9 @@ import subprocess
 import sys
 import traceback
 
-import pytest
+from processes import forking, forkserver
 
 GRACE = 30  # seconds from SIGTERM to SIGKILL, as torchrun's
-
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["forked_imports"])
 
 
 class Forked:
@@ -22,9 +18,8 @@ class Forked:
 
     def __init__(self, argv, env, errors):
         self.args = argv
-        self._process = _context.Process(target=_launch, args=(argv, env, str(errors)))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # where the imports are found, in Python 3.11
+        self._process = forkserver.Process(target=_launch, args=(argv, env, str(errors)))
+        with forking():
             self._process.start()
         self.pid = self._process.pid
 

@@ -1,10 +1,16 @@
-"""What the ranks of `forked` need, imported once."""
+"""What ranks need that are forked, imported once; without what is not installed."""
 
-import accelerate  # noqa: F401
-import lightning.pytorch  # noqa: F401
-import torchdata.stateful_dataloader  # noqa: F401
-import transformers.trainer  # noqa: F401
+import contextlib
+import importlib
 
-import greedylr_integrations.accelerate
-import greedylr_integrations.lightning
-import greedylr_integrations.transformers  # noqa: F401
+for name in (
+    "torch.distributed.fsdp",
+    "transformers.trainer",
+    "lightning.pytorch",
+    "torchdata.stateful_dataloader",
+    "greedylr_integrations.accelerate",
+    "greedylr_integrations.transformers",
+    "greedylr_integrations.lightning",
+):
+    with contextlib.suppress(ImportError):
+        importlib.import_module(name)

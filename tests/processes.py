@@ -10,12 +10,23 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
 TESTS = Path(__file__).parent
 ON_CPU = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
+forkserver = mp.get_context("forkserver")
+forkserver.set_forkserver_preload(["processes", "forked_imports"])
+
+
+@contextlib.contextmanager
+def forking():
+    """In it, processes may be started by `forkserver`, with the imports there already."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # else, Python 3.11 does not find the imports
+        yield
 
 
 def torchrun(world):
@@ -79,7 +90,9 @@ def leave():
 def spawn(function, world, out, timeout=180):
     """`function(rank, world, out)` on so many processes, in an initialized gloo group."""
     store = Path(out) / "store"
-    context = mp.start_processes(_started, (function, world, str(store), str(out), timeout), world, join=False)
+    arguments = (function, world, str(store), str(out), timeout)
+    with forking():
+        context = mp.start_processes(_started, arguments, world, join=False, start_method="forkserver")
     deadline = time.monotonic() + timeout + 30
     try:
         while not context.join(timeout=5):
