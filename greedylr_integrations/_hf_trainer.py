@@ -77,6 +77,11 @@ def of_trial(path: str | None, trainer: Any, args: Any, state: Any) -> str | Non
     return path and os.path.join(os.path.dirname(path), trial_folder(trainer, args, state), os.path.basename(path))
 
 
+def is_whole(folder: str) -> bool:
+    """Whether a checkpoint is there and has the state of the optimizer, in a file or, of FSDP, in a folder."""
+    return os.path.isdir(folder) and any(name.startswith("optimizer") for name in os.listdir(folder))
+
+
 def restore(trainer: Any, folder: str) -> None:
     """Put weights and optimizer back from a checkpoint, as the Trainer does when it resumes, and only these."""
     schedule = trainer.lr_scheduler.state_dict()

@@ -21,7 +21,7 @@ import torch
 
 from greedylr_integrations.finder import as_it_was, same_attributes
 from greedylr_integrations.log import logger
-from greedylr_integrations.rollback import NO_CHECKPOINTS
+from greedylr_integrations.rollback import NO_CHECKPOINTS, same_options
 from greedylr_integrations.summary import as_list
 
 # Before 2.6, a Trainer takes callbacks of its own namespace only: the one that the user has imported.
@@ -125,27 +125,31 @@ def restore(trainer: Any, path: str) -> None:
     strategy, module = trainer.strategy, trainer.lightning_module
     # since 2.6; the run has written it itself
     trusted = "weights_only" in signature(strategy.load_checkpoint).parameters
-    checkpoint = strategy.load_checkpoint(path, **({"weights_only": False} if trusted else {}))
-    module.on_load_checkpoint(checkpoint)
-    strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
-    strategy.load_optimizer_state_dict(checkpoint)
+    with same_options(trainer.optimizers):
+        checkpoint = strategy.load_checkpoint(path, **({"weights_only": False} if trusted else {}))
+        module.on_load_checkpoint(checkpoint)
+        strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
+        for callback in _callbacks(trainer, "WeightAveraging"):  # it saves the average as the model, beside the model
+            callback.on_load_checkpoint(trainer, module, checkpoint)
+        strategy.load_optimizer_state_dict(checkpoint)
 
 
-def watch_saves(trainer: Any, take: Callable[[str], object]) -> None:
-    """Give the path of each whole checkpoint to `take`, once it is saved; no event has it."""
-    save = trainer.save_checkpoint
+@contextmanager
+def saves_watched(trainer: Any, take: Callable[[str, bool], object]) -> Iterator[None]:
+    """Give the path of each checkpoint to `take`, once it is saved, and whether it is whole; no event has it."""
+    save, own = trainer.save_checkpoint, vars(trainer).get("save_checkpoint")
 
     @wraps(save)
-    def observed(filepath: Any, weights_only: bool | None = None, **kwargs: Any) -> None:
-        save(filepath, weights_only, **kwargs)
-        if not weights_only:
-            take(str(filepath))
+    def observed(filepath: Any, weights_only: bool | None = None, *args: Any, **kwargs: Any) -> None:
+        save(filepath, weights_only, *args, **kwargs)
+        take(str(filepath), not weights_only)
 
     trainer.save_checkpoint = observed
-
-
-def ignore_saves(trainer: Any) -> None:
-    vars(trainer).pop("save_checkpoint", None)
+    yield
+    if own is None:
+        vars(trainer).pop("save_checkpoint", None)
+    else:
+        trainer.save_checkpoint = own
 
 
 @contextmanager

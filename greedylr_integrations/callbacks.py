@@ -255,10 +255,14 @@ class SharedCallback(Steerable):
             logger.warning("GreedyLR starts anew: the checkpoint was written without it")
             self._scheduler.last_epoch = step
         if step > 0 and path is not None:
-            self._scheduler.saved(path)
+            self._saved(path)
         decay = self.settings.decay_on_resume
         if step > 0 and decay is not None and not self._scheduler.decaying:
             self._scheduler.start_decay(decay)
+
+    def _saved(self, path: Any) -> None:
+        """A checkpoint was saved, or the run resumed from it."""
+        self._scheduler.saved(path)
 
     def _rule_config(self) -> ControllerConfig:
         """The configuration of the run's rule: a metric has no slope."""

@@ -12,7 +12,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from greedylr_integrations.checks import (
     LARGEST_LR,
@@ -55,9 +55,9 @@ class ControllerConfig(ABC):
     """What loss spikes do; see `spikes.SpikeDetector`. A single one is kept from the rule. If the loss has risen, this
     is taken as its new level with "hold", lowers the LR too with "reduce", raises `guard.SpikeError` with "raise". With
     "rollback", weights and optimizer go back to those of a while ago, and training goes on with the batches that come
-    next. Another rollback within 300 decisions lowers the LR, a third at once is a "hold", since the data must have
-    changed, and a sixth, each within 1,000 decisions of the one before, raises `guard.SpikeError`. Default None: spikes
-    are losses like others."""
+    next. Another rollback within 300 decisions lowers the LR, unless it is the second and comes at once; a fourth at
+    once is a "hold", since the data must have changed; a sixth, each within 1,000 decisions of the one before, raises
+    `guard.SpikeError`. Default None: spikes are losses like others."""
     snapshot_every: int | None = 100
     """Optimizer steps between the copies to which "rollback" goes back. Two are kept, in the memory of the host, each
     as large as the weights that are trained and the optimizer's state. None: no copies, it goes back to the checkpoints
@@ -107,7 +107,7 @@ class ControllerConfig(ABC):
         """Whether it is the run's checkpoints that they go back to."""
         return self.rolls_back and self.snapshot_every is None
 
-    def without_rollback(self) -> ControllerConfig:
+    def without_rollback(self) -> Self:
         """The same with "reduce" in place of "rollback"."""
         nonfinite = "reduce" if self.on_nonfinite == "rollback" else self.on_nonfinite
         spike = "reduce" if self.on_spike == "rollback" else self.on_spike
@@ -277,7 +277,7 @@ class GreedyController:
         if response.lower:
             self._rule.lower()
             if response.limit is not None:
-                logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g", loss)
+                logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g%s", loss, self.guard.alone)
         return Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
 
     def add_group(self, base_lr: float) -> None:

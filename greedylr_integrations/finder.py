@@ -9,8 +9,6 @@ This is for a loop of your own; `transformers.find_lr` and `lightning.find_lr` a
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from copy import deepcopy
@@ -25,6 +23,7 @@ from greedylr_integrations.decision import CEILING, FINDS
 from greedylr_integrations.history import History
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
+from greedylr_integrations.random_numbers import same_random_numbers
 from greedylr_integrations.rules.slope import SHORTEST, SlopeConfig, too_short
 from greedylr_integrations.schedulers import GreedyLR
 
@@ -111,7 +110,7 @@ def search_config(config: SlopeConfig | None, total_steps: int) -> SlopeConfig:
     config = SlopeConfig() if config is None else config
     if not isinstance(config, SlopeConfig):
         raise TypeError(f"config={config!r} is not allowed: only the search by the slope finds an LR, SlopeConfig()")
-    return replace(config, on_missing_slope="raise")
+    return replace(config.without_rollback(), on_missing_slope="raise")
 
 
 def check_data(scheduler: GreedyLR) -> None:
@@ -195,17 +194,3 @@ def same_attributes(*objects: Any) -> Iterator[None]:
         for each, attributes in zip(objects, before, strict=True):
             vars(each).clear()
             vars(each).update(attributes)
-
-
-@contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """At the end, have the random numbers of torch, NumPy and Python go on as if there had been nothing between."""
-    numpy = sys.modules.get("numpy")
-    state, of_numpy = random.getstate(), numpy and numpy.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(state)
-        if numpy:
-            numpy.random.set_state(of_numpy)

@@ -19,7 +19,8 @@ DEAD_AFTER = 3  # non-finite losses in a row after which `on_nonfinite="reduce"`
 MOST_ROLLBACKS = 5  # each within APART of the one before
 APART = 1000  # decisions
 SOON = 300  # decisions after a rollback in which another one lowers the LR
-AT_ONCE = 20  # decisions after the last of two rollbacks in which a third would not help: the data is what has changed
+AT_ONCE = 20  # decisions after a rollback in which what caused it is likely to be still there, whatever the LR
+ENOUGH = 2  # rollbacks at once after another, after which the next would not help: the data is what has changed
 
 
 class SpikeError(RuntimeError):
@@ -57,7 +58,7 @@ class Guard:
         self._on_nonfinite, self._on_spike = config.on_nonfinite, config.on_spike
         self._detector = None if config.on_spike is None else SpikeDetector(config.mode == "max")
         self._since: int | None = None  # decisions since the last rollback
-        self._close = False  # whether the last rollback came at once after another
+        self._close = 0  # rollbacks in a row, up to the last one, that came at once after another
         self.nonfinite = self.rollbacks = 0
         self.can_go_back = True
         self.sees_all = config.on_spike is not None or config.rolls_back
@@ -75,7 +76,7 @@ class Guard:
     @memory.setter
     def memory(self, memory: Any) -> None:
         if self._detector is not None:
-            self._detector.load_state_dict(memory)
+            self._detector.load_state_dict({**memory, "in_a_row": 0})
 
     def look(self, loss: float, monitor: str) -> Response | None:
         """Look at the next loss: None if the rule should see it.
@@ -101,8 +102,8 @@ class Guard:
             return self._roll_back(f"{what} was NaN or infinite", None)
         if policy == "reduce" and self.nonfinite >= DEAD_AFTER:
             raise FloatingPointError(
-                f"{what} was NaN or infinite {self.nonfinite} times in a row: the run is dead. Resume from an"
-                " earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
+                f"{what} was NaN or infinite {self.nonfinite} times in a row: the run is dead{self.alone}. Resume from"
+                " an earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
             )
         return Response(NONFINITE, lower=policy == "reduce" and self.nonfinite == 1)
 
@@ -125,13 +126,19 @@ class Guard:
         return "reduce" if policy == "rollback" and not self.can_go_back else policy
 
     @property
+    def alone(self) -> str:
+        """That a rollback was wanted and is not possible, as the end of a sentence; empty if not so."""
+        wanted = "rollback" in (self._on_spike, self._on_nonfinite)
+        return ", and there are no earlier weights to go back to" if wanted and not self.can_go_back else ""
+
+    @property
     def _at_once(self) -> bool:
         return self._since is not None and self._since < AT_ONCE
 
     @property
     def _useless(self) -> bool:
-        """Whether the loss rose again at once after the last two rollbacks."""
-        return self._at_once and self._close
+        """Whether the loss rose again at once after each of the last rollbacks."""
+        return self._at_once and self._close >= ENOUGH
 
     def _roll_back(self, why: str, limit: float | None) -> Response:
         if self._since is not None and self._since >= APART:
@@ -142,22 +149,28 @@ class Guard:
                 " with a lower LR, or look at the data of these steps"
             )
         soon = self._since is not None and self._since < SOON
-        self._close = self._at_once
+        self._close = self._close + 1 if self._at_once else 0
+        lower = soon and self._close != 1
         self.rollbacks += 1
         self._since = self.nonfinite = 0
         if self._detector is not None:
             self._detector.go_back()
-        return Response(ROLLED_BACK, lower=soon, limit=limit)
+        return Response(ROLLED_BACK, lower=lower, limit=limit)
 
     def state_dict(self) -> dict[str, Any]:
         return {"spikes": self.memory, "rollbacks": self.rollbacks, "close": self._close, "since": self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rollbacks, self._close, self._since = state["rollbacks"], state["close"], state["since"]
+        self.rollbacks, self._close, self._since = state["rollbacks"], int(state["close"]), state["since"]
         if state["spikes"] is not None:
             self.memory = state["spikes"]
 
 
 is_guard = fits(
-    {"spikes": is_none_or(is_detector), "rollbacks": is_count, "close": is_flag, "since": is_none_or(is_count)}
+    {
+        "spikes": is_none_or(is_detector),
+        "rollbacks": is_count,
+        "close": lambda value: is_count(value) or is_flag(value),  # it was a flag
+        "since": is_none_or(is_count),
+    }
 )

@@ -11,6 +11,7 @@ is given its own LRs back for the moment.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Unpack
@@ -35,6 +36,7 @@ class _Run(Run):
     given_lrs: list[list[float]] = field(default_factory=list)  # base LRs of each optimizer before a checkpoint's
     optimizer: Any = None
     hook: Any = None
+    ends: ExitStack = field(default_factory=ExitStack)  # what to undo on the Trainer at the end
     stepped: int = 0  # optimizer steps in the batch under way
 
 
@@ -96,7 +98,12 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._scheduler.take_over()
         self._scheduler.announce(aloud=not self.settings.quiet)
         run.hook = run.optimizer.register_step_post_hook(self._on_step)
-        _lightning_trainer.watch_saves(trainer, lambda path: self._scheduler.saved(path))
+        run.ends.callback(run.hook.remove)
+        if self._scheduler.controller.config.needs_checkpoints:
+            saves = _lightning_trainer.saves_watched(
+                trainer, lambda path, whole: self._scheduler.saved(path, whole=whole)
+            )
+            run.ends.enter_context(saves)
         self._fitted = (ref(trainer), ref(pl_module))
 
     def _on_step(self, *args: Any) -> None:
@@ -144,14 +151,14 @@ class GreedyLRCallback(SharedCallback, Callback):
             self._observe(trainer.callback_metrics[metric.name])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        self._stop_watching(trainer)
+        self._run.ends.close()
         if found := self._named(self._result()):
             _lightning_trainer.to_loggers(trainer, "log_metrics", found, step=trainer.global_step)
         self._end_run()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         if self._run is not None and self._run.hook is not None:
-            self._stop_watching(trainer)
+            self._run.ends.close()
         self._run = None
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -219,10 +226,6 @@ class GreedyLRCallback(SharedCallback, Callback):
             module=pl_module,
             restore=partial(_lightning_trainer.restore, trainer),
         )
-
-    def _stop_watching(self, trainer: Any) -> None:
-        self._run.hook.remove()
-        _lightning_trainer.ignore_saves(trainer)
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
         """Under the names of this callback's optimizer."""

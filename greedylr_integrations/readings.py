@@ -45,9 +45,9 @@ class Readings(LRScheduler):
     _rates: LearningRates
     _recorder: Recorder
     _settling: Settling
-    _rollback: Rollback | None
+    _rollback: Rollback[Any] | None
     _module: torch.nn.Module | None
-    _restore: Callable[[str], object] | None
+    _restore: Callable[[Any], object] | None
     _used: tuple[Sequence[float], float, Sequence[float]] | None = None  # in the last step: LRs, envelope, scales
 
     def _take_up_groups(self) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import torch
 from torch.optim import Optimizer
@@ -18,24 +19,55 @@ from greedylr_integrations.distributed import compare
 from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
+from greedylr_integrations.random_numbers import same_random_numbers
 from greedylr_integrations.snapshots import Snapshot
 
-OLD_ENOUGH = 10  # optimizer steps: later weights may have the spike's beginning in them
+OLD_ENOUGH = 10  # decisions: with fewer since then, the weights may have the spike's beginning in them
 REMEMBERED = 100  # checkpoints
+# what schedules set in an optimizer's groups; other entries, such as Prodigy's d, are its state
+OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum", "base_momentum", "max_momentum", "weight_decay")
 NO_CHECKPOINTS = (
-    "GreedyLR has only checkpoints to go back to (snapshot_every=None), and this run saves none by itself, so a"
-    " rollback only lowers the LR until there is one"
+    "GreedyLR has only checkpoints to go back to (snapshot_every=None), and the Trainer is not set to save any: until"
+    " there is one, it lowers the LR instead"
 )
+Place = TypeVar("Place")
 
 
-class Rollback(ABC):
-    """What a run goes back to.
+class Earlier(NamedTuple, Generic[Place]):
+    """Weights to go back to.
 
     Attributes:
-        restoring (bool): whether a checkpoint is being loaded for it.
+        place: the snapshot, or the path of the checkpoint.
+        step (int): optimizer steps that were done.
+        decisions (int): decisions that were made.
+        memory (Any): the losses with which the guard compared others.
+        groups (int): parameter groups that there were.
     """
 
-    restoring = False
+    place: Place
+    step: int
+    decisions: int
+    memory: Any
+    groups: int
+
+
+class Rollback(ABC, Generic[Place]):
+    """What a run goes back to.
+
+    Args:
+        optimizer (torch.optim.Optimizer): whose state goes back.
+        count (int): places to remember.
+
+    Attributes:
+        restoring (bool): whether a scheduler of this process is loading a checkpoint for it.
+    """
+
+    restoring: ClassVar[bool] = False
+
+    def __init__(self, optimizer: Optimizer, count: int) -> None:
+        self._optimizer = optimizer
+        self._kept: deque[Earlier[Place]] = deque(maxlen=count)
+        self._decisions = 0
 
     def follow(self, decision: Decision | None, step: int, guard: Guard) -> None:
         """Put earlier weights back if the decision says so.
@@ -43,33 +75,53 @@ class Rollback(ABC):
         Args:
             decision (Decision): what was decided. None: nothing.
             step (int): optimizer steps so far.
-            guard (Guard): it takes the memory that goes with the weights, and knows whether there is a way back.
+            guard (Guard): it is told which losses go with the weights, and whether there is anything to go back to.
         """
+        self._decisions += decision is not None
         if decision is not None and decision.reason is ROLLED_BACK:
-            guard.memory = self._go_back(step)
+            earlier = self._choose()
+            self._put_back(earlier.place)
+            guard.memory = earlier.memory
+            while self._kept[-1] is not earlier:  # later weights, of a way that was given up
+                self._kept.pop()
+            logger.warning("GreedyLR went back to the weights of step %d at step %d%s", earlier.step, step, self._of)
         elif guard.calm:
             self._stay(step, guard)
-        guard.can_go_back = self._is_possible
+        guard.can_go_back = bool(self._kept)
 
-    @abstractmethod
-    def saved(self, path: str, step: int, guard: Guard) -> None:
-        """A checkpoint of the run was saved after so many optimizer steps."""
+    def _choose(self) -> Earlier[Place]:
+        """The newest that is old enough, or else the oldest."""
+        there = self._there()
+        old = (each for each in reversed(there) if self._decisions - each.decisions >= OLD_ENOUGH)
+        return next(old, there[0])
+
+    def _keep(self, place: Place, step: int, guard: Guard) -> None:
+        groups = len(self._optimizer.param_groups)
+        self._kept.append(Earlier(place, step, self._decisions, guard.memory, groups))
+
+    def saved(self, path: str | os.PathLike[str], step: int, guard: Guard, *, whole: bool) -> None:
+        """A checkpoint of the run was saved after so many optimizer steps, with the optimizer's state or without."""
+        return
+
+    def _stay(self, step: int, guard: Guard) -> None:
+        """A step was made, and its loss was finite and no spike."""
+        return
 
     @property
-    @abstractmethod
-    def _is_possible(self) -> bool:
-        """Whether there is anything to go back to."""
+    def _of(self) -> str:
+        """Where the weights were that were put back, for the log."""
+        return ""
+
+    def _there(self) -> list[Earlier[Place]]:
+        """What there is to go back to, the oldest first; never empty."""
+        return list(self._kept)
 
     @abstractmethod
-    def _stay(self, step: int, guard: Guard) -> None:
-        """After a step that was calm."""
-
-    @abstractmethod
-    def _go_back(self, step: int) -> Any:
-        """Put weights and optimizer back, and return the guard's memory of then."""
+    def _put_back(self, place: Place) -> None:
+        """Put weights and optimizer back."""
 
 
-class Snapshots(Rollback):
+class Snapshots(Rollback[Snapshot]):
     """The last two snapshots of a run, in the memory of the host.
 
     Args:
@@ -79,108 +131,98 @@ class Snapshots(Rollback):
     """
 
     def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None, every: int) -> None:
-        self._optimizer, self._module, self._every = optimizer, module, every
-        self._kept: deque[Snapshot] = deque(maxlen=2)
-
-    @property
-    def _is_possible(self) -> bool:
-        return bool(self._kept)
-
-    def saved(self, path: str, step: int, guard: Guard) -> None:
-        """They need no checkpoints."""
+        super().__init__(optimizer, 2)
+        self._module, self._every = module, every
 
     def _stay(self, step: int, guard: Guard) -> None:
-        """Take one, if it is time."""
         if self._kept and step - self._kept[-1].step < self._every:
             return
-        snapshot = Snapshot(unwrapped(self._optimizer), self._module, step, guard.memory)
+        snapshot = Snapshot(unwrapped(self._optimizer), self._module)
         if not self._kept:
             megabytes = snapshot.size / 1e6
             logger.info("GreedyLR keeps two copies of weights and optimizer on the host, of %.3g MB each", megabytes)
-        self._kept.append(snapshot)
+        self._keep(snapshot, step, guard)
 
-    def _go_back(self, step: int) -> Any:
-        """Put the newest one back that is old enough, or else the oldest."""
-        if len(self._kept) == 2 and step - self._kept[-1].step < OLD_ENOUGH:
-            self._kept.pop()
-        snapshot = self._kept[-1]
-        snapshot.restore(unwrapped(self._optimizer))
-        logger.warning("GreedyLR put the weights of step %d back in step %d", snapshot.step, step)
-        return snapshot.memory
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_kept": deque(maxlen=2)}
+    def _put_back(self, place: Snapshot) -> None:
+        place.restore(unwrapped(self._optimizer))
 
 
-class _Saved(NamedTuple):
-    """A checkpoint, the optimizer steps it was saved after, and the guard's memory of then."""
-
-    path: str
-    step: int
-    memory: Any
-
-
-class Checkpoints(Rollback):
+class Checkpoints(Rollback["str | os.PathLike[str]"]):
     """The checkpoints that a run saves anyway.
 
     Args:
-        optimizer (torch.optim.Optimizer): its LRs and other options stay as they are.
-        base_schedule (LRScheduler): it stays where it is. None: there is none.
-        restore (callable): `restore(path)` puts weights and optimizer back from a checkpoint; whatever else it puts
-            back is no matter.
+        optimizer (torch.optim.Optimizer): whose state goes back. Its LRs, and what else schedules set, stay.
+        base_schedule (LRScheduler): a schedule that stays where it is. None: there is none.
+        restore (callable): `restore(path)` puts weights and optimizer back from a checkpoint.
     """
 
     def __init__(
-        self, optimizer: Optimizer, base_schedule: LRScheduler | None, restore: Callable[[str], object]
+        self,
+        optimizer: Optimizer,
+        base_schedule: LRScheduler | None,
+        restore: Callable[[str | os.PathLike[str]], object],
     ) -> None:
-        self._optimizer, self._base_schedule, self._restore = optimizer, base_schedule, restore
-        self._saved: deque[_Saved] = deque(maxlen=REMEMBERED)
+        super().__init__(optimizer, REMEMBERED)
+        self._base_schedule, self._restore = base_schedule, restore
+
+    def saved(self, path: str | os.PathLike[str], step: int, guard: Guard, *, whole: bool) -> None:
+        others = [each for each in self._kept if os.fspath(each.place) != os.fspath(path)]  # it is written over
+        self._kept = deque(others, REMEMBERED)
+        if compare("", not whole)[1]:
+            logger.warning(
+                "GreedyLR cannot go back to %s, which has no optimizer state, or is not there on every rank", path
+            )
+        else:
+            self._keep(path, step, guard)
+        guard.can_go_back = bool(self._kept)
 
     @property
-    def _is_possible(self) -> bool:
-        return bool(self._saved)
+    def _of(self) -> str:
+        return f", from {os.fspath(self._kept[-1].place)}"
 
-    def saved(self, path: str, step: int, guard: Guard) -> None:
-        others = [each for each in self._saved if each.path != path]  # it is written over
-        mine = [_Saved(path, step, guard.memory)] if guard.calm else []
-        self._saved = deque([*others, *mine], REMEMBERED)
-        guard.can_go_back = bool(self._saved)
-
-    def _stay(self, step: int, guard: Guard) -> None:
-        """They are saved by others."""
-
-    def _go_back(self, step: int) -> Any:
-        """Go back to the newest one that is old enough, or else to the oldest."""
-        there = [saved for saved in self._saved if not compare("", not _is_there(saved.path))[1]]
+    def _there(self) -> list[Earlier[str | os.PathLike[str]]]:
+        groups = len(self._optimizer.param_groups)
+        fitting = [each for each in self._kept if each.groups == groups]
+        there = [each for each in fitting if not compare("", not _exists(each.place))[1]]
         if not there:
+            paths = ", ".join(os.fspath(each.place) for each in list(self._kept)[-3:])
             raise SpikeError(
-                "the loss has risen, and none of this run's checkpoints is there any more: keep more of them, or set"
-                " snapshot_every, so that copies are kept in memory"
+                f"GreedyLR has to go back to earlier weights, and can use none of this run's checkpoints ({paths}):"
+                " they are gone, or have other parameter groups. Keep more of them, or set snapshot_every to a"
+                " number of steps, so that copies are kept in memory"
             )
-        saved = next((each for each in reversed(there) if step - each.step >= OLD_ENOUGH), there[0])
-        options = [{name: v for name, v in group.items() if name != "params"} for group in self._optimizer.param_groups]
+        return there
+
+    def _put_back(self, place: str | os.PathLike[str]) -> None:
         schedule = None if self._base_schedule is None else self._base_schedule.state_dict()
-        self.restoring = True
+        Rollback.restoring = True
         try:
-            self._restore(saved.path)
+            with same_options([self._optimizer]), same_random_numbers():
+                self._restore(place)
         finally:
-            self.restoring = False
-        for group, kept in zip(self._optimizer.param_groups, options, strict=True):
-            group.update(kept)
-            for p in group["params"]:
-                p.grad = None
-        if self._base_schedule is not None and schedule is not None:
-            self._base_schedule.load_state_dict(schedule)
-        self._saved = deque((each for each in there if each.step <= saved.step), REMEMBERED)
-        logger.warning("GreedyLR put the weights of step %d back in step %d, from %s", saved.step, step, saved.path)
-        return saved.memory
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_saved": deque(maxlen=REMEMBERED), "_restore": None}
+            Rollback.restoring = False
+            if self._base_schedule is not None and schedule is not None:
+                self._base_schedule.load_state_dict(schedule)
+        self._optimizer.zero_grad()
 
 
-def _is_there(path: str) -> bool:
-    return "://" in path or os.path.exists(path)
+@contextmanager
+def same_options(optimizers: Iterable[Any]) -> Iterator[None]:
+    """At the end, give the groups of the optimizers the LRs that they had, and what else schedules set."""
+    before = [
+        (each, [{name: group[name] for name in OPTIONS if name in group} for group in each.param_groups])
+        for each in optimizers
+    ]
+    try:
+        yield
+    finally:
+        for optimizer, groups in before:
+            for group, options in zip(optimizer.param_groups, groups, strict=False):
+                group.update(options)
+
+
+def _exists(path: str | os.PathLike[str]) -> bool:
+    return "://" in os.fspath(path) or os.path.exists(path)
 
 
 def rollback_of(
@@ -188,8 +230,8 @@ def rollback_of(
     optimizer: Optimizer,
     module: torch.nn.Module | None,
     base_schedule: LRScheduler | None,
-    restore: Callable[[str], object] | None,
-) -> Rollback | None:
+    restore: Callable[[Any], object] | None,
+) -> Rollback[Any] | None:
     """What a run with these settings goes back to; None if it never does.
 
     Raises:
@@ -203,7 +245,7 @@ def rollback_of(
         return Snapshots(optimizer, module, config.snapshot_every)
     if restore is None:
         raise ValueError(
-            "snapshot_every=None is not allowed without `restore`, a function that loads a checkpoint: pass one, or a"
-            " number of steps"
+            "snapshot_every=None is not allowed without `restore`, a function that loads a checkpoint: pass restore=,"
+            " or set snapshot_every to a number of steps"
         )
     return Checkpoints(optimizer, base_schedule, restore)

@@ -87,7 +87,8 @@ class GreedyLR(Readings, Steerable):
             Default None: buffers stay as they are.
         restore (callable): a function that loads a checkpoint, for a rollback with `snapshot_every=None`: it is called
             on every rank with a path that `saved` was given, and puts weights and optimizer back. It may be the one
-            with which you resume: LR, schedule and this scheduler stay as they are. Default None: none.
+            with which you resume: the LRs of this optimizer, the base schedule, every GreedyLR and the random numbers
+            stay as they are. Default None: none.
         **fields: fields of the config, in place of its own.
 
     Raises:
@@ -116,7 +117,7 @@ class GreedyLR(Readings, Steerable):
         control_file: str | os.PathLike[str] | None = None,
         monitor: str = "loss",
         module: torch.nn.Module | None = None,
-        restore: Callable[[str], object] | None = None,
+        restore: Callable[[Any], object] | None = None,
         **fields: Unpack[ConfigFields],
     ) -> None:
         check_hook("restore", restore, "the path of a checkpoint")
@@ -229,12 +230,12 @@ class GreedyLR(Readings, Steerable):
         if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
             rates.write(scales, step)
 
-    def _rollback_of(self, config: ControllerConfig) -> Rollback | None:
+    def _rollback_of(self, config: ControllerConfig) -> Rollback[Any] | None:
         if self.shadow:
             return None
         return rollback_of(config, self.optimizer, self._module, self.base_schedule, self._restore)
 
-    def _set_rollback(self, rollback: Rollback | None) -> None:
+    def _set_rollback(self, rollback: Rollback[Any] | None) -> None:
         self._rollback = rollback
         self.controller.guard.can_go_back = False  # before the first step, or after a resume
 
@@ -293,11 +294,13 @@ class GreedyLR(Readings, Steerable):
     # ---- state ----
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_begun": False}
+        return {**vars(self), "_begun": False, "_rollback": None, "_restore": None}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
         self._decider.watch(self.optimizer)
+        config = self.controller.config
+        self._set_rollback(None if config.needs_checkpoints else self._rollback_of(config))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next steps depend on: plain JSON, but for the tensors of `["slope"]["reference"]`."""
@@ -317,27 +320,28 @@ class GreedyLR(Readings, Steerable):
             **self._decider.state_dict(),
         }
 
-    def saved(self, path: str | os.PathLike[str]) -> None:
+    def saved(self, path: str | os.PathLike[str], *, whole: bool = True) -> None:
         """A checkpoint was saved, or the run was resumed from it: with `snapshot_every=None`, a rollback may go there.
 
         Call it on every rank, after saving or loading. The Trainers' callbacks do so by themselves.
 
         Args:
             path (path): what `restore` will be called with. If it is gone by then, an earlier one is used.
+            whole (bool): whether it has the state of the optimizer, too. If not, no rollback goes there. Default True.
         """
         if self._rollback is not None:
-            self._rollback.saved(os.fspath(path), self.last_epoch, self.controller.guard)
+            self._rollback.saved(path, self.last_epoch, self.controller.guard, whole=whole)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, and give the optimizer the LRs that go with it.
 
-        During a rollback, it does nothing.
+        During a rollback of a GreedyLR in this process, it does nothing.
 
         Raises:
             ValueError: for a state with missing, unknown or wrong values, of another version, of another number of
                 parameter groups, of another `monitor`, or that the controller refuses; then nothing has changed.
         """
-        if self._rollback is not None and self._rollback.restoring:
+        if Rollback.restoring:
             return
         self._take_up_groups()
         with_schedule, groups = self._rates.schedule is not None, len(self.base_lrs)

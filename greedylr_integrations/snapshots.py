@@ -15,12 +15,9 @@ class Snapshot:
     Args:
         optimizer (torch.optim.Optimizer): its state is copied, with the weights in its groups.
         module (torch.nn.Module): its buffers are copied. None: none.
-        step (int): optimizer steps so far.
-        memory (Any): the losses with which others are compared, from `guard.Guard.memory`.
     """
 
-    def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None, step: int, memory: Any) -> None:
-        self.step, self.memory = step, memory
+    def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None) -> None:
         self._weights = [
             (p, _copy(p), {k: _copy(v) for k, v in optimizer.state[p].items()}) for p in _trained(optimizer)
         ]

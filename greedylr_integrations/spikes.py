@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from math import inf, sqrt
 from typing import Any
 
@@ -14,7 +15,8 @@ REMEMBERED = 64  # losses that a loss is compared with
 FEWEST = 16  # of these below which nothing is a spike
 FAR = 8.0  # standard deviations above the median at which a loss is a spike
 RISEN = 10.0  # standard errors above it at which the mean of the newest has risen
-ABOVE, PAIRS = 5.0, 0.97  # the same, if this share of the pairs of a newest and an older loss has risen
+ABOVE = 5.0  # the same, if nearly all of the newest are above nearly all of the others,
+PAIRS = 0.97  # in this share of the pairs of a newest and another
 NEWEST = 8  # losses in that mean
 FINEST = 1e-3  # least standard deviation, of the median: losses that are nearly constant have no spikes
 SPIKES = 3  # in a row that are more than the fault of one odd batch
@@ -28,8 +30,9 @@ class SpikeDetector:
     their 90th percentile from the median if that is more, since many losses have a longer tail above than below. So
     outliers among them hardly count. The loss *has risen* if there were three spikes in a row, or if the mean of the
     last 8 losses, of which spikes count as 8 standard deviations, lies 10 of its standard errors above that median.
-    5 are enough if the newer loss is higher in 97% of the pairs of one of the 8 and one of the 64, which noise of any
-    distribution does once in ten million decisions.
+    5 are enough if the newer loss is higher in 97% of the pairs of one of the 8 and one of the 64, which independent
+    noise of any distribution does once in ten million decisions; for these, the standard error allows for losses that
+    are correlated with the ones before.
 
     Args:
         larger_is_better (bool): whether a spike lies below the others.
@@ -73,12 +76,20 @@ class SpikeDetector:
         if len(self._newest) < NEWEST:
             return False
         rise = sum(self._newest) / NEWEST - self._median
-        return rise > RISEN * self._error or (rise > ABOVE * self._error and self._are_above())
-
-    def _are_above(self) -> bool:
-        """Whether nearly all of the newest are above nearly all of the others."""
+        if rise > RISEN * self._error:
+            return True
+        if rise <= ABOVE * self._error or len(self._values) < REMEMBERED:
+            return False
         pairs = sum(bisect_left(self._sorted, value) for value in self._newest)
-        return len(self._sorted) == REMEMBERED and pairs > PAIRS * NEWEST * REMEMBERED
+        return pairs > PAIRS * NEWEST * REMEMBERED and rise > ABOVE * self._error * self._error_factor()
+
+    def _error_factor(self) -> float:
+        """By how much the standard error of a mean is larger because consecutive losses are correlated."""
+        mean = sum(self._values) / REMEMBERED
+        apart = [value - mean for value in self._values]
+        together, alone = sum(a * b for a, b in pairwise(apart)), sum(a * a for a in apart)
+        correlation = min(max(together / alone, 0.0), 0.9) if alone else 0.0
+        return sqrt((1 + correlation) / (1 - correlation))
 
     def _set_limits(self) -> None:
         self.limit, self._error = None, inf

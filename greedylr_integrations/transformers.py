@@ -24,6 +24,7 @@ except ImportError as error:
 from greedylr_integrations import _hf_provenance, _hf_reference, _hf_setup, _hf_trainer, summary
 from greedylr_integrations._hf_metric import MonitoredMetric, is_evaluation
 from greedylr_integrations.callbacks import Run, SharedCallback
+from greedylr_integrations.distributed import compare
 from greedylr_integrations.finder import RUN, FoundLR, check_data, is_over, result_of, search_config
 from greedylr_integrations.rules import SlopeConfig
 from greedylr_integrations.slope import without_reference
@@ -158,7 +159,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         if self._run is not None:
             folder = _hf_trainer.checkpoint_folder(self._run.trainer, args, state)
             _hf_reference.save(folder, self._scheduler.state_dict())
-            self._scheduler.saved(folder)
+            self._saved(folder)
 
     # ---- state ----
 
@@ -229,6 +230,11 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         self._scheduler.take_over()
         if not self.settings.shadow:
             _hf_trainer.publish(lr_scheduler, self._scheduler.get_last_lr())
+
+    def _saved(self, folder: str) -> None:
+        if self._scheduler.controller.config.needs_checkpoints:
+            compare("", False)  # until rank 0 has written it
+            self._scheduler.saved(folder, whole=_hf_trainer.is_whole(folder))
 
     def _tell(self, state: Any, model: Any, to_trackers: bool = False) -> None:
         """Say what sets the LR where others say `lr_scheduler_type`."""

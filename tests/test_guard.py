@@ -115,6 +115,22 @@ def test_eight_losses_above_all_others_need_not_be_so_far_above(newest, older, r
     assert detector.has_risen is risen
 
 
+def test_a_step_up_from_constant_losses_has_risen():
+    detector = SpikeDetector()
+    for loss in [3.0] * 100 + [3.008] * NEWEST:  # 7.5 of the least standard errors
+        detector.is_spike(loss)
+    assert detector.has_risen
+
+
+@pytest.mark.parametrize("correlation", [0.3, 0.5])
+def test_a_wave_of_correlated_losses_has_not_risen(correlation):
+    rng, detector, wave = random.Random(0), SpikeDetector(), 0.0
+    for _ in range(20_000):
+        wave = correlation * wave + math.sqrt(1 - correlation**2) * rng.gauss(0, 1)
+        detector.is_spike(3 + 0.3 * wave)
+        assert not detector.has_risen
+
+
 def test_after_going_back_the_risen_losses_are_forgotten():
     detector = SpikeDetector()
     for loss in [*noisy(100), *[3.6] * NEWEST]:
@@ -211,9 +227,9 @@ def test_rollback_keeps_the_lr_unless_it_comes_back_soon():
     assert spike(made).action is Action.HOLD
 
 
-def test_a_third_rollback_at_once_is_not_made_since_the_data_has_changed():
+def test_a_fourth_rollback_at_once_is_not_made_since_the_data_has_changed():
     made = controller("rollback")
-    assert [spike(made).action for _ in range(2)] == [Action.HOLD, Action.LOWER]
+    assert [spike(made).action for _ in range(3)] == [Action.HOLD, Action.HOLD, Action.LOWER]
     reasons = [made.observe(loss).reason for loss in noisy(60, level=50)]
     assert Reason.ROLLED_BACK not in reasons
     assert reasons.count(Reason.SPIKE) == 2

@@ -3,8 +3,10 @@
 import copy
 import math
 import pickle
+import random
 import shutil
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from processes import spawn
@@ -77,7 +79,7 @@ def test_weights_and_optimizer_go_back_and_nothing_else(tmp_path, optimizer, how
     assert BROKEN < at <= BROKEN + 2
     assert same(loop.states[at], loop.states[39])  # that of 40 steps, at least 10 before
     assert loop.scheduler.last_epoch == len(loop.scheduler.history) == STEPS
-    assert f"put the weights of step 40 back in step {at + 1}, from {tmp_path / 'step-40'}" in caplog.text
+    assert f"went back to the weights of step 40 at step {at + 1}, from {tmp_path / 'step-40'}" in caplog.text
     assert loop.lrs == clean.run().lrs
 
 
@@ -95,7 +97,7 @@ def test_a_checkpoint_that_is_too_new_is_not_taken(tmp_path):
     loop = Loop(tmp_path, every=24).run("spike")
     (at,) = loop.rolled_back()
     assert at == 52
-    assert loop.loaded == [str(tmp_path / "step-24")]  # not that of 48 steps
+    assert loop.loaded == [(tmp_path / "step-24")]  # not that of 48 steps
 
 
 def test_the_newest_that_is_there(tmp_path):
@@ -103,14 +105,14 @@ def test_the_newest_that_is_there(tmp_path):
     for step in (20, 30, 40):
         (tmp_path / f"step-{step}").unlink()
     loop.run("spike")
-    assert loop.loaded == [str(tmp_path / "step-10")]
+    assert loop.loaded == [(tmp_path / "step-10")]
 
 
 def test_a_file_that_is_written_over_is_the_last_one_only(tmp_path):
     loop = Loop(tmp_path, every=10, path="last").run("spike")
     (at,) = loop.rolled_back()
     assert same(loop.states[at], loop.states[49])  # too new, but there is no other
-    assert loop.scheduler._rollback._saved[-1].path == str(tmp_path / "last")
+    assert loop.scheduler._rollback._kept[-1].place == (tmp_path / "last")
 
 
 def test_none_is_there_any_more(tmp_path):
@@ -118,7 +120,9 @@ def test_none_is_there_any_more(tmp_path):
     loop.folder.mkdir()
     loop.run(until=BROKEN)
     shutil.rmtree(loop.folder)
-    with pytest.raises(SpikeError, match="^the loss has risen, and none of this run's checkpoints is there any more"):
+    with pytest.raises(
+        SpikeError, match="^GreedyLR has to go back to earlier weights, and can use none of this run's checkpoints"
+    ):
         loop.run("spike")
 
 
@@ -146,14 +150,14 @@ def test_the_lr_goes_down_until_there_is_a_checkpoint(tmp_path):
 
 def test_a_checkpoint_with_the_spike_in_it_is_not_taken(tmp_path):
     loop = Loop(tmp_path, every=1).run("nan")  # saved at each step, also with NaN in the weights
-    assert loop.loaded == [str(tmp_path / f"step-{BROKEN + 2 - 10}")]
+    assert loop.loaded == [(tmp_path / f"step-{BROKEN + 2 - 10}")]
 
 
 def test_another_rollback_goes_further_back(tmp_path):
     loop = Loop(tmp_path)
     loop.run("spike", until=BROKEN + 5).run("spike", at=BROKEN + 6)
-    assert loop.loaded == [str(tmp_path / "step-40")] * 2
-    assert [each.step for each in loop.scheduler._rollback._saved] == [20, 40, 60, 80]
+    assert loop.loaded == [(tmp_path / "step-40")] * 2
+    assert [each.step for each in loop.scheduler._rollback._kept] == [20, 40, 60, 80]
 
 
 def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path):
@@ -177,15 +181,94 @@ def test_a_resumed_run_goes_back_to_its_checkpoint(tmp_path):
         other.optimizer.step()
         reason = other.scheduler.step(loss).reason
     assert reason is Reason.ROLLED_BACK
-    assert other.loaded == [tmp_path / "step-40", str(tmp_path / "step-40")]
+    assert other.loaded == [tmp_path / "step-40", (tmp_path / "step-40")]
 
 
-def test_a_copy_of_the_scheduler_has_no_way_back(tmp_path):
+@pytest.mark.parametrize("made", [copy.deepcopy, lambda scheduler: pickle.loads(pickle.dumps(scheduler))])
+def test_a_copy_of_the_scheduler_has_no_way_back(tmp_path, made):
     loop = Loop(tmp_path).run(until=50)
-    assert pickle.loads(pickle.dumps(loop.scheduler._rollback))._saved == copy.deepcopy(loop.scheduler._rollback)._saved
-    assert not copy.deepcopy(loop.scheduler._rollback)._saved
+    other = made(loop.scheduler)
+    assert other._rollback is other._restore is None
+    seen = [other.step(loss) for loss in (50.0, 60.0, 70.0)]
+    assert [decision.reason for decision in seen] == [Reason.SPIKE] * 3  # as with "reduce"
+    assert seen[2].action is Action.LOWER
     loop.scheduler.detach()
     assert loop.scheduler._rollback is loop.scheduler._restore is None
+
+
+def test_with_rare_decisions_it_goes_back_before_the_fault(tmp_path):
+    config = GreedyConfig(**FIELDS, every_n_steps=4)
+    loop = Loop(tmp_path, config=config, every=5).run("nan", at=78)  # seen after 80 steps, and again after 84
+    assert [decision.step for decision in loop.scheduler.history if decision.decision.reason is Reason.ROLLED_BACK] == [
+        84
+    ]
+    assert loop.loaded == [tmp_path / "step-45"]  # 10 decisions before
+
+
+def test_another_scheduler_of_the_same_checkpoint_stays(tmp_path):
+    loop, other_net = Loop(tmp_path), Net()
+    other = GreedyLR(torch.optim.SGD(other_net.parameters(), lr=0.1), GreedyConfig(), total_steps=STEPS)
+    load, states = loop.load, []
+
+    def load_both(path):
+        load(path)
+        other.load_state_dict(states[0])
+
+    loop.scheduler._rollback._restore = load_both
+    loop.run("nan", after_step=lambda step: (states.append(other.state_dict()), other.step(1.0)))
+    assert loop.loaded
+    assert other.last_epoch == STEPS
+
+
+def test_random_numbers_go_on(tmp_path):
+    loop = Loop(tmp_path)
+    load, drawn = loop.load, []
+
+    def load_and_seed(path):
+        load(path)
+        torch.manual_seed(0), random.seed(0)
+
+    loop.scheduler._rollback._restore = load_and_seed
+    torch.manual_seed(1), random.seed(1)
+    loop.run("nan", after_step=lambda step: drawn.append((float(torch.rand(())), random.random())))
+    assert len(loop.loaded) == 1
+    torch.manual_seed(1), random.seed(1)
+    assert drawn == [(float(torch.rand(())), random.random()) for _ in range(STEPS)]
+
+
+def test_a_checkpoint_from_before_a_group_was_added_is_not_taken(tmp_path):
+    loop = Loop(tmp_path, every=10)
+    head = torch.nn.Linear(2, 1)
+
+    def add(step):
+        if step == 25:
+            loop.optimizer.add_param_group({"params": head.parameters(), "lr": 0.01})
+
+    loop.run("nan", at=32, after_step=add)
+    assert loop.loaded == [tmp_path / "step-30"]  # too new, but the only one with two groups
+
+
+def test_a_checkpoint_without_the_optimizer_is_not_taken(tmp_path, warnings_of):
+    loop = Loop(tmp_path).run(until=40)
+    loop.scheduler.saved(tmp_path / "step-40", whole=False)  # written over
+    loop.run("spike")
+    assert loop.loaded == [tmp_path / "step-20"]
+    assert any("cannot go back to" in warning and "no optimizer state" in warning for warning in warnings_of())
+
+
+def test_if_it_cannot_be_loaded_the_lr_stays(tmp_path):
+    loop = Loop(tmp_path, with_schedule=True)
+    loop.run(until=BROKEN)
+
+    def fail(path):
+        loop.load(path)
+        raise OSError("the disk is gone")
+
+    loop.scheduler._rollback._restore = fail
+    with pytest.raises(OSError, match="the disk is gone"):
+        loop.run("nan")
+    assert loop.base.last_epoch == BROKEN + 1
+    assert loop.optimizer.param_groups[0]["lr"] == loop.lrs[-1]
 
 
 def test_what_is_refused(tmp_path):
@@ -268,7 +351,7 @@ def test_in_the_trainer(tmp_path, how, caplog):
     callback, weights, trainer = in_the_trainer(tmp_path, Net2(), how)
     at = step_of_the_rollback(callback)
     assert weights.equal(at, 40)
-    assert f"put the weights of step 40 back in step {at}, from {tmp_path / 'checkpoint-40'}" in caplog.text
+    assert f"went back to the weights of step 40 at step {at}, from {tmp_path / 'checkpoint-40'}" in caplog.text
     assert trainer.lr_scheduler.last_epoch == trainer.state.global_step == callback.scheduler.last_epoch == STEPS
 
 
@@ -276,7 +359,39 @@ def test_after_a_resume_in_the_trainer(tmp_path, caplog):
     in_the_trainer(tmp_path, Net2(), None, max_steps=STEPS, save_steps=45)
     callback, *_ = in_the_trainer(tmp_path, Net2(), "nan", resume=str(tmp_path / "checkpoint-45"), save_strategy="no")
     assert reasons(callback).count(Reason.ROLLED_BACK) == 1
-    assert f"put the weights of step 45 back in step 52, from {tmp_path / 'checkpoint-45'}" in caplog.text
+    assert f"went back to the weights of step 45 at step 52, from {tmp_path / 'checkpoint-45'}" in caplog.text
+
+
+def test_a_resume_from_a_checkpoint_without_the_optimizer(tmp_path, warnings_of):
+    in_the_trainer(tmp_path, Net2(), None, max_steps=45, save_steps=45)
+    (tmp_path / "checkpoint-45" / "optimizer.pt").unlink()
+    with pytest.raises(FloatingPointError, match="and there are no earlier weights to go back to"):
+        in_the_trainer(tmp_path, Net2(), "nan", resume=str(tmp_path / "checkpoint-45"), save_strategy="no")
+    assert any("has no optimizer state" in warning for warning in warnings_of())
+
+
+def test_the_only_checkpoint_was_saved_at_an_odd_batch(tmp_path):
+    import tiny
+
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    data = regression_data(256)
+    for row in data[78:80] + data[120:126]:  # the batch of step 40, and those of 61 to 63
+        row["labels"] = row["labels"] + 1000
+    callback = GreedyLRCallback(CONFIG, quiet=True)
+    keep = {"save_strategy": "steps", "save_steps": 40, "save_total_limit": 1, "max_steps": STEPS}
+    tiny.trainer(tmp_path, [callback], model=Net2(), data=NotShuffled(data), **keep, learning_rate=1e-4).train()
+    seen = reasons(callback)
+    assert seen[39] is Reason.SPIKE
+    assert seen[62] is Reason.ROLLED_BACK
+
+
+class NotShuffled(torch.utils.data.IterableDataset):
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(self.rows)
 
 
 def test_lora_in_the_trainer(tmp_path, caplog):
@@ -343,7 +458,7 @@ def test_checkpoints_that_the_trainer_cannot_go_back_to(tmp_path, warnings_of):
     with pytest.raises(ValueError, match="^snapshot_every=None is not allowed with save_only_model=True"):
         in_the_trainer(tmp_path, save_only_model=True)
     in_the_trainer(tmp_path, how=None, save_strategy="no", max_steps=2)
-    assert any("this run saves none by itself" in warning and "save_steps" in warning for warning in warnings_of())
+    assert any("not set to save any" in warning and "save_steps" in warning for warning in warnings_of())
 
 
 QUIET = ["ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*`isinstance.treespec"]
@@ -352,8 +467,6 @@ QUIET = ["ignore:.*LeafSpec", "ignore:.*does not have many workers", "ignore:.*`
 @pytest.mark.filterwarnings(*QUIET, "ignore:.*Checkpoint directory")
 @pytest.mark.parametrize("checkpoints", ["every 20", "last only", "weights only", "none"])
 def test_in_lightning(tmp_path, checkpoints, caplog, warnings_of):
-    import lightning.pytorch as pl
-
     from greedylr_integrations.lightning import GreedyLRCallback
 
     weights, loads = Weights(), []
@@ -403,13 +516,112 @@ def test_in_lightning(tmp_path, checkpoints, caplog, warnings_of):
     if checkpoints in ("weights only", "none"):
         assert Reason.ROLLED_BACK not in reasons(callback)
         assert loads == []
-        assert any("saves none by itself" in warning for warning in warnings_of()) == (checkpoints == "none")
+        assert any("not set to save any" in warning for warning in warnings_of()) == (checkpoints == "none")
         return
     at = step_of_the_rollback(callback)
     assert loads == [40]
     assert weights.equal(at, 40)
-    assert f"put the weights of step 40 back in step {at}" in caplog.text
+    assert f"went back to the weights of step 40 at step {at}" in caplog.text
     assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == STEPS
+
+
+class TwoOptimizers(pl.LightningModule):
+    """The loss is of one network, in turn of either optimizer; the second one's LR falls."""
+
+    def __init__(self, breaks=True):
+        super().__init__()
+        self.automatic_optimization, self.breaks = False, breaks
+        self.net, self.other = Net(), Net()
+        self.weights, self.others_lrs = Weights(), []
+
+    def configure_optimizers(self):
+        return [OPTIMIZERS["adamw"](net.parameters()) for net in (self.net, self.other)]
+
+    def training_step(self, rows, step):
+        if step == BROKEN and self.breaks:
+            break_(self.net, "nan")
+        first, second = self.optimizers()
+        losses = [torch.nn.functional.mse_loss(net(rows["x"]), rows["labels"]) for net in (self.net, self.other)]
+        for optimizer, loss in zip((first, second), losses, strict=True):
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+        second.param_groups[0]["lr"] *= 0.97
+        self.others_lrs.append(second.param_groups[0]["lr"])
+        first.step()
+        second.step()
+        return losses[0]
+
+
+def fit(tmp_path, module, callbacks, **kwargs):
+    arguments = {
+        "max_steps": -1,
+        "max_epochs": 1,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        **kwargs,
+    }
+    save = pl.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=EVERY, save_top_k=-1)
+    off = {"logger": False, "accelerator": "cpu", "default_root_dir": tmp_path}
+    trainer = pl.Trainer(**arguments, **off, callbacks=[*callbacks, save])
+    trainer.fit(module, DataLoader(regression_data(4 * STEPS), batch_size=4))
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_lrs_of_another_optimizer_stay_in_lightning(tmp_path):
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    module, callback = TwoOptimizers(), GreedyLRCallback(CONFIG, quiet=True, total_steps=STEPS)
+    fit(tmp_path, module, [callback])
+    assert reasons(callback).count(Reason.ROLLED_BACK) == 1
+    assert module.others_lrs == pytest.approx([0.01 * 0.97**step for step in range(1, STEPS + 1)])
+
+
+@pytest.mark.filterwarnings(*QUIET, "ignore:.*Checkpoint directory")
+@pytest.mark.skipif(not hasattr(pl.callbacks, "WeightAveraging"), reason="Lightning has no WeightAveraging before 2.6")
+def test_it_is_not_the_average_that_goes_back(tmp_path):
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    weights = Weights()
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+
+        def training_step(self, rows, step):
+            if step == BROKEN:
+                break_(self.net, "nan")
+            return torch.nn.functional.mse_loss(self.net(rows["x"]), rows["labels"])
+
+        def on_train_batch_end(self, *args):
+            weights.take(self.global_step, self)
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.02)
+
+    callback = GreedyLRCallback(CONFIG, quiet=True)
+    fit(tmp_path, Module(), [callback, pl.callbacks.EMAWeightAveraging()], max_steps=STEPS)
+    assert weights.equal(step_of_the_rollback(callback), 40)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("config", [CONFIG, GreedyConfig()])
+def test_a_save_of_the_users_own_is_called_and_stays(tmp_path, config):
+    from greedylr_integrations.lightning import GreedyLRCallback
+
+    calls = []
+
+    class Own(pl.Callback):
+        def setup(self, trainer, module, stage):
+            save = trainer.save_checkpoint
+            trainer.save_checkpoint = own = lambda *args, **kwargs: (calls.append(args), save(*args, **kwargs))
+            self.own = own
+
+    own = Own()
+    trainer = fit(tmp_path, TwoOptimizers(breaks=False), [own, GreedyLRCallback(config, quiet=True, total_steps=STEPS)])
+    assert len(calls) == 2 * STEPS // EVERY
+    assert trainer.save_checkpoint is own.own
 
 
 def test_in_accelerate(tmp_path):
@@ -432,7 +644,7 @@ def test_in_accelerate(tmp_path):
         optimizer.zero_grad()
         weights.take(step + 1, net)
         if (step + 1) % EVERY == 0:
-            accelerator.save_state(str(tmp_path / str(step + 1)))
+            accelerator.save_state(tmp_path / str(step + 1))
             scheduler.saved(tmp_path / str(step + 1))
     assert weights.equal(step_of_the_rollback(scheduler), 40)
     assert scheduler.last_epoch == STEPS
@@ -526,7 +738,7 @@ def lose_on_a_rank(rank, world, out):
         for step in (30, 40):
             (folder / f"step-{step}").unlink()
     loop.run("spike")
-    torch.save(loop.loaded, f"{out}/loaded-{rank}")
+    torch.save([str(path) for path in loop.loaded], f"{out}/loaded-{rank}")
 
 
 def test_a_checkpoint_that_one_rank_lacks_is_taken_by_none(tmp_path):
