@@ -87,7 +87,7 @@ class Rollback(ABC, Generic[Place]):
             logger.warning("GreedyLR went back to the weights of step %d at step %d%s", earlier.step, step, self._of)
         elif guard.calm:
             self._stay(step, guard)
-        guard.can_go_back = bool(self._kept)
+        guard.can_go_back = bool(self._fitting())
 
     def _choose(self) -> Earlier[Place]:
         """The newest that is old enough, or else the oldest."""
@@ -112,9 +112,13 @@ class Rollback(ABC, Generic[Place]):
         """Where the weights were that were put back, for the log."""
         return ""
 
-    def _there(self) -> list[Earlier[Place]]:
-        """What there is to go back to, the oldest first; never empty."""
+    def _fitting(self) -> list[Earlier[Place]]:
+        """What is remembered and fits the optimizer as it is now, the oldest first."""
         return list(self._kept)
+
+    def _there(self) -> list[Earlier[Place]]:
+        """What of this still exists; never empty."""
+        return self._fitting()
 
     @abstractmethod
     def _put_back(self, place: Place) -> None:
@@ -174,22 +178,24 @@ class Checkpoints(Rollback["str | os.PathLike[str]"]):
             )
         else:
             self._keep(path, step, guard)
-        guard.can_go_back = bool(self._kept)
+        guard.can_go_back = bool(self._fitting())
 
     @property
     def _of(self) -> str:
         return f", from {os.fspath(self._kept[-1].place)}"
 
-    def _there(self) -> list[Earlier[str | os.PathLike[str]]]:
+    def _fitting(self) -> list[Earlier[str | os.PathLike[str]]]:
         groups = len(self._optimizer.param_groups)
-        fitting = [each for each in self._kept if each.groups == groups]
-        there = [each for each in fitting if not compare("", not _exists(each.place))[1]]
+        return [each for each in self._kept if each.groups == groups]
+
+    def _there(self) -> list[Earlier[str | os.PathLike[str]]]:
+        there = [each for each in self._fitting() if not compare("", not _exists(each.place))[1]]
         if not there:
             paths = ", ".join(os.fspath(each.place) for each in list(self._kept)[-3:])
             raise SpikeError(
                 f"GreedyLR has to go back to earlier weights, and can use none of this run's checkpoints ({paths}):"
-                " they are gone, or have other parameter groups. Keep more of them, or set snapshot_every to a"
-                " number of steps, so that copies are kept in memory"
+                " they are gone. Keep more of them, or set snapshot_every to a number of steps, so that there are"
+                " copies in memory"
             )
         return there
 

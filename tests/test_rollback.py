@@ -244,6 +244,9 @@ def test_a_checkpoint_from_before_a_group_was_added_is_not_taken(tmp_path):
         if step == 25:
             loop.optimizer.add_param_group({"params": head.parameters(), "lr": 0.01})
 
+    with pytest.raises(FloatingPointError, match="no earlier weights to go back to"):
+        loop.run("nan", at=26, after_step=add)
+    loop = Loop(tmp_path, every=10)
     loop.run("nan", at=32, after_step=add)
     assert loop.loaded == [tmp_path / "step-30"]  # too new, but the only one with two groups
 
