@@ -11,7 +11,7 @@ import pytest
 import torch
 from processes import spawn
 from small import regression_data
-from test_snapshots import BROKEN, OPTIMIZERS, STEPS, Net, batch, break_, everything, same
+from test_snapshots import BROKEN, OPTIMIZERS, STEPS, Net, accelerate, batch, break_, everything, same
 from torch.utils.data import DataLoader
 
 from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
@@ -628,27 +628,15 @@ def test_a_save_of_the_users_own_is_called_and_stays(tmp_path, config):
 
 
 def test_in_accelerate(tmp_path):
-    from accelerate import Accelerator
+    weights = Weights()
 
-    from greedylr_integrations.accelerate import GreedyLR as Scheduler
+    def save(accelerator, scheduler, net, done):
+        weights.take(done, net)
+        if done % EVERY == 0:
+            accelerator.save_state(tmp_path / str(done))
+            scheduler.saved(tmp_path / str(done))
 
-    accelerator, weights, net = Accelerator(cpu=True), Weights(), Net()
-    optimizer = OPTIMIZERS["adamw"](net.parameters())
-    scheduler = Scheduler(optimizer, CONFIG, total_steps=STEPS, restore=accelerator.load_state)
-    model, optimizer, scheduler = accelerator.prepare(net, optimizer, scheduler)
-    for step in range(STEPS):
-        if step == BROKEN:
-            break_(net, "nan")
-        x, y = batch(step)
-        loss = torch.nn.functional.mse_loss(model(x), y)
-        accelerator.backward(loss)
-        optimizer.step()
-        scheduler.step(loss)
-        optimizer.zero_grad()
-        weights.take(step + 1, net)
-        if (step + 1) % EVERY == 0:
-            accelerator.save_state(tmp_path / str(step + 1))
-            scheduler.saved(tmp_path / str(step + 1))
+    scheduler = accelerate("nan", save, config=CONFIG)
     assert weights.equal(step_of_the_rollback(scheduler), 40)
     assert scheduler.last_epoch == STEPS
 

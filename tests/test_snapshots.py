@@ -223,25 +223,31 @@ def test_in_lightning(tmp_path, caplog):
     assert "went back to the weights of step 41" in caplog.text
 
 
-def test_in_accelerate(caplog):
+def accelerate(how, after_step=lambda accelerator, scheduler, net, done: None, **fields):
+    """The scheduler of a loop that breaks once, and `after_step` after each step of it."""
     from accelerate import Accelerator
 
     from greedylr_integrations.accelerate import GreedyLR as Scheduler
 
-    accelerator = Accelerator(cpu=True)
-    net = Net()
+    accelerator, net = Accelerator(cpu=True), Net()
     optimizer = OPTIMIZERS["adamw"](net.parameters())
-    scheduler = Scheduler(optimizer, CONFIG, total_steps=STEPS, module=net)
-    model, optimizer, scheduler = accelerator.prepare(net, optimizer, scheduler)
+    made = Scheduler(optimizer, total_steps=STEPS, module=net, restore=accelerator.load_state, **fields)
+    model, optimizer, scheduler = accelerator.prepare(net, optimizer, made)
     for step in range(STEPS):
         if step == BROKEN:
-            break_(net, "spike")
+            break_(net, how)
         x, y = batch(step)
         loss = torch.nn.functional.mse_loss(model(x), y)
         accelerator.backward(loss)
         optimizer.step()
         scheduler.step(loss)
         optimizer.zero_grad()
+        after_step(accelerator, scheduler, net, step + 1)
+    return scheduler
+
+
+def test_in_accelerate(caplog):
+    scheduler = accelerate("spike", config=CONFIG)
     assert [r.decision.reason for r in scheduler.history].count(Reason.ROLLED_BACK) == 1
     assert "went back to the weights of step 41" in caplog.text
 
