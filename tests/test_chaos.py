@@ -2,7 +2,7 @@
 
     GREEDYLR_CHAOS=100 pytest -m slow tests/test_chaos.py
 
-has 100 faults in each framework, in ranks that are forked (`forked.py`); without it, there are 8, in torchrun's.
+has 100 faults in each framework; without it, there are 8.
 `kill_worker.py` has the faults.
 """
 
@@ -12,10 +12,8 @@ import random
 from statistics import fmean
 
 import pytest
-from forked import Forked
-from processes import ON_CPU, wait
-from test_kill import FRAMEWORKS, STEPS, WORKER, finish, skip_before_transformers_5, trace
-from test_kill import launch as launch_by_torchrun
+from processes import wait
+from test_kill import FRAMEWORKS, STEPS, finish, launch, skip_before_transformers_5, trace
 
 from greedylr_integrations import history
 from greedylr_integrations.decision import Reason
@@ -25,13 +23,6 @@ RULE = "slope"
 DEADLY = ("kill", "term", "exception", "disk")
 FAULTS = (*DEADLY, "slow", "frozen", "clock", "nan")
 COUNT = int(os.environ.get("GREEDYLR_CHAOS", len(FAULTS)))
-
-
-def launch(framework, rule, out, *more, fault=""):
-    if "GREEDYLR_CHAOS" not in os.environ:
-        return launch_by_torchrun(framework, rule, out, *more, fault=fault)
-    argv = [WORKER, framework, rule, str(out), str(STEPS[rule]), *more]
-    return Forked(argv, {**ON_CPU, "FAULT": fault}, out / "errors")
 
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)

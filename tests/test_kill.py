@@ -8,6 +8,7 @@ import time
 from importlib.metadata import version
 
 import pytest
+from forked import Forked
 from processes import ON_CPU, TESTS, kill_tree, torchrun, wait
 
 from greedylr_integrations import history
@@ -17,15 +18,14 @@ FRAMEWORKS = ("transformers", "lightning", "accelerate")
 STEPS = {"window": 24, "slope": 64}  # the default does not search in fewer
 
 
-def launch(framework, rule, out, *more, fault=""):
+def launch(framework, rule, out, *more, fault="", by_torchrun=False):
+    argv = [WORKER, framework, rule, str(out), str(STEPS[rule]), *more]
+    if not by_torchrun:
+        return Forked(argv, 2, out / "errors", {"FAULT": fault})
     env = {**os.environ, **ON_CPU, "FAULT": fault}
     with (out / "errors").open("a") as errors:
         return subprocess.Popen(
-            [*torchrun(2), WORKER, framework, rule, str(out), str(STEPS[rule]), *more],
-            env=env,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            start_new_session=True,
+            [*torchrun(2), *argv], env=env, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
         )
 
 
@@ -75,9 +75,9 @@ def whole(request, tmp_path_factory):
     return framework, rule, [first, second], history.read(out / "history.jsonl")
 
 
-def kill_and_resume(whole, out, step):
+def kill_and_resume(whole, out, step, **how):
     framework, rule, expected, uninterrupted = whole
-    process = launch(framework, rule, out)
+    process = launch(framework, rule, out, **how)
     file, deadline = out / "trace-0.jsonl", time.time() + 120
     while not file.exists() or file.read_text().count("\n") <= step:
         assert process.poll() is None, (out / "errors").read_text()[-4000:]
@@ -87,14 +87,14 @@ def kill_and_resume(whole, out, step):
     process.wait()
     assert len(file.read_text().splitlines()) < STEPS[rule]
     assert 0 < len(history.read(out / "history.jsonl")[1]) < STEPS[rule]
-    finish(launch(framework, rule, out, "resume"), out)
+    finish(launch(framework, rule, out, "resume", **how), out)
     assert trace(out, rule) == expected  # LRs, losses seen and own losses, bit for bit
     assert '"resumed"' in (out / "history.jsonl").read_text()
     assert history.read(out / "history.jsonl") == uninterrupted
 
 
 def test_kill_9_and_resume(whole, tmp_path):
-    kill_and_resume(whole, tmp_path, 9)
+    kill_and_resume(whole, tmp_path, 9, by_torchrun=whole[0] == "accelerate")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import processes
 import pytest
 import tiny
@@ -126,11 +127,11 @@ def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monke
 
 def started(arguments, out, until):
     """A run that has just written `until`."""
-    with (out.parent / "log").open("w") as log:
-        process = subprocess.Popen(command(arguments), cwd=ROOT, stdout=log, stderr=log)
+    log = out.parent / "log"
+    process = forked.Forked(["-m", "recipes.pretrain_llm", *arguments], 1, log, log, cwd=ROOT)
     deadline = time.monotonic() + 120
     while not (out / until).exists():
-        assert process.poll() is None, (out.parent / "log").read_text()
+        assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.002)
     return process
@@ -154,7 +155,7 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     assert 20 <= reached < 120
 
     process = started(again, out, f"greedy/checkpoint-{(reached // 10 + 3) * 10}")
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     assert processes.wait(process, 60) == -signal.SIGKILL
     unfinished = out / "greedy/unfinished"  # as a kill leaves it that comes while saving
     unfinished.mkdir(exist_ok=True)
@@ -173,8 +174,12 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
 def test_two_processes_are_one_with_the_whole_batch(parts, tmp_path, main, more):
     main([*words(parts, tmp_path / "one"), "--float64"])
     arguments = [*words(parts, tmp_path / "two", **{"batch-size": 2}), "--float64", *more]
-    launch = [*processes.torchrun(2), ROOT / "tests/pretrain_worker.py", *arguments]
-    done = processes.run(launch, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"})
+    worker = [ROOT / "tests/pretrain_worker.py", *arguments]
+    if more:
+        done = forked.run(worker, 2, cwd=ROOT)
+    else:
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+        done = processes.run([*processes.torchrun(2), *worker], cwd=ROOT, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     (one,), (two,) = results(tmp_path / "one"), results(tmp_path / "two")
     ranks = [json.loads((tmp_path / f"two/rank{i}.json").read_text()) for i in range(2)]

@@ -1,14 +1,14 @@
 """One rank differs, dies, is slow or runs out of data: all end right, or all end with an error, and soon."""
 
 import json
-import os
 
+import forked
 import pytest
-from processes import ON_CPU, TESTS, run, torchrun
+from processes import TESTS
 
 pytest.importorskip("lightning")
 
-SOON = 60  # seconds, start of the processes included
+SOON = 120  # seconds, with the first start of the processes on a busy machine
 FRAMEWORKS = ("torch", "accelerate", "transformers", "lightning")
 WORLDS = [2, pytest.param(4, marks=pytest.mark.slow)]
 FAST = {  # of each scenario, one; the rest of the matrix is slow
@@ -32,8 +32,7 @@ def each(*scenarios):
 
 def train(framework, scenario, world, out):
     """Exit code, what was written to stderr, and what each rank that got to its end wrote."""
-    command = [*torchrun(world), TESTS / "rank_worker.py", framework, scenario, out]
-    done = run(command, timeout=SOON, env={**os.environ, **ON_CPU})
+    done = forked.run([TESTS / "rank_worker.py", framework, scenario, out], world, timeout=SOON)
     ranks = [json.loads(path.read_text()) for path in sorted(out.glob("rank-*.json"))]
     return done.returncode, done.stderr, ranks
 
@@ -82,6 +81,4 @@ def test_a_rank_without_data_joins(world, tmp_path):
 def test_a_rank_that_ends_ends_all(framework, scenario, world, tmp_path):
     code, errors, ranks = train(framework, scenario, world, tmp_path)
     assert code != 0
-    assert (
-        "SIGKILL" in errors or "exitcode: -9" in errors if scenario == "death" else any(rank["error"] for rank in ranks)
-    )
+    assert "exitcode: -9" in errors if scenario == "death" else any(rank["error"] for rank in ranks)

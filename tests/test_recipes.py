@@ -1,6 +1,5 @@
 import importlib
 import json
-import os
 import re
 import shlex
 import signal
@@ -8,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forked
 import processes
 import pytest
 import recipe_parts
@@ -299,8 +299,7 @@ def test_two_processes_are_one_with_twice_the_batch(parts, tmp_path):
     finetune_llm.main(flags(parts, tmp_path / "one", **words, batch_size=4, use_cpu=True))
     worker = str(ROOT / "tests" / "recipe_worker.py")
     two = flags(parts, tmp_path / "two", **words, batch_size=2)
-    command = [*processes.torchrun(2), worker, str(tmp_path), "finetune_llm", *two]
-    done = processes.run(command, cwd=ROOT, env={**os.environ, **processes.ON_CPU, "PYTHONPATH": str(ROOT)})
+    done = forked.run([worker, tmp_path, "finetune_llm", *two], 2, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     lrs = [json.loads((tmp_path / f"lrs-{rank}.json").read_text()) for rank in range(2)]
     assert lrs[0] == lrs[1]
@@ -489,8 +488,7 @@ def test_chitchat_is_real_chats_in_turns():
 
 
 def recipe(name, *words):
-    command = [sys.executable, "-W", "ignore", "-m", f"recipes.{name}", *map(str, words)]
-    return processes.run(command, cwd=ROOT)
+    return forked.run(["-m", f"recipes.{name}", *words], 1, cwd=ROOT)
 
 
 def check_results(out, steps):
@@ -605,8 +603,7 @@ def test_two_processes_train_one_run(tmp_path, name):
     words += ["--batch-size", "4", "--output-dir", str(tmp_path / "two")]
     words += ["--devices", "2"] if name == "lightning_vision" else []
     worker = ROOT / "tests" / "recipe_worker.py"
-    env = {**os.environ, **processes.ON_CPU, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-    done = processes.run([*processes.torchrun(2), worker, tmp_path, name, *words], cwd=ROOT, env=env)
+    done = forked.run([worker, tmp_path, name, *words], 2, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-4000:]
     lrs = [json.loads((tmp_path / f"lrs-{rank}.json").read_text()) for rank in range(2)]
     assert lrs[0] == lrs[1]

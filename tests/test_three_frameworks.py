@@ -1,10 +1,10 @@
 """The same training written three times, on several processes: one number, one decision, one LR everywhere."""
 
 import json
-import os
 
+import forked
 import pytest
-from processes import ON_CPU, TESTS, run, torchrun
+from processes import TESTS
 
 from greedylr_integrations import history
 
@@ -27,8 +27,7 @@ CASES = [
 
 def train_all(out, world, accumulate, steps, **env):
     """What each rank saw and did, by framework."""
-    command = [*torchrun(world), TESTS / "three_worker.py", out, accumulate, steps]
-    done = run(command, timeout=400, env={**os.environ, **ON_CPU, **env})
+    done = forked.run([TESTS / "three_worker.py", out, accumulate, steps], world, timeout=400, env=env)
     assert done.returncode == 0, done.stderr[-4000:]
     return {
         name: [json.loads((out / f"{name}-{rank}.json").read_text()) for rank in range(world)] for name in FRAMEWORKS

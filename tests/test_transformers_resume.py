@@ -2,14 +2,13 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from forked import Forked
 from processes import wait
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -223,10 +222,9 @@ def test_kill_9(whole, tmp_path):
         pytest.skip("one kill is enough: the cases differ in nothing that a kill could reach")
 
     def start(resume):
-        code = SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), resume=resume)
-        return subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        script = tmp_path / "script.py"
+        script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), out=str(tmp_path), resume=resume))
+        return Forked([script], 1, tmp_path / "errors")
 
     process = start(None)
     deadline = time.time() + 120
