@@ -215,12 +215,19 @@ class SharedCallback(Steerable):
     # ---- the life of a scheduler ----
 
     def _make_scheduler(
-        self, optimizer: Any, *, greater_is_better: bool | None = None, pre_divided: bool = False, **schedule: Any
+        self,
+        optimizer: Any,
+        *,
+        restore: Callable[[Any], object] | None,
+        greater_is_better: bool | None = None,
+        pre_divided: bool = False,
+        **schedule: Any,
     ) -> None:
         """Make the scheduler of a run that begins.
 
         Args:
             optimizer (torch.optim.Optimizer): the one whose LR to set.
+            restore (callable): see `GreedyLR`.
             greater_is_better (bool): what the Trainer knows of the metric. Default None: nothing.
             pre_divided (bool): see `LossMeter`. Default False.
             **schedule: arguments of `GreedyLR`.
@@ -244,6 +251,7 @@ class SharedCallback(Steerable):
             on_decision=settings.on_decision,
             control_file=settings.control_file,
             monitor=settings.monitor,
+            restore=restore if config.needs_checkpoints else None,
             **schedule,
         )
 

@@ -128,6 +128,8 @@ class GreedyLR(Readings, Steerable):
         config = make_config(config, fields, GreedyLR)
         if shadow:
             config = config.without_rollback()  # it would wait for the effect of what is not done
+        if restore is not None and not config.needs_checkpoints:
+            logger.warning("GreedyLR does not use `restore`: it is for on_spike='rollback' with snapshot_every=None")
         check(isinstance(monitor, str) and 0 < len(monitor) <= 1000, "monitor", monitor, "a name")
         self.shadow, self.monitor, self.base_schedule = shadow, monitor, base_schedule
         ratio = config.decay_ratio if decay_ratio is None else decay_ratio

@@ -284,6 +284,15 @@ def test_what_is_refused(tmp_path):
     assert GreedyLR(optimizer, snapshot_every=None)._rollback is None  # nothing asks for a rollback
 
 
+def test_a_restore_that_is_not_used(warnings_of):
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.1)
+    GreedyLR(optimizer, CONFIG, restore=print)
+    assert not warnings_of()
+    GreedyLR(optimizer, CONFIG, snapshot_every=100, restore=print)
+    GreedyLR(optimizer, restore=print)
+    assert ["does not use `restore`" in warning for warning in warnings_of()] == [True, True]
+
+
 def test_a_state_that_cannot_be_followed_changes_nothing(tmp_path):
     loop = Loop(tmp_path).run(until=50)
     other = GreedyLR(torch.optim.SGD(Net().parameters(), lr=0.02), GreedyConfig(), total_steps=STEPS)
