@@ -30,7 +30,7 @@ class Forked:
         cwd: folder.
     """
 
-    def __init__(self, argv, world, errors, out=os.devnull, env=(), cwd=None):
+    def __init__(self, argv, world, errors, *, out=os.devnull, env=(), cwd=None):
         self.args = [str(word) for word in argv]
         arguments = (self.args, world, str(errors), str(out), dict(env), cwd)
         self._process = forkserver.Process(target=_launch, args=arguments)
@@ -55,7 +55,7 @@ def run(argv, world, timeout=300, **more):
     """As `processes.run`."""
     with tempfile.TemporaryDirectory() as folder:
         out, errors = Path(folder) / "out", Path(folder) / "errors"
-        process = Forked(argv, world, errors, out, **more)
+        process = Forked(argv, world, errors, out=out, **more)
         code = wait(process, timeout, errors.read_text)
         return subprocess.CompletedProcess(process.args, code, out.read_text(), errors.read_text())
 

@@ -101,7 +101,7 @@ def kill_when(recipe, words, there, number, timeout=120):
     """Run until `there()`, send the signal, and give exit code and output."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        process = Forked(["-m", f"recipes.{recipe}", *words], 1, log, log, cwd=ROOT)
+        process = Forked(["-m", f"recipes.{recipe}", *words], 1, log, out=log, cwd=ROOT)
         deadline = time.monotonic() + timeout
         while not there():
             if process.poll() is not None or time.monotonic() > deadline:

@@ -21,7 +21,7 @@ STEPS = {"window": 24, "slope": 64}  # the default does not search in fewer
 def launch(framework, rule, out, *more, fault="", by_torchrun=False):
     argv = [WORKER, framework, rule, str(out), str(STEPS[rule]), *more]
     if not by_torchrun:
-        return Forked(argv, 2, out / "errors", {"FAULT": fault})
+        return Forked(argv, 2, out / "errors", env={"FAULT": fault})
     env = {**os.environ, **ON_CPU, "FAULT": fault}
     with (out / "errors").open("a") as errors:
         return subprocess.Popen(

@@ -128,7 +128,7 @@ def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monke
 def started(arguments, out, until):
     """A run that has just written `until`."""
     log = out.parent / "log"
-    process = forked.Forked(["-m", "recipes.pretrain_llm", *arguments], 1, log, log, cwd=ROOT)
+    process = forked.Forked(["-m", "recipes.pretrain_llm", *arguments], 1, log, out=log, cwd=ROOT)
     deadline = time.monotonic() + 120
     while not (out / until).exists():
         assert process.poll() is None, log.read_text()
