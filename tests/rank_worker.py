@@ -160,7 +160,9 @@ if __name__ == "__main__":
         }[framework](scenario, out, used)
     except Exception as caught:
         error = f"{type(caught).__name__}: {caught}"
-    (out / f"rank-{RANK}.json").write_text(json.dumps({"used": used, "error": error}))
+    written = out / f"{RANK}.unfinished"  # the others' errors may end this rank at any time
+    written.write_text(json.dumps({"used": used, "error": error}))
+    written.rename(out / f"rank-{RANK}.json")
     if error:
         os._exit(1)  # the others may be in a collective: torchrun ends them
     leave()
