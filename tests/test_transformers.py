@@ -1,16 +1,16 @@
 import json
 import logging
 import math
-import os
 import sys
 
+import forked
 import pytest
 import tiny
 import torch
 import transformers
 from accelerate.optimizer import AcceleratedOptimizer
 from hf_worker import GPU_PATHS, PATHS
-from processes import ON_CPU, TESTS, run, torchrun
+from processes import ON_CPU, TESTS, run
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer, TrainerCallback, get_cosine_schedule_with_warmup
@@ -35,7 +35,7 @@ def scales(callback):
 def runs(request, tmp_path_factory):
     """All paths in one launch, since the imports take longer than the training."""
     out = tmp_path_factory.mktemp(f"world{request.param}")
-    done = run([*torchrun(request.param), TESTS / "hf_worker.py", out], env={**os.environ, **ON_CPU})
+    done = forked.run([TESTS / "hf_worker.py", out], request.param, env=ON_CPU)
     assert done.returncode == 0, done.stderr[-4000:]
     return request.param, out
 
