@@ -30,22 +30,22 @@ class MonitoredMetric:
         self._logged = self._evaluated = self._evaluation_due = False
 
     def warn_at_start(self) -> None:
-        """Log it if the settings do not evaluate. A callback of the user may still do it, so the metric may come."""
+        """Log a WARNING if the settings never evaluate. It is no error, since a callback of the user may evaluate."""
         if self.name.startswith("eval_") and self._args.eval_strategy == "no":
             self._said = True
             logger.warning(
-                "monitor=%r does not come by itself, because eval_strategy is 'no': set eval_strategy to 'steps' or"
-                " 'epoch', or the LR does not follow it",
+                "monitor=%r will not appear on its own, because eval_strategy is 'no': set eval_strategy to 'steps' or"
+                " 'epoch'; otherwise, the LR will not follow it",
                 self.name,
             )
 
     def logged(self, logs: Mapping[str, Any]) -> bool:
-        """Take up what the Trainer logs; whether the metric is in it."""
+        """Take in what the Trainer logs. Returns whether the metric is in it."""
         self._logged = True
         return self._take(logs, self.name)
 
     def evaluated(self, metrics: Mapping[str, Any]) -> str | None:
-        """Take up what an evaluation gave; the metric's name in it, if it is there."""
+        """Take in the results of an evaluation. Returns the metric's name in them, or None if it is not there."""
         self._evaluated = self._evaluation_due
         names = (self.name, f"eval_{self.name}")
         return next((name for name in names if self._take(metrics, name)), None)
@@ -57,14 +57,14 @@ class MonitoredMetric:
         return found
 
     def expect_evaluation(self, due: bool) -> None:
-        """At the end of a step or epoch: whether the Trainer's settings have it evaluate now."""
+        """Take note, at the end of a step or epoch, of whether the Trainer will evaluate now."""
         self._evaluation_due |= due
 
     def look_for(self) -> None:
         """Complain once if the metric has not come when it should have.
 
         Raises:
-            ValueError: if the Trainer has evaluated, and a metric whose name begins with "eval_" was not there.
+            ValueError: if the metric's name begins with "eval_", and it was not in the results of an evaluation.
         """
         evaluated = self._evaluated or self._args.eval_strategy == "no"
         if self._found or self._said or not evaluated:
@@ -74,7 +74,7 @@ class MonitoredMetric:
             raise ValueError(message)
         if self._logged:
             self._said = True
-            logger.warning("%s so far; the LR does not follow it until it comes", message)
+            logger.warning("%s so far; the LR will not follow it until it appears", message)
 
     # ---- how many values to come ----
 

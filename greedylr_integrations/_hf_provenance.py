@@ -1,7 +1,7 @@
-"""What a run of Hugging Face's Trainer leaves behind about its LR: in configurations of trackers, and in model cards.
+"""What a run of Hugging Face's Trainer records about its LR, in the configurations of trackers and in model cards.
 
-The trackers' callbacks and the cards write `lr_scheduler_type`, which GreedyLR may not have used. Nothing here ends a
-run: what goes wrong is a WARNING.
+On their own, both would name `lr_scheduler_type`, which may not be what set the LR. Nothing here ends a run: an error
+is logged as a WARNING.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def to_trackers(trainer: Any, facts: Facts) -> None:
 
 
 def to_cards(trainer: Any, model: Any, facts: Facts) -> None:
-    """Have the cards say it that the Trainer makes, or sentence-transformers when it saves the model."""
+    """Add the facts to the model cards that the Trainer writes, and that sentence-transformers saves with the model."""
     if trainer is not None:
         trainer.create_model_card = Card(trainer, facts)
     data = getattr(model, "model_card_data", None)
@@ -63,11 +63,11 @@ def to_cards(trainer: Any, model: Any, facts: Facts) -> None:
 
 
 class Card:
-    """`create_model_card` of one Trainer, after which the card says what set the LR.
+    """Takes the place of a Trainer's `create_model_card`, and adds to the card what set the LR.
 
     Args:
-        trainer (Trainer): the one whose method it becomes.
-        facts (mapping): what to say.
+        trainer (Trainer): the Trainer whose method it replaces.
+        facts (mapping): what to add.
     """
 
     def __init__(self, trainer: Any, facts: Facts) -> None:

@@ -33,7 +33,7 @@ def save(folder: str, state: Mapping[str, Any]) -> None:
 
 
 def load(state: Any, folder: str | None) -> Any:
-    """A scheduler's state as it was, with the reference from a checkpoint's folder; without one if it is not there."""
+    """A scheduler's saved state, with the reference from the checkpoint's folder, or without one if there is none."""
     if not isinstance(state, Mapping) or not isinstance(state.get("slope"), Mapping):
         return state  # nothing, or damaged, which the scheduler says
     path = next((path for path in (_path(folder or "", rank()), _path(folder or "", 0)) if os.path.exists(path)), None)

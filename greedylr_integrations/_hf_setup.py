@@ -26,7 +26,7 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
     """Refuse anything else that sets the LR, and an optimizer without an LR.
 
     Raises:
-        ValueError: with what to drop.
+        ValueError: if there is one; the message says what to drop.
     """
     if optimizer is not None:
         check_optimizer(optimizer, shadow=True)
@@ -73,12 +73,12 @@ def warn(settings: Settings, args: Any, trainer: Any, replaces: bool) -> None:
 
 
 def warn_of_unsaved(callback: SharedCallback) -> None:
-    """Log a WARNING if the Trainer made this callback from a checkpoint, which has not all of its arguments."""
+    """Log a WARNING if the Trainer re-created this callback from a checkpoint, which cannot hold all arguments."""
     lost = set(getattr(callback, "unsaved", ())) - set(callback.settings.unsaved())
     if lost:
         logger.warning(
-            "the Trainer re-created GreedyLRCallback from the checkpoint, in which %s cannot be saved: leave"
-            " restore_callback_states_from_checkpoint at False; GreedyLR resumes without it",
+            "the Trainer re-created GreedyLRCallback from the checkpoint, which cannot hold %s: leave"
+            " restore_callback_states_from_checkpoint at False; GreedyLR does not need it to resume",
             " and ".join(sorted(lost)),
         )
 
@@ -175,10 +175,10 @@ def default_lr(optimizer: Any) -> float | None:
 
 
 def configure_lrs(optimizer: Any, saved_default: float | None) -> None:
-    """Give a resumed optimizer the base LRs of this run in place of the checkpoint's, for `on_resume` to choose.
+    """Give a resumed optimizer the base LRs of this run in place of the checkpoint's, so that `on_resume` can choose.
 
-    If the optimizer was passed to the Trainer, they are known. Otherwise its `defaults` have the LR of the groups
-    without one of their own, which are those that had the default LR in the checkpoint's run.
+    If the optimizer was passed to the Trainer, this run's base LRs are known. Otherwise, the groups whose LR was the
+    default in the checkpoint's run get the LR in the optimizer's `defaults`, and the others keep theirs.
     """
     lrs = _base_lrs(optimizer)
     if saved_default is None and len(set(lrs)) == 1:  # in checkpoints written before the default was saved

@@ -30,10 +30,10 @@ def _frames() -> Iterator[FrameType]:
 
 
 def find(callback: TrainerCallback) -> tuple[Any, str | None]:
-    """The Trainer that is calling this callback, and the checkpoint that it resumes from; None for what is not there.
+    """The Trainer that is calling this callback, and the checkpoint that it resumes from; None for either if not found.
 
-    Both are searched in the frames above: `self`, which has a `callback_handler`, and the argument
-    `resume_from_checkpoint` of `_inner_training_loop`.
+    Both are looked up in the calling frames: the Trainer is the `self` whose `callback_handler` has this callback, and
+    the checkpoint is the argument `resume_from_checkpoint` of `_inner_training_loop`.
     """
     for frame in _frames():
         if "self" in frame.f_code.co_varnames:
@@ -73,12 +73,12 @@ def trial_folder(trainer: Any, args: Any, state: Any) -> str:
 
 
 def of_trial(path: str | None, trainer: Any, args: Any, state: Any) -> str | None:
-    """The path of a file that each trial of a hyperparameter search has for itself, in a folder of its own."""
+    """Where a trial of a hyperparameter search keeps a file: in the trial's folder. Without a search, `path` itself."""
     return path and os.path.join(os.path.dirname(path), trial_folder(trainer, args, state), os.path.basename(path))
 
 
 def is_whole(folder: str) -> bool:
-    """Whether a checkpoint is there and has the state of the optimizer, in a file or, of FSDP, in a folder."""
+    """Whether a checkpoint exists and has the optimizer's state, in a file or, with FSDP, in a folder."""
     return os.path.isdir(folder) and any(name.startswith("optimizer") for name in os.listdir(folder))
 
 
@@ -125,7 +125,7 @@ class Attached:
             self._bars = [each for each in others if hasattr(each, "training_bar")]
 
     def watch_loss(self, take: Callable[[Any], None]) -> None:
-        """Give what `training_step` returns to `take`: the loss on every loss path, as the Trainer normalizes it."""
+        """Call `take` with what `training_step` returns: the loss, however computed, as the Trainer normalizes it."""
         if self.trainer is None:
             return
         training_step = self.trainer.training_step

@@ -39,8 +39,8 @@ DummyLogger = import_module(f"{_found}.loggers.logger").DummyLogger
 
 
 NO_LOSS = (
-    "training_step has to return it, as a tensor or as 'loss' in a dictionary, also with manual optimization; or give"
-    " GreedyLRCallback(monitor=...) a metric that you log"
+    "training_step must return the loss, as a tensor or as 'loss' in a dictionary, even with manual optimization; or"
+    " pass GreedyLRCallback(monitor=...) the name of a metric that you log"
 )
 
 
@@ -59,7 +59,7 @@ def loss_of(trainer: Any, pl_module: Any, outputs: Any) -> torch.Tensor | float 
 
 
 def accumulates(trainer: Any) -> bool:
-    """Whether the optimizer does not step on the batch under way."""
+    """Whether the current batch only accumulates gradients, without an optimizer step."""
     return trainer.fit_loop._should_accumulate()
 
 
@@ -81,7 +81,7 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
     """Refuse anything else that sets the LR.
 
     Raises:
-        ValueError: with what to drop.
+        ValueError: if there is one; the message says what to drop.
     """
     if callback.settings.shadow:
         return
@@ -123,20 +123,20 @@ def to_loggers(trainer: Any, method: str, values: Mapping[str, Any], **kwargs: A
 def restore(trainer: Any, path: str) -> None:
     """Put weights and optimizers back from a checkpoint, as the Trainer does when it resumes, and only these."""
     strategy, module = trainer.strategy, trainer.lightning_module
-    # since 2.6; the run has written it itself
+    # `weights_only` exists since 2.6; the file can be trusted, because this run has written it
     trusted = "weights_only" in signature(strategy.load_checkpoint).parameters
     with same_options(trainer.optimizers):
         checkpoint = strategy.load_checkpoint(path, **({"weights_only": False} if trusted else {}))
         module.on_load_checkpoint(checkpoint)
         strategy.load_model_state_dict(checkpoint, strict=module.strict_loading)
-        for callback in _callbacks(trainer, "WeightAveraging"):  # it saves the average as the model, beside the model
+        for callback in _callbacks(trainer, "WeightAveraging"):  # it saves the average as the model, and the model too
             callback.on_load_checkpoint(trainer, module, checkpoint)
         strategy.load_optimizer_state_dict(checkpoint)
 
 
 @contextmanager
 def saves_watched(trainer: Any, take: Callable[[str, bool], object]) -> Iterator[None]:
-    """Give the path of each checkpoint to `take`, once it is saved, and whether it is whole; no event has it."""
+    """Call `take` with the path of each saved checkpoint, and whether it is whole; there is no event for this."""
     save, own = trainer.save_checkpoint, vars(trainer).get("save_checkpoint")
 
     @wraps(save)

@@ -39,8 +39,8 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
     mean of the micro-batches and of the ranks. A step that the fp16 scaler skipped does not count. `total_steps` counts
     optimizer steps, regardless of the number of processes. Without an Accelerator, it is the plain scheduler.
 
-    If ranks have different numbers of batches, pass it along with the model, without gradient accumulation:
-    `accelerator.join_uneven_inputs([model, scheduler])`. A rank without data keeps deciding with the others.
+    If the ranks have different numbers of batches, use `accelerator.join_uneven_inputs([model, scheduler])`, without
+    gradient accumulation. A rank that has run out of data keeps deciding with the others.
     """
 
     # `prepare` would wrap any other scheduler in one that steps num_processes times with the same loss.
@@ -73,7 +73,7 @@ class GreedyLR(schedulers.GreedyLR, Joinable):
         return None
 
     def step_without_data(self) -> Decision | None:
-        """A step of the other ranks for which this one has no batch: the same decision, from their losses."""
+        """Take part in a step for which only other ranks have a batch: make the same decision, from their losses."""
         return super().step()
 
     def state_dict(self) -> dict[str, Any]:

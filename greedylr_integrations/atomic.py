@@ -10,11 +10,11 @@ import tempfile
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file whole or not at all.
 
-    The content first goes to a new file beside it, whose name cannot be foreseen, so that nothing that is there is
+    The content first goes to a new file beside it, whose name cannot be predicted, so that no existing file or link is
     written through.
 
     Raises:
-        OSError: if it cannot be written; then the file is as it was.
+        OSError: if it cannot be written; the file is unchanged then.
     """
     folder, name = os.path.split(os.fspath(path))
     descriptor, temporary = tempfile.mkstemp(dir=folder or ".", prefix=name + ".")

@@ -18,11 +18,11 @@ def write_lr(group: dict[str, Any], lr: float) -> None:
 
 
 class BaseSchedule:
-    """A schedule, its LRs, and who has the optimizer's LRs at the moment.
+    """A schedule, its LRs, and whether they are the ones in the optimizer at the moment.
 
     Args:
-        schedule (LRScheduler): steps without a metric, on the same optimizer.
-        optimizer (torch.optim.Optimizer): the optimizer, in a wrapper or not.
+        schedule (LRScheduler): a schedule of the same optimizer that steps without a metric.
+        optimizer (torch.optim.Optimizer): the optimizer, wrapped or not.
         shadow (bool): whether the optimizer has the schedule's LRs all the time.
 
     Attributes:
@@ -64,7 +64,7 @@ class BaseSchedule:
             self.lent = False
 
     def advance(self) -> None:
-        """Go on by one optimizer step: step the schedule, unless its owner had the LRs and stepped it."""
+        """Advance by one optimizer step: step the schedule, unless its owner has borrowed the LRs and stepped it."""
         before = self.lrs
         if not self.lent:
             self.lend()

@@ -30,7 +30,7 @@ def per_group(value: float | Sequence[float], groups: int) -> list[float]:
 
 
 def check_order(min_lr: float | Sequence[float] | None, max_lr: float | Sequence[float] | None) -> None:
-    """Two absolute bounds, either of which may be missing: each allowed, and the lower one not above the upper one."""
+    """Check two absolute bounds, either of which may be None: each is valid, and the lower is not above the upper."""
     for field, value in (("min_lr", min_lr), ("max_lr", max_lr)):
         if value is not None:
             check_bounds(field, value)
@@ -52,8 +52,8 @@ class BoundedConfig(ControllerConfig):
     max_scale: float | None = None
     """Upper bound on LR / base LR. Default None: 10."""
     min_lr: float | Sequence[float] | None = None
-    """Lower bound on the LR in place of `min_scale`, one value or one per parameter group. Groups keep their ratios
-    until one of them meets its bound, and find them again when it leaves it. Default None."""
+    """Lower bound on the LR, in place of `min_scale`: one value, or one per parameter group. Groups keep their ratios
+    until one of them reaches its bound, and regain them when it leaves the bound. Default None."""
     max_lr: float | Sequence[float] | None = None
     """Upper bound on the LR in place of `max_scale`, likewise. Default None."""
 

@@ -101,17 +101,18 @@ class SharedCallback(Steerable):
 
     Args:
         config (ControllerConfig, or a dictionary of its fields): the rule and its settings. Default None:
-            `SlopeConfig()`; or `GreedyConfig()` if `monitor` is not the loss, or one of `fields` is only in that
-            one.
-        monitor (str): "loss", the training loss of each optimizer step, or the name of a metric; then each of its
-            values is one decision. In Hugging Face's Trainer, any metric that is logged on every rank or evaluated,
-            with or without "eval_"; in Lightning, any logged metric, read after each validation or, if it is not
-            there by then, at the end of each training epoch. A metric whose name does not end in "loss" needs
-            `mode`, unless it is the Trainer's `metric_for_best_model`. Default "loss".
+            `SlopeConfig()`, or `GreedyConfig()` if `monitor` is not the loss or if only `GreedyConfig` has one of
+            `fields`.
+        monitor (str): "loss" for the training loss of each optimizer step, or the name of a metric, each value of
+            which leads to one decision. In Hugging Face's Trainer, this can be any metric that is evaluated or that
+            is logged on every rank, with or without "eval_"; in Lightning, any logged metric, which is read after
+            each validation or, if it is not available by then, at the end of each training epoch. A metric whose
+            name does not end in "loss" needs `mode`, unless it is the Trainer's `metric_for_best_model`. Default
+            "loss".
         base_schedule (str): "replace": GreedyLR is the schedule. "multiply": LR = the LR of the Trainer's or the
             module's own schedule x the scale. Default None: "multiply" if a schedule was passed to Hugging Face's
             Trainer or returned by `configure_optimizers`, otherwise "replace".
-        controller (GreedyController): one whose config to use in place of a config. Default None.
+        controller (GreedyController): a controller whose config is used, in place of `config`. Default None.
         total_steps (int): length of the run in optimizer steps. Default None: taken from the Trainer, if it is
             known there.
         steps_per_epoch (int): optimizer steps of one pass over the data; the slope is measured in the first one only.
@@ -126,18 +127,19 @@ class SharedCallback(Steerable):
             device; 0 decides at once. Default None: 1 for losses on a CUDA device, otherwise 0.
         process_group (ProcessGroup): data-parallel ranks over which to average the loss. Default None: all ranks.
         history_file (path): file to which rank 0 appends each decision and command as a line of JSON; see
-            `history.read`. In Hugging Face's hyperparameter search, each trial has its own, in a folder
-            named like the trial: out/run-0/history.jsonl and so on. Default None: no file.
-        on_decision (callable): a function, called on every rank with the `history.Record` of each decision, when its LR
-            is in the optimizer: for an alert, or a tracker of your own. Default None: none.
-        control_file (path): file by which to steer the run from outside; see `steering.CommandFile`. Default None:
-            no file.
-        decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps: a
-            finished model from any checkpoint. Let the run end there (`max_steps`). Default None: do not.
+            `history.read`. In Hugging Face's hyperparameter search, each trial has its own file, in a folder named
+            after the trial, such as out/run-0/history.jsonl. Default None: no file.
+        on_decision (callable): a function that is called on every rank with the `history.Record` of each decision,
+            after its LR has been written to the optimizer: for an alert, or a tracker of your own. Default None.
+        control_file (path): file through which the run can be steered from outside; see `steering.CommandFile`.
+            Default None: no file.
+        decay_on_resume (int): after a resume, begin the final decay at once, over this many optimizer steps. This
+            makes a finished model from any checkpoint; set `max_steps` so that the run ends with the decay. Default
+            None: no such decay.
         prog_bar (bool): show LR and scale in the progress bar. Default True.
-        quiet (bool): leave out the line that says at the start what will be done, and the one that says at the end
-            what was found. They go to stderr, or to logging if it is set up for INFO, on rank 0. Default False.
-        **fields: fields of the config, in place of its own values.
+        quiet (bool): omit the line at the start that says what will be done, and the one at the end that says what
+            was found. On rank 0, they go to stderr, or to logging if it is set up for INFO. Default False.
+        **fields: fields of the config, which override its own.
 
     Raises:
         TypeError, ValueError: for an argument that is not allowed, with its name and value.
@@ -172,7 +174,7 @@ class SharedCallback(Steerable):
         **fields: Unpack[ConfigFields],
     ) -> None:
         if controller is not None:
-            check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
+            check(config is None and not fields, "controller", controller, "None if a config or its fields are given")
             config = controller.config
         if isinstance(config, Mapping) and "behaviour" in config:
             config = config_from_dict(config)
@@ -238,7 +240,7 @@ class SharedCallback(Steerable):
             self.scheduler.detach()
         if schedule.get("horizon") == 0 and getattr(config, "window_size", 0) is None:
             logger.warning(
-                "GreedyLR does not know how often %r will come in this run, so its window is that of a run of unknown"
+                "GreedyLR does not know how often %r will come in this run, so it uses the window for runs of unknown"
                 " length (50 values): set window_size",
                 settings.monitor,
             )
@@ -256,7 +258,7 @@ class SharedCallback(Steerable):
         )
 
     def _resume(self, saved: Mapping[str, Any] | None, step: int, path: str | os.PathLike[str] | None) -> None:
-        """Continue from what a checkpoint has of us, at an optimizer step."""
+        """Continue from the state that a checkpoint has, at an optimizer step."""
         if saved is not None:
             self._scheduler.load_state_dict(saved)
         elif step > 0:
@@ -289,7 +291,7 @@ class SharedCallback(Steerable):
         return {**self._scheduler.describe(), "greedylr/schedule": self._run.schedule}
 
     def _result(self) -> dict[str, float]:
-        """What the run found, for their summary of it; empty if nothing."""
+        """What the run found, for the framework's summary of the run; empty if it found nothing."""
         found = None if self.settings.shadow else self.suggested_lr()
         return {} if found is None else {"greedylr/found_lr": found}
 

@@ -1,6 +1,6 @@
-"""Checks of what users and checkpoints hand in: one clear sentence with the field, the value and what is allowed.
+"""Checks of values from users and checkpoints. An error is one clear sentence: the field, the value, what is allowed.
 
-A check of a number returns it as a plain Python number, so that numpy's are taken and JSON can write them.
+A check of a number returns it as a plain Python number, so that NumPy numbers are accepted and can be written as JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_hook(field: str, value: object, takes: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Numbers, and lists of them, as Python's own, which JSON and checkpoints take; anything else as it is.
+    """Numbers, and lists of them, as plain Python types, which JSON and checkpoints can hold; anything else as it is.
 
     Lists may be those of a configuration library, such as OmegaConf's.
     """

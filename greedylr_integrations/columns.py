@@ -69,7 +69,7 @@ DECISION: dict[str, Check] = {
     "envelope": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
     "nonfinite": _at_least(0),
 }
-# version 2 has the run's id, which one that began with version 1 lacks, and how much it had decided before
+# version 2 has the run's id, unless the run began with version 1, and the numbers of decisions and commands before it
 HEADER_OF_RUN = {
     **HEADER,
     "run": (lambda value: isinstance(value, str) and len(value) <= 1000, "text of at most 1000 characters"),
@@ -82,7 +82,7 @@ DECISION_BY_SLOPE = {**DECISION, "slope": _or_none(SLOPE), "distance": _or_none(
 
 
 def _checked(entry: Mapping[str, Any], schema: Mapping[str, Check], what: str) -> Mapping[str, Any]:
-    """The entry; ValueError that names every missing, unknown or senseless value unless it fits the schema."""
+    """The entry if it fits the schema; otherwise, a ValueError that names every missing, unknown or wrong value."""
     if entry.keys() == schema.keys():
         for key, (check, _) in schema.items():
             if not check(entry[key]):
@@ -224,7 +224,7 @@ def read(
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, bytes]]:
-    """Number and text of each complete line; behind the last line's end is a line that was not finished."""
+    """Number and text of each complete line; what comes after the last newline is unfinished, and left out."""
     with open(path, "rb") as file:
         for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
             if line.endswith(b"\n"):

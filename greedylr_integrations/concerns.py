@@ -39,7 +39,7 @@ def concerns(
 def _unusual(
     config: ControllerConfig, optimizer: Any, base_lrs: Sequence[float], horizon: int | None, first_pass: int | None
 ) -> str | None:
-    """Whether the LRs that the run can have are all far from what the optimizer's kind usually takes."""
+    """A sentence if every LR that the run can reach is far from what is usual for this kind of optimizer; else None."""
     name = type(unwrapped(optimizer)).__name__
     signs = "sign" in name.lower()  # SignSGD takes other LRs
     usual = None if signs else next((lrs for part, lrs in USUAL_LRS.items() if part in name.lower()), None)

@@ -2,8 +2,8 @@
 
 Standard library only. No clock, no randomness, no tensors: the same observations give the same decisions everywhere.
 
-`GreedyController` checks what it is given and keeps the state; a `rule.Rule`, which its configuration makes, decides,
-unless `guard.Guard` keeps a loss from it. For a rule of your own, see docs/own-rule.md.
+`GreedyController` checks its input and keeps the state. A `rule.Rule`, which the configuration creates, makes the
+decisions, except on losses that `guard.Guard` withholds from it. For a rule of your own, see docs/own-rule.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from greedylr_integrations.log import logger
 from greedylr_integrations.rule import Rule, moved
 
 STATE_VERSION = 1
-LATER: dict[str, Any] = {"on_spike": None, "snapshot_every": 100}  # fields that earlier versions lack: said if not so
+LATER: dict[str, Any] = {"on_spike": None, "snapshot_every": 100}  # not in earlier versions: saved if not the default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,20 +48,21 @@ class ControllerConfig(ABC):
     """Optimizer steps that share one decision, made on the mean of their losses. The schedulers and adapters take the
     mean; the controller sees one loss per decision. Default 1."""
     on_nonfinite: str = "reduce"
-    """What a NaN or infinite loss does. "reduce" (default) lowers the LR once for a run of them and raises
-    FloatingPointError at the third decision in a row, "hold" leaves the LR, "rollback" puts the weights back at the
-    second in a row, as `on_spike` does, "raise" raises at once. The loss itself is forgotten in each case."""
+    """What to do about a NaN or infinite loss. "reduce" (default) lowers the LR at the first one and raises
+    FloatingPointError at the third in a row; "hold" leaves the LR alone; "rollback" restores earlier weights at the
+    second in a row, as with `on_spike`; "raise" raises at once. The loss itself is always ignored."""
     on_spike: str | None = None
-    """What loss spikes do; see `spikes.SpikeDetector`. A single one is kept from the rule. If the loss has risen, this
-    is taken as its new level with "hold", lowers the LR too with "reduce", raises `guard.SpikeError` with "raise". With
-    "rollback", weights and optimizer go back to those of a while ago, and training goes on with the batches that come
-    next. Another rollback within 300 decisions lowers the LR, unless it is the second and comes at once; a fourth at
-    once is a "hold", since the data must have changed; a sixth, each within 1,000 decisions of the one before, raises
-    `guard.SpikeError`. Default None: spikes are losses like others."""
+    """What to do about loss spikes; see `spikes.SpikeDetector`. A single spike is withheld from the rule. If the loss
+    has risen, "hold" accepts its new level, "reduce" also lowers the LR, "raise" raises `guard.SpikeError`, and
+    "rollback" restores the weights and the optimizer from shortly before and continues with the next batches. A
+    rollback within 300 decisions of the previous one also lowers the LR, unless it is the first in a row that comes
+    within 20. If the loss rises again within 20 decisions of each of three rollbacks, the data must have changed, and
+    "hold" applies. The sixth rollback in a chain, each within 1,000 decisions of the one before, raises
+    `guard.SpikeError` instead. Default None: spikes are treated like any other loss."""
     snapshot_every: int | None = 100
-    """Optimizer steps between the copies to which "rollback" goes back. Two are kept, in the memory of the host, each
-    as large as the weights that are trained and the optimizer's state. None: no copies, it goes back to the checkpoints
-    that the run saves; until there is one, it is "reduce". Default 100."""
+    """Optimizer steps between the copies that "rollback" restores. Two are kept, in host memory, each as large as the
+    trained weights plus the optimizer's state. None: no copies; "rollback" restores the checkpoints that the run saves,
+    and acts as "reduce" until there is one. Default 100."""
     on_resume: str = "checkpoint"
     """Which hyperparameters win if the checkpoint's differ: "checkpoint" (default), "config", or "error". A changed
     run length is not a difference: the new one is used."""
@@ -90,7 +91,7 @@ class ControllerConfig(ABC):
         """
 
     def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
-        """What a run will do, in a few words that follow its subject; `horizon` and `first_pass` as for `rule`."""
+        """What a run will do, in words that continue "GreedyLR ..."; `horizon` and `first_pass` are as for `rule`."""
         return f"follows the loss by {type(self).__name__}"
 
     def concern(self, horizon: int | None, first_pass: int | None) -> str | None:
@@ -104,7 +105,7 @@ class ControllerConfig(ABC):
 
     @property
     def needs_checkpoints(self) -> bool:
-        """Whether it is the run's checkpoints that they go back to."""
+        """Whether a rollback goes back to the run's own checkpoints."""
         return self.rolls_back and self.snapshot_every is None
 
     def without_rollback(self) -> Self:
@@ -139,7 +140,7 @@ class ControllerConfig(ABC):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(ControllerConfig)}
 
     def said(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields that are hyperparameters, without those of later versions that do nothing here."""
+        """The fields that are hyperparameters, without those of `LATER` that have their defaults."""
         return {
             name: value
             for name, value in fields.items()
@@ -184,7 +185,7 @@ class GreedyController:
         monitor (str): what the losses are, for errors. "loss" at first.
 
     Raises:
-        ValueError, TypeError: for base LRs or a horizon that cannot be, and for bounds that do not fit the base LRs.
+        ValueError, TypeError: if the base LRs or the horizon are not valid, or the bounds do not fit the base LRs.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class GreedyController:
 
     @property
     def position(self) -> Any:
-        """Where the LRs are; set it to a value that was read before to go back there."""
+        """Where the LRs are. Set it to a value that you read earlier to return there."""
         return self._rule.position
 
     @position.setter
@@ -238,7 +239,7 @@ class GreedyController:
         self._rule.position = position
 
     def clamp(self, low: float, high: float) -> None:
-        """Move the scales between two values, as far as the configured bounds allow."""
+        """Bring the scales into the range from `low` to `high`, as far as the configured bounds allow."""
         self._rule.clamp(low, high)
 
     def observe(self, loss: float, slope: float | None = None, distance: float | None = None) -> Decision:
@@ -253,7 +254,7 @@ class GreedyController:
 
         Raises:
             TypeError: if the loss is not a number.
-            ValueError: if slope or distance cannot be one.
+            ValueError: if the slope or the distance is out of range.
             FloatingPointError: on a non-finite loss with `on_nonfinite="raise"`, or at the third in a row with
                 "reduce".
             SpikeError: if the loss has risen with `on_spike="raise"`, or after too many rollbacks.
@@ -281,7 +282,7 @@ class GreedyController:
         return Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
 
     def add_group(self, base_lr: float) -> None:
-        """Take up a parameter group that was added to the optimizer after the start, with the scale of the others."""
+        """Include a parameter group that was added to the optimizer during the run, with the scale of the others."""
         self._rule.add_group(base_lr)
         self.base_lrs += (base_lr,)
 
@@ -299,11 +300,11 @@ class GreedyController:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`; hyperparameters by `config.on_resume`, the horizon is this controller's own.
+        """Continue from `state_dict`. `config.on_resume` decides on the hyperparameters; the horizon stays this run's.
 
         Raises:
-            ValueError: for a state with missing, unknown or ill-typed keys, of another version or behaviour, or, with
-                `on_resume="error"`, with other hyperparameters; then nothing has changed.
+            ValueError: if the state has missing, unknown or ill-typed keys, another version or behaviour or, with
+                `on_resume="error"`, other hyperparameters; nothing has changed then.
         """
         guarded = isinstance(state_dict, Mapping) and "guard" in state_dict
         check_state(state_dict, {**CONTROLLER_STATE, **(GUARD_STATE if guarded else {})}, "GreedyController")

@@ -21,8 +21,8 @@ from greedylr_integrations.steering import Command, Steering, make_command
 
 LOSSLESS = 3  # steps without a loss at the start of a run, after which a WARNING is logged
 CALL_STEP = (
-    "call scheduler.step(loss). In its place, use greedylr_integrations.transformers.GreedyLRCallback with Hugging"
-    " Face's Trainer, lightning.GreedyLRCallback with Lightning's, and accelerate.GreedyLR with Accelerate"
+    "call scheduler.step(loss). With a framework, use its adapter in greedylr_integrations instead:"
+    " transformers.GreedyLRCallback, lightning.GreedyLRCallback or accelerate.GreedyLR"
 )
 
 
@@ -31,7 +31,7 @@ class RunLength:
 
     Args:
         steps (int): optimizer steps in which decisions are made. None if unknown.
-        horizon (int): decisions, if they are not one every `every_n_steps`; 0 if unknown. None otherwise.
+        horizon (int): number of decisions; 0 if unknown. None if there is one every `every_n_steps`.
         steps_per_epoch (int): optimizer steps of one pass over the data. None if all data is new.
     """
 
@@ -50,7 +50,7 @@ class RunLength:
         return None if self._epoch is None else math.ceil(self._epoch / config.every_n_steps)
 
     def of(self, config: ControllerConfig) -> tuple[int | None, int | None]:
-        """Both of these, as a rule is made with."""
+        """`decisions` and `first_pass`, as a rule needs them."""
         return self.decisions(config), self.first_pass(config)
 
     def is_new(self, step: int) -> bool:
@@ -94,7 +94,7 @@ class Decider:
         self._lossless = 0  # steps without a loss; negative once no WARNING is due any more
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
-        self._stepped = self._optimizer_stepped = False  # whether this was, and the optimizer
+        self._stepped = self._optimizer_stepped = False  # whether this object, and the optimizer, have been stepped
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
         """Start with a fresh controller, and see the gradients before each step of the optimizer."""
@@ -138,7 +138,7 @@ class Decider:
     # ---- one step ----
 
     def step(self, loss: float | torch.Tensor | None, step: int) -> Decision | None:
-        """Take up the loss of an optimizer step, `step` being the number of those done with it."""
+        """Take in the loss of an optimizer step; `step` is the number of steps done so far, including this one."""
         self._step, self._stepped = step, True
         if self._direct and type(loss) is float:
             self.decisions += 1
@@ -152,7 +152,7 @@ class Decider:
         return decision
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
-        """Take up a loss that is not of an optimizer step."""
+        """Take in a loss that does not belong to an optimizer step."""
         return self._decide(self.signals.agree(loss))
 
     def skip(self, step: int) -> None:

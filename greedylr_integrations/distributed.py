@@ -31,8 +31,8 @@ def sum_over_ranks(numbers: torch.Tensor, group: Any = None, source: int = 0) ->
 
     Args:
         numbers (Tensor): this rank's numbers, one-dimensional.
-        group: process group whose numbers count. A rank outside of it takes their sum too. Default None: all ranks.
-        source (int): with a group, the global rank in it that gives the sum to all others. Default 0.
+        group: process group whose numbers count. A rank outside it receives their sum too. Default None: all ranks.
+        source (int): with a group, the global rank in it that sends the sum to all others. Default 0.
 
     Returns:
         Tensor of the same shape; `numbers` itself if there is one rank.
@@ -65,7 +65,7 @@ class Part(NamedTuple):
 
 
 def part_of(tensor: torch.Tensor) -> Part:
-    """What of a tensor is on this rank: of a DTensor (`fully_shard`, tensor parallelism) its shard, else all of it."""
+    """The part of a tensor on this rank: its shard if it is a DTensor (`fully_shard`, tensor parallelism), else all."""
     ranks = world_size() or 1
     # importing it takes over a second, and without that import there is no DTensor
     distributed_tensor = sys.modules.get("torch.distributed.tensor")

@@ -1,4 +1,4 @@
-"""An LR finder: the search of the default rule alone, after which everything is put back as it was.
+"""An LR finder: it runs the search of the default rule alone, then puts everything back as it was.
 
     found = find_lr(model, loader, optimizer, lambda batch: model(batch).loss)
     print(found.lr)
@@ -35,10 +35,10 @@ class FoundLR:
     """What a search found.
 
     Attributes:
-        lr (float): the LR: that of the first parameter group that is not frozen. None if the search did not end, which
-            a WARNING says.
+        lr (float): the LR that was found, for the first parameter group that is not frozen. None if the search did not
+            end; then a WARNING is logged.
         base_lr (float): that group's base LR.
-        steps (int): optimizer steps that it took.
+        steps (int): optimizer steps that the search took.
         history (History): its decisions, a sequence of `history.Record`.
     """
 
@@ -48,7 +48,7 @@ class FoundLR:
     history: History = field(repr=False)
 
     def suggestion(self) -> float | None:
-        """The same as `lr`, by the name of Lightning's finder."""
+        """The same as `lr`, under the name that Lightning's finder uses."""
         return self.lr
 
     def plot(self) -> Any:
@@ -67,17 +67,18 @@ def find_lr(
 ) -> FoundLR:
     """Search for the LR in a loop of your own.
 
-    It trains until the LR was found and held for a window of slopes, then puts weights, buffers, the optimizer and the
-    random numbers back; gradients are cleared. If torch.distributed is initialized, call it on every rank.
+    It trains until the LR has been found and held for a window of slopes. Then it restores weights, buffers, the
+    optimizer and the random numbers, and clears the gradients. If torch.distributed is initialized, call it on every
+    rank.
 
     Args:
-        module (torch.nn.Module): what is trained.
-        loader (iterable): the batches, one an optimizer step. It is begun once, and not finished.
+        module (torch.nn.Module): the module to train.
+        loader (iterable): the batches, one per optimizer step. It is iterated over once, and need not be used up.
         optimizer (torch.optim.Optimizer): its groups' LRs are the base LRs.
         training_step (callable): takes a batch and returns the loss, with its graph.
         config (SlopeConfig): the settings of the search. Default None: `SlopeConfig()`.
-        total_steps (int): optimizer steps of the run whose search is made, at least 60. It decides how fast the LR
-            rises, and the search takes 40% of them at most. Default 1,000.
+        total_steps (int): length, in optimizer steps, of the run that the LR is for, at least 60. It determines how
+            fast the LR rises, and the search takes at most 40% of it. Default 1,000.
 
     Raises:
         ValueError: if the run, or a pass over the data, has fewer than 60 steps.
@@ -109,12 +110,12 @@ def search_config(config: SlopeConfig | None, total_steps: int) -> SlopeConfig:
     check_integer("total_steps", total_steps, least=SHORTEST)
     config = SlopeConfig() if config is None else config
     if not isinstance(config, SlopeConfig):
-        raise TypeError(f"config={config!r} is not allowed: only the search by the slope finds an LR, SlopeConfig()")
+        raise TypeError(f"config={config!r} is not allowed: only the search by the slope, SlopeConfig(), finds an LR")
     return replace(config.without_rollback(), on_missing_slope="raise")
 
 
 def check_data(scheduler: GreedyLR) -> None:
-    """Refuse data of which a pass is too short to search in."""
+    """Refuse data if one pass over it is too short for a search."""
     controller = scheduler.controller
     if not controller.wants_slope:
         raise ValueError(f"find_lr cannot search: {too_short(controller.horizon, controller.first_pass)}")
@@ -138,8 +139,8 @@ def result_of(scheduler: GreedyLR) -> FoundLR:
     found = any(record.decision.reason in FINDS for record in scheduler.history)
     if not found or _reached_its_bound(scheduler):
         logger.warning(
-            "no LR was found in %d steps from the base LR %.3g; the search ended at %.3g: begin from a base LR nearer"
-            " to that",
+            "no LR was found in %d steps from the base LR %.3g; the search ended at %.3g: start from a base LR that is"
+            " closer to that",
             steps,
             base_lr,
             lr,
@@ -150,9 +151,9 @@ def result_of(scheduler: GreedyLR) -> FoundLR:
 
 @contextmanager
 def as_it_was(module: torch.nn.Module, optimizer: Any = None) -> Iterator[None]:
-    """At the end, put weights, buffers, modes, the state of an optimizer and the random numbers back as they were.
+    """On exit, restore weights, buffers, modes (train or eval), an optimizer's state and the random numbers.
 
-    Weights that are not trained are not copied. The copies are in the memory of the host.
+    Weights that are not trained are not copied. The copies are in host memory.
     """
     raw = unwrapped(optimizer)
     moving = {name: tensor for name, tensor in _tensors(module).items() if _moves(tensor)}
@@ -186,7 +187,7 @@ def _moves(tensor: torch.Tensor) -> bool:
 
 @contextmanager
 def same_attributes(*objects: Any) -> Iterator[None]:
-    """At the end, let the objects have the attributes that they had."""
+    """On exit, restore the attributes of the objects."""
     before = [dict(vars(each)) for each in objects]
     try:
         yield

@@ -20,7 +20,7 @@ MOST_ROLLBACKS = 5  # each within APART of the one before
 APART = 1000  # decisions
 SOON = 300  # decisions after a rollback in which another one lowers the LR
 AT_ONCE = 20  # decisions after a rollback in which what caused it is likely to be still there, whatever the LR
-ENOUGH = 2  # rollbacks at once after another, after which the next would not help: the data is what has changed
+ENOUGH = 2  # rollbacks in a row that came at once; another would not help, since it is the data that has changed
 
 
 class SpikeError(RuntimeError):
@@ -33,7 +33,7 @@ class Response(NamedTuple):
     Attributes:
         reason (Reason): what it was, or that the weights go back.
         lower (bool): whether to lower the LR.
-        limit (float): what a spike was beyond. None for a loss that is not finite.
+        limit (float): the limit that a spike exceeded. None for a loss that is not finite.
     """
 
     reason: Reason
@@ -49,9 +49,9 @@ class Guard:
 
     Attributes:
         nonfinite (int): non-finite losses in a row.
-        rollbacks (int): how often the weights went back, each time within 1,000 decisions of the time before.
+        rollbacks (int): how many rollbacks there were, each within 1,000 decisions of the one before.
         sees_all (bool): whether finite losses are looked at too.
-        can_go_back (bool): whether there are earlier weights. Until then, "rollback" is "reduce". True at first.
+        can_go_back (bool): whether there are earlier weights; if not, "rollback" acts as "reduce". Initially True.
     """
 
     def __init__(self, config: ControllerConfig) -> None:
@@ -70,7 +70,7 @@ class Guard:
 
     @property
     def memory(self) -> Any:
-        """The losses with which others are compared; set it to a value that was read before to go back there."""
+        """The losses with which new ones are compared. Set it to a value that was read earlier to restore them."""
         return None if self._detector is None else self._detector.state_dict()
 
     @memory.setter
@@ -127,7 +127,7 @@ class Guard:
 
     @property
     def alone(self) -> str:
-        """That a rollback was wanted and is not possible, as the end of a sentence; empty if not so."""
+        """The end of a sentence, which says that a rollback was wanted but is not possible; empty otherwise."""
         wanted = "rollback" in (self._on_spike, self._on_nonfinite)
         return ", and there are no earlier weights to go back to" if wanted and not self.can_go_back else ""
 

@@ -53,7 +53,7 @@ class Record(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What a step leaves behind; the record of it is made when somebody looks."""
+    """What is kept of a step; its `Record` is only made when it is read."""
 
     step: int
     bases: Sequence[float]  # LRs before scale and envelope
@@ -190,7 +190,7 @@ class Recorder:
             self.file.write(record._asdict())
 
     def rewind(self, decisions: int, commands: int) -> None:
-        """Go back to where the run had made so many decisions and commands: a checkpoint took back what came later."""
+        """Drop what came after so many decisions and commands: it is later than the checkpoint that was loaded."""
         for _ in range(min(self.decision_count - decisions, len(self.history))):
             self.history.pop()
         for _ in range(min(self.command_count - commands, len(self.commands))):
@@ -237,8 +237,8 @@ def steady_scales(records: Iterable[Record], group: int = 0) -> list[float]:
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], list[CommandRecord]]:
     """Header, decisions and commands of a history file.
 
-    What a resume took back (steps after the one that it continued from) is left out, so that a run that was
-    interrupted reads as one that was not; the header is the first one. An unfinished last line, as a kill leaves it, is
+    Steps that a resume took back (those after the step that it continued from) are left out, so an interrupted run
+    reads like one that was not; the header is the first one. An unfinished last line, such as a killed run leaves, is
     left out too.
 
     Args:

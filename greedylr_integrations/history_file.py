@@ -29,9 +29,9 @@ _encode = json.JSONEncoder(allow_nan=False).encode
 class HistoryFile:
     """Appends to the history of one run. Each line is in the hands of the operating system when `write` returns.
 
-    A history of an earlier run at the same path is renamed, not touched otherwise. If the path is taken by anything
-    else (a file that is not a history, a link, a pipe, a history that another process is writing), the history goes
-    next to it. Either is logged as a WARNING.
+    A history of an earlier run at the same path is renamed and otherwise left alone. If the path is taken by anything
+    else (a file that is not a history, a link, a pipe, a history that another process is writing), the history goes to
+    a new file beside it. Both are logged as a WARNING.
 
     Attributes:
         path (str): where it is.

@@ -109,10 +109,10 @@ class LearningRates:
         return next((i for i in above if any(p.requires_grad for p in groups[i]["params"])), above[0])
 
     def new_groups(self, scales: Sequence[float]) -> list[float]:
-        """Take up the groups that were added to the optimizer, and return their base LRs.
+        """Include the groups that were added to the optimizer, and return their base LRs.
 
-        The LR that such a group was given is what it has now: its base LR is that without scale and envelope, unless
-        the group has an `initial_lr`.
+        The LR that a group was added with is taken as its present LR. Its base LR is that LR without scale and
+        envelope, unless the group has an `initial_lr`.
         """
         added = []
         for group in self._optimizer.param_groups[len(self.base_lrs) :]:

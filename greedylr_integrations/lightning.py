@@ -2,10 +2,10 @@
 
     trainer = Trainer(callbacks=[GreedyLRCallback()])
 
-Here are the Trainer's events. The loss is what `training_step` returned, taken in `on_train_batch_end` with Lightning's
-division by `accumulate_grad_batches` undone. An optimizer step post-hook detects real steps, so steps that the fp16
-scaler skipped do not count. A schedule from `configure_optimizers` steps between that hook and `on_train_batch_end`; it
-is given its own LRs back for the moment.
+This module handles the Trainer's events. The loss is what `training_step` returned, taken in `on_train_batch_end` with
+Lightning's division by `accumulate_grad_batches` undone. An optimizer step post-hook detects real steps, so steps that
+the fp16 scaler skipped do not count. A schedule from `configure_optimizers` steps between that hook and
+`on_train_batch_end`, and for that time the optimizer has the schedule's own LRs.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class _Run(Run):
 class GreedyLRCallback(SharedCallback, Callback):
     """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`, and `optimizer_index`. The step's `greedylr/scale`, `greedylr/lr`,
-    `greedylr/action` (what was decided after the step: 1 raise, -1 lower, 0 hold) and `greedylr/slope`, if there is
-    one, go to the module's loggers, followed by the index of an optimizer that is not the first; so do the settings, as
-    hyperparameters, and at the end `greedylr/found_lr`. The state is part of each checkpoint.
+    The arguments are those of `SharedCallback`, plus `optimizer_index`. The step's `greedylr/scale`, `greedylr/lr`,
+    `greedylr/action` (what was decided after the step: 1 raise, -1 lower, 0 hold) and, if there is one,
+    `greedylr/slope` are sent to the module's loggers. So are the settings, as hyperparameters, and at the end
+    `greedylr/found_lr`. For any optimizer but the first, these names end in its index. The state is part of each
+    checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -228,7 +229,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         )
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Under the names of this callback's optimizer."""
+        """The values, with the optimizer's index appended to their names unless it is the first."""
         index = self.optimizer_index
         return {f"{name}/{index}": value for name, value in values.items()} if index else values
 
@@ -267,18 +268,18 @@ def find_lr(
     optimizer_index: int = 0,
     **named_data: Any,
 ) -> FoundLR:
-    """Search for the LR with Lightning's Trainer, then put Trainer and module back as they were; also `lr_find`.
+    """Search for the LR with Lightning's Trainer, then restore Trainer and module. Also available as `lr_find`.
 
-    It fits until the LR was found and held for a window of slopes, without validation, checkpoints, loggers, the
-    Trainer's callbacks and the module's schedules. With several processes, call it on each of them.
+    It fits until the LR has been found and held for a window of slopes, without validation, checkpoints, loggers, the
+    Trainer's callbacks or the module's schedules. With several processes, call it on each of them.
 
     Args:
-        trainer (Trainer): what will fit.
+        trainer (Trainer): the Trainer that fits.
         module (LightningModule): the LRs of its optimizer are the base LRs.
         *data, **named_data: what `Trainer.fit` takes after the module: a loader, or `datamodule=`.
         config (SlopeConfig): the settings of the search. Default None: `SlopeConfig()`.
-        total_steps (int): optimizer steps of the run whose search is made, at least 60. It decides how fast the LR
-            rises, and the search takes 40% of them at most. Default 1,000.
+        total_steps (int): length, in optimizer steps, of the run that the LR is for, at least 60. It determines how
+            fast the LR rises, and the search takes at most 40% of it. Default 1,000.
         optimizer_index (int): which of the module's optimizers, from 0. Default 0.
 
     Raises:

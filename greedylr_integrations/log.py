@@ -28,9 +28,9 @@ logger.addFilter(lambda record: environment_rank() == 0)
 
 
 def say(message: str, *, aloud: bool) -> None:
-    """Log at INFO. If nobody listens at that level, and `aloud`, write to stderr on the first process.
+    """Log at INFO or, if nothing handles that level and `aloud` is set, write to stderr on the first process.
 
-    Logging that was set up by the user decides: a level of this logger, or a handler at INFO, and nothing is written.
+    The user's logging setup has precedence: if this logger has a level, or INFO a handler, nothing goes to stderr.
     """
     if logger.level or (logger.isEnabledFor(logging.INFO) and logger.hasHandlers()):
         logger.info(message)

@@ -24,11 +24,11 @@ class LossMeter:
     Args:
         pre_divided (bool): whether the losses of a step's micro-batches are already divided by their number, so that
             they are summed, not averaged (as Hugging Face's Trainer does). Default False.
-        lag (int): 0 reads at once. 1 returns the reading before, copied to pinned memory in the meantime, so that the
-            host never waits for the step under way; the first `compute` then gives None. Default None: 1 if the loss is
-            on a CUDA device, else 0.
-        process_group: the data-parallel ranks, over which to average. A rank outside of it (another pipeline stage,
-            say) needs no loss. Default None: all ranks.
+        lag (int): 0 reads at once. 1 returns the previous reading, which has been copied to pinned memory in the
+            meantime, so that the host never waits for the current step; the first `compute` then returns None. Default
+            None: 1 if the loss is on a CUDA device, else 0.
+        process_group: the data-parallel ranks, over which to average. A rank outside it (another pipeline stage, say)
+            needs no loss. Default None: all ranks.
         source (int): with a process group, the global rank in it whose mean all ranks take. Default 0.
 
     Attributes:
@@ -107,7 +107,7 @@ class LossMeter:
         return _mean(before.wait()) if isinstance(before, _Reading) else before
 
     def synchronize(self) -> None:
-        """Make what waits for its decision the mean over ranks, so that what one rank saves is right for all."""
+        """Replace the losses that await a decision by their mean over the ranks, so that one rank can save for all."""
         if self.steps and (world_size() or 1) > 1:
             total, weight = self._sums(())
             self._total = total / weight.clamp(min=1) * self._weight
@@ -125,7 +125,7 @@ class LossMeter:
         return sum_over_ranks(numbers, self.process_group, self.source)
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps and readings that wait for their decision, as plain JSON; reads the host."""
+        """Steps and readings that await a decision, as plain JSON; this waits for the device."""
         waiting = self._waiting
         if isinstance(waiting, _Reading):
             waiting = _mean(waiting.wait())

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from greedylr_integrations.log import logger
 
-# What each kind has in its parameter groups or is named after, and what happens to a schedule's LR.
+# How to recognize each kind, by its name or its parameter groups, and why a schedule does not work with it.
 _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
     (
         lambda name, group: "schedulefree" in name or "weight_lr_power" in group,

@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """At the end, have them go on as if there had been nothing between."""
+    """On exit, restore the generators, so that they go on as if nothing had been drawn in between."""
     numpy = sys.modules.get("numpy")
     state, of_numpy = random.getstate(), numpy and numpy.random.get_state()
     try:

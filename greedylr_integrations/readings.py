@@ -96,12 +96,12 @@ class Readings(LRScheduler):
 
     @property
     def scale(self) -> float:
-        """Scale now of the first parameter group that is not frozen."""
+        """The present scale of the first parameter group that is not frozen."""
         return self.controller.scales[self._rates.speaker]
 
     @property
     def lr(self) -> float:
-        """LR now of that group; with `shadow`, what it would be."""
+        """The present LR of the first parameter group that is not frozen; with `shadow`, what it would be."""
         return self._rates.of(self.controller.scales, self.last_epoch)[self._rates.speaker]
 
     @property
@@ -130,9 +130,9 @@ class Readings(LRScheduler):
         return self._rates.ramping(self.last_epoch)
 
     def metrics(self) -> dict[str, float]:
-        """For a logger: scale and LR of the last step, and what was decided after it: 1 raise, -1 lower, 0 hold.
+        """Values for a logger: scale and LR of the last step, and the decision after it (1 raise, -1 lower, 0 hold).
 
-        If there are several parameter groups, they are of the first one that is not frozen.
+        If there are several parameter groups, scale and LR are those of the first one that is not frozen.
         """
         speaker = self._rates.speaker
         action = self.history[-1].decision.action if self.history else HOLD
@@ -179,9 +179,9 @@ class Readings(LRScheduler):
         return f"<{type(self).__name__} at step {self.last_epoch:,}{of}: {now}; {config}>"
 
     def announce(self, *, aloud: bool = False) -> None:
-        """At the start of a run: say what will be followed, and how the LR will go.
+        """At the start of a run, say what will be followed and how the LR will change.
 
-        The two Trainers' callbacks call it; a loop of your own may.
+        The callbacks of the two Trainers call this; in a loop of your own, you may call it yourself.
 
         Args:
             aloud (bool): write to stderr if no logging is set up for INFO. Default False.
@@ -191,9 +191,9 @@ class Readings(LRScheduler):
         say(summary.opening(plan, base_lr, self.envelope, self.monitor, schedule, self.shadow), aloud=aloud)
 
     def finish(self, *, aloud: bool = False) -> None:
-        """At the end of a run: say what it found, or what `shadow` saw, and close the history.
+        """At the end of a run, say what it found, or what `shadow` saw, and close the history.
 
-        The two Trainers' callbacks call it; a loop of your own may.
+        The callbacks of the two Trainers call this; in a loop of your own, you may call it yourself.
 
         Args:
             aloud (bool): write to stderr if no logging is set up for INFO. Default False.
@@ -217,7 +217,8 @@ class Readings(LRScheduler):
         total = self._total_steps
         if total is not None and self.last_epoch < summary.EARLY * total and not self.decaying:
             logger.warning(
-                "the run ended after %d of %d optimizer steps, before its final decay: resume it, or make it shorter",
+                "the run ended after %d of %d optimizer steps, before its final decay: resume it, or plan a shorter"
+                " one",
                 self.last_epoch,
                 total,
             )
@@ -237,16 +238,16 @@ class Readings(LRScheduler):
         self._decider.signals.skip_step()
 
     def measure_slope(self) -> None:
-        """Measure the slope of the step under way: the gradients are complete, and the weights have not moved.
+        """Measure the slope of the current step. Call it when the gradients are complete and before the weights move.
 
-        This happens by itself before each step of a torch optimizer, unless the step is given a closure.
+        This happens automatically before each step of a torch optimizer, unless the step is given a closure.
         """
         self._decider.measure_slope()
 
     def synchronize(self) -> None:
-        """Before one rank saves the state for all, on every rank: make what waits for its decision the same."""
+        """Make what awaits a decision the same on all ranks. Call it on every rank before one of them saves for all."""
         self._decider.signals.synchronize()
 
     def advise(self, advice: str) -> None:
-        """What to say if the first steps come without a loss. An adapter knows better than this class."""
+        """Set the advice that is logged if the first steps have no loss: an adapter knows better than this class."""
         self._decider.advice = advice

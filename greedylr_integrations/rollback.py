@@ -22,12 +22,12 @@ from greedylr_integrations.optimizers import unwrapped
 from greedylr_integrations.random_numbers import same_random_numbers
 from greedylr_integrations.snapshots import Snapshot
 
-OLD_ENOUGH = 10  # decisions: with fewer since then, the weights may have the spike's beginning in them
+OLD_ENOUGH = 10  # decisions since the weights were kept; newer weights may already contain the beginning of the spike
 REMEMBERED = 100  # checkpoints
 # what schedules set in an optimizer's groups; other entries, such as Prodigy's d, are its state
 OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum", "base_momentum", "max_momentum", "weight_decay")
 NO_CHECKPOINTS = (
-    "GreedyLR has only checkpoints to go back to (snapshot_every=None), and the Trainer is not set to save any: until"
+    "with snapshot_every=None, GreedyLR can only go back to checkpoints, and the Trainer is not set to save any; until"
     " there is one, it lowers the LR instead"
 )
 Place = TypeVar("Place")
@@ -82,7 +82,7 @@ class Rollback(ABC, Generic[Place]):
             earlier = self._choose()
             self._put_back(earlier.place)
             guard.memory = earlier.memory
-            while self._kept[-1] is not earlier:  # later weights, of a way that was given up
+            while self._kept[-1] is not earlier:  # later weights, which the run has now abandoned
                 self._kept.pop()
             logger.warning("GreedyLR went back to the weights of step %d at step %d%s", earlier.step, step, self._of)
         elif guard.calm:
@@ -100,7 +100,7 @@ class Rollback(ABC, Generic[Place]):
         self._kept.append(Earlier(place, step, self._decisions, guard.memory, groups))
 
     def saved(self, path: str | os.PathLike[str], step: int, guard: Guard, *, whole: bool) -> None:
-        """A checkpoint of the run was saved after so many optimizer steps, with the optimizer's state or without."""
+        """Take note of a checkpoint saved after `step` optimizer steps; `whole` if it has the optimizer's state."""
         return
 
     def _stay(self, step: int, guard: Guard) -> None:
@@ -214,7 +214,7 @@ class Checkpoints(Rollback["str | os.PathLike[str]"]):
 
 @contextmanager
 def same_options(optimizers: Iterable[Any]) -> Iterator[None]:
-    """At the end, give the groups of the optimizers the LRs that they had, and what else schedules set."""
+    """On exit, restore the LRs of the optimizers' groups, and whatever else schedules set there."""
     before = [
         (each, [{name: group[name] for name in OPTIONS if name in group} for group in each.param_groups])
         for each in optimizers
@@ -238,10 +238,10 @@ def rollback_of(
     base_schedule: LRScheduler | None,
     restore: Callable[[Any], object] | None,
 ) -> Rollback[Any] | None:
-    """What a run with these settings goes back to; None if it never does.
+    """The rollback of a run with these settings; None if it never rolls back.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if it would have to roll back and cannot.
     """
     if not config.rolls_back:
         return None

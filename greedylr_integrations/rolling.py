@@ -164,11 +164,11 @@ class Average:
 
     @property
     def in_errors(self) -> float:
-        """The mean in its standard errors."""
+        """The mean in units of its standard error."""
         return self.mean * sqrt(self.count) / self._noise()
 
     def in_errors_of(self, values: Collection[float]) -> float:
-        """The mean of some of the values, in the standard errors that follow from the noise of all of them."""
+        """The mean of some of the values, in units of its standard error, which is computed from the noise of all."""
         return sum(values) / sqrt(max(1, len(values))) / self._noise()
 
     def _noise(self) -> float:
@@ -193,11 +193,11 @@ def average(values: Iterable[float]) -> Average:
 class Pace:
     """How fast a rolling mean falls: its fall over the last `size` values as a share of the largest such fall so far.
 
-    The first sixth of the values is skipped: their means are of a few losses, and noise would pass for a fall.
+    The first sixth of the values is skipped: their means are of only a few losses, so noise would look like a fall.
 
-    A fall that one far outlier makes, when it leaves the mean, does not count as the largest, or no later fall would
-    compare with it. It is one of more than 3 times the distance that the values have covered so far, and of more than
-    240 times that distance for a single value.
+    When a far outlier leaves the mean, the mean falls steeply. Such a fall does not count as the largest, or every
+    later fall would look small beside it. It is recognized by its size: more than 3 times the range of the values so
+    far, and so much that a single value must have changed by more than 240 times that range.
     """
 
     def __init__(self, size: int) -> None:

@@ -47,7 +47,7 @@ class Rule(ABC):
     @property
     @abstractmethod
     def position(self) -> Any:
-        """Where the LRs are. Set it to a value that was read before to go back there."""
+        """Where the LRs are. Set it to a value that was read earlier to return there."""
 
     @position.setter
     @abstractmethod
@@ -55,11 +55,11 @@ class Rule(ABC):
 
     @abstractmethod
     def clamp(self, low: float, high: float) -> None:
-        """Move the scales between two values, as far as the bounds allow."""
+        """Bring the scales into the range from `low` to `high`, as far as the bounds allow."""
 
     @abstractmethod
     def add_group(self, base_lr: float) -> None:
-        """Take up a parameter group that was added to the optimizer during the run."""
+        """Include a parameter group that was added to the optimizer during the run."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def unbounded(base_lrs: Sequence[float]) -> tuple[list[float], list[float]]:
 
 
 class OneScaleRule(Rule):
-    """A rule with one scale for all parameter groups. A subclass must only write `update`.
+    """A rule with one scale for all parameter groups. A subclass only needs to define `update`.
 
-    On the way out, the scale is cut to the bounds of each group. So groups keep their ratios until one of them meets
-    its bound, and find them again when it leaves it.
+    `scales` has this scale clipped to the bounds of each group. So the groups keep their ratios until one of them
+    reaches its bound, and regain them when it leaves the bound.
 
     Args:
         base_lrs (sequence of float): base LR of each parameter group.
@@ -118,7 +118,7 @@ class OneScaleRule(Rule):
         return RAISE if self._scale > old else LOWER
 
     def lower(self) -> None:
-        """Lower the scale once, after a non-finite loss: to a half."""
+        """Halve the scale, after a non-finite loss."""
         self.set_scale(self._scale / 2)
 
     @property

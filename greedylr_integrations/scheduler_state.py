@@ -42,7 +42,7 @@ def checked_state(state: Any, groups: int, *, with_schedule: bool, monitor: str)
     if state["monitor"] != monitor:
         raise ValueError(
             f"the checkpoint's run followed {state['monitor']!r}, this one follows {monitor!r}, so their values cannot"
-            " be compared: make the monitor equal, or start without the scheduler's state"
+            " be compared: use the same monitor, or start without the scheduler's state"
         )
     if (state["schedule_lrs"] is not None) != with_schedule:
         there, here = ("without", "with") if with_schedule else ("with", "without")

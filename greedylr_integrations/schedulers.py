@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class GreedyLR(Readings, Steerable):
-    """The learning rate finds itself: LR of a parameter group = its base LR x scale x envelope.
+    """A scheduler that finds the learning rate during training: LR of a group = its base LR x scale x envelope.
 
         scheduler = GreedyLR(optimizer, total_steps=1000)
         for batch in loader:
@@ -56,43 +56,45 @@ class GreedyLR(Readings, Steerable):
 
     Args:
         optimizer (torch.optim.Optimizer): its groups' LRs, or `initial_lr` if set, are the base LRs.
-        config (ControllerConfig): the rule and its settings. Default None: `SlopeConfig()`, or `GreedyConfig()` if one
-            of `fields` is only in that one.
-        controller (GreedyController): one whose config to use in place of a config. Default None.
+        config (ControllerConfig): the rule and its settings. Default None: `SlopeConfig()`, or `GreedyConfig()` if only
+            that has one of `fields`.
+        controller (GreedyController): a controller whose config is used, in place of `config`. Default None.
         total_steps (int): optimizer steps of the run. The rule is fitted to it, and the LR decays to 0 at its end.
             Default None: unknown, no decay.
         steps_per_epoch (int): optimizer steps of one pass over the data. The slope is measured during the first pass
             only, since the gradient of a batch that has been trained on misleads. Default None: all data is new.
         linear_warmup_steps (int): optimizer steps of a linear warmup from 0, without decisions. Default 0.
-        decay_ratio (float): share of `total_steps` that the final decay takes. Default None: the config's, mostly 0.3.
-        base_schedule (LRScheduler): another schedule of the same optimizer, stepped by this one; LR = its LR x scale,
-            and warmup and decay are its own. No decision is made while its LR first rises. Its state is not part of
-            this one's: save and load it too. Default None.
-        horizon (int): decisions of the run, if they are not one every `every_n_steps`; 0 if unknown. Default None: from
-            total_steps.
+        decay_ratio (float): share of `total_steps` that the final decay takes. Default None: the config's, usually 0.3.
+        base_schedule (LRScheduler): another schedule of the same optimizer, which this one steps: LR = its LR x scale,
+            and warmup and decay are left to it. No decision is made during the initial rise of its LR. Its state is not
+            part of this scheduler's: save and load it as well. Default None.
+        horizon (int): number of decisions in the run, if there is not one every `every_n_steps`; 0 if unknown. Default
+            None: computed from `total_steps`.
         shadow (bool): decide, but leave the optimizer alone. Default False.
         loss_lag (int): 1 decides on each loss one optimizer step later, so that the host does not wait for the device;
             0 at once. Default None: 1 for losses on a CUDA device, else 0.
-        process_group: data-parallel ranks, over which to average; all others are given the result. See `LossMeter`
-            for the rank that gives it. Default None: all ranks.
-        meter (LossMeter): in place of the two, what averages the losses over micro-batches, steps and ranks.
-        slope_sample (int): coordinates of the weights to measure the slope on, at most about. Default 1,000,000.
-        history_file (path): where rank 0 appends every decision and command; see `history.read`. A history of an
-            earlier run that is there is renamed. Default None: nowhere.
-        on_decision (callable): a function, called on every rank with the `history.Record` of each decision, when its LR
-            is in the optimizer. Default None: none.
-        control_file (path): where commands may come from during the run; see `steering.CommandFile`. Default None.
-        monitor (str): what the losses are, for the history. Default "loss".
-        module (torch.nn.Module): whose buffers go back with the weights in a rollback, such as the means of batch norm.
-            Default None: buffers stay as they are.
-        restore (callable): a function that loads a checkpoint, for a rollback with `snapshot_every=None`: it is called
-            on every rank with a path that `saved` was given, and puts weights and optimizer back. It may be the one
-            with which you resume: the LRs of this optimizer, the base schedule, every GreedyLR and the random numbers
-            stay as they are. Default None: none.
-        **fields: fields of the config, in place of its own.
+        process_group: data-parallel ranks over which to average; all other ranks receive the result, from the rank
+            that is `source` in `LossMeter`. Default None: all ranks.
+        meter (LossMeter): averages the losses over micro-batches, steps and ranks; replaces `loss_lag` and
+            `process_group`. Default None: one is made from these two.
+        slope_sample (int): about how many coordinates of the weights to measure the slope on, at most. Default
+            1,000,000.
+        history_file (path): file to which rank 0 appends every decision and command; see `history.read`. If it has the
+            history of an earlier run, that file is renamed. Default None: no file.
+        on_decision (callable): a function that is called on every rank with the `history.Record` of each decision,
+            after its LR has been written to the optimizer. Default None.
+        control_file (path): file from which commands are read during the run; see `steering.CommandFile`. Default None.
+        monitor (str): what the losses are called in the history. Default "loss".
+        module (torch.nn.Module): module whose buffers, such as batch norm's running means, a rollback restores along
+            with the weights. Default None: buffers stay as they are.
+        restore (callable): a function that loads a checkpoint, for a rollback with `snapshot_every=None`. It is called
+            on every rank with a path that was passed to `saved`, and must restore the weights and the optimizer. It may
+            be the function with which you resume: while it loads, the LRs of this optimizer, the base schedule, every
+            GreedyLR and the random numbers stay as they are. Default None.
+        **fields: fields of the config, which override its own.
 
     Raises:
-        TypeError, ValueError: for what does not fit, with the field, the value and what is allowed.
+        TypeError, ValueError: if an argument is not allowed; the message has its name, its value and what is allowed.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class GreedyLR(Readings, Steerable):
         check_hook("restore", restore, "the path of a checkpoint")
         check_optimizer(optimizer, shadow=shadow)
         if controller is not None:
-            check(config is None and not fields, "controller", controller, "None with a config: it brings its own")
+            check(config is None and not fields, "controller", controller, "None if a config or its fields are given")
             config, horizon = controller.config, horizon or controller.horizon
         config = make_config(config, fields, GreedyLR)
         if shadow:
@@ -156,15 +158,15 @@ class GreedyLR(Readings, Steerable):
     # ---- stepping ----
 
     def step(self, loss: float | torch.Tensor | None = None) -> Decision | None:  # type: ignore[override]
-        """Go on by one optimizer step: measure, decide, write, record.
+        """Advance by one optimizer step: measure, decide, write, record.
 
         Args:
             loss (float or tensor with one element, on any device): the training loss of this optimizer step on this
-                rank. Default None: that of the micro-batches that `meter` was fed. If no rank has one, no decision is
-                made.
+                rank. Default None: the loss of the micro-batches that were passed to `meter`. If no rank has a loss, no
+                decision is made.
 
         Returns:
-            The decision; None during the warmup, and between decisions with `every_n_steps`.
+            The decision; None during the warmup and, with `every_n_steps`, between decisions.
         """
         if not self._begun:
             self._begin()
@@ -181,14 +183,14 @@ class GreedyLR(Readings, Steerable):
         return decision
 
     def advance(self) -> None:
-        """Go on by one optimizer step without a loss on any rank: only warmup, decay and base schedule go on."""
+        """Advance by one optimizer step without a loss on any rank: only warmup, decay and base schedule progress."""
         self._begin()
         self._take_up_groups()
         self._decider.skip(self.last_epoch + 1)
         self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
-        """Decide without a step, for example on a validation loss; every rank must call this, and the mean counts."""
+        """Decide without a step, for example on a validation loss. Every rank must call it: their mean counts."""
         if self.ramping:
             return None
         self._begin()
@@ -213,7 +215,7 @@ class GreedyLR(Readings, Steerable):
         header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         alike, lost = compare(json.dumps([header, self.controller.horizon], sort_keys=True), self._decider.lost)
         if not alike:
-            raise ValueError("GreedyLR has other arguments on other ranks: give all of them the same ones")
+            raise ValueError("GreedyLR has different arguments on different ranks: pass the same ones on every rank")
         if lost:
             self._decider.signals.slopes.start_anew()
         if self.history_file is not None:
@@ -279,9 +281,9 @@ class GreedyLR(Readings, Steerable):
     # ---- another owner of the optimizer's LRs ----
 
     def hand_over(self) -> None:
-        """Give the optimizer the base schedule's own LRs back, so that whoever owns the schedule can step it.
+        """Put the base schedule's own LRs back into the optimizer, so that the schedule's owner can step it.
 
-        The next `step` or `take_over` then takes up what the schedule made of them.
+        The next `step` or `take_over` then picks up the LRs that the schedule has set.
         """
         if self._rates.schedule is not None:
             self._rates.schedule.lend()
@@ -323,13 +325,13 @@ class GreedyLR(Readings, Steerable):
         }
 
     def saved(self, path: str | os.PathLike[str], *, whole: bool = True) -> None:
-        """A checkpoint was saved, or the run was resumed from it: with `snapshot_every=None`, a rollback may go there.
+        """Report a checkpoint that was saved or resumed from: with `snapshot_every=None`, a rollback may go back to it.
 
-        Call it on every rank, after saving or loading. The Trainers' callbacks do so by themselves.
+        Call it on every rank, after saving or loading. The callbacks of the two Trainers do this themselves.
 
         Args:
-            path (path): what `restore` will be called with. If it is gone by then, an earlier one is used.
-            whole (bool): whether it has the state of the optimizer, too. If not, no rollback goes there. Default True.
+            path (path): what `restore` will be called with. If it is gone by then, an earlier checkpoint is used.
+            whole (bool): whether the checkpoint has the optimizer's state; if not, it is not used. Default True.
         """
         if self._rollback is not None:
             self._rollback.saved(path, self.last_epoch, self.controller.guard, whole=whole)
@@ -340,8 +342,8 @@ class GreedyLR(Readings, Steerable):
         During a rollback of a GreedyLR in this process, it does nothing.
 
         Raises:
-            ValueError: for a state with missing, unknown or wrong values, of another version, of another number of
-                parameter groups, of another `monitor`, or that the controller refuses; then nothing has changed.
+            ValueError: if the state has missing, unknown or wrong values, another version, another number of parameter
+                groups or another `monitor`, or if the controller refuses it; nothing has changed then.
         """
         if Rollback.restoring:
             return

@@ -1,6 +1,6 @@
 """What a decision is based on: the loss and its slope, the same on every rank, and a command that came with them.
 
-All of it takes one all-reduce and one host read per decision. What a rank sends does not depend on what it alone has.
+All of it takes one all-reduce and one host read per decision. All ranks send equally many numbers, whatever they saw.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ class Signals:
         self.slopes.discard_step()
 
     def synchronize(self) -> None:
-        """Make what waits for its decision the same on all ranks, so that what one of them saves is right for all."""
+        """Make what awaits a decision the same on all ranks, so that what one of them saves is right for all."""
         if self.meter.steps:
             self.meter.synchronize()
             self.slopes.synchronize()
 
     def _poll(self) -> tuple[float, float]:
-        # one rank alone: the ranks may share a disk, and what each found would add up
+        # only one rank reads: if the ranks share a disk, all of them would find the command, and their numbers add up
         reads = world_size() is None or rank() == (0 if self.meter.process_group is None else self.meter.source)
         return self._file.poll() if self._file is not None and reads else (0.0, 0.0)
 

@@ -58,16 +58,16 @@ def distance_of(sums: Sequence[float]) -> float | None:
 class SlopeMeter:
     """Sums over optimizer steps, from which `slope_of` and `distance_of` follow.
 
-    The sample is of the parameters that require a gradient at the first measurement; parameters that are added or
-    unfrozen later are not in it. Parameters with sparse gradients are left out.
+    The sample is taken from the parameters that require a gradient at the first measurement; parameters that are added
+    or unfrozen later are not in it. Parameters with sparse gradients are left out.
 
-    Memory per sampled coordinate: w0 as a number of the weights' own type, 8 bytes for the gradient and the way, and
-    one that says whether it counts for the distance. During a measurement, there are 4 more.
+    Memory per sampled coordinate: w0 in the weights' own dtype, 8 bytes for the gradient and the displacement, and one
+    byte that says whether it counts for the distance. During a measurement, there are 4 bytes more.
 
     Args:
         optimizer (torch.optim.Optimizer): its parameters are the weights.
-        sample (int): about how many coordinates to measure, at most. If there are more, evenly spaced rows of each
-            tensor are taken, the same on every rank. Default 1,000,000, with which the cosine has an error of 0.001.
+        sample (int): about how many coordinates to measure, at most. If the weights have more, evenly spaced rows of
+            each tensor are used, the same on every rank. Default 1,000,000, which gives the cosine an error of 0.001.
     """
 
     def __init__(self, optimizer: Optimizer, sample: int = 1_000_000) -> None:
@@ -132,7 +132,7 @@ class SlopeMeter:
         return [0.0] * SUMS if total is None else [*total.unbind(), float(count)]
 
     def synchronize(self) -> None:
-        """Make the sums that wait for their decision the mean over the ranks; every rank must call it."""
+        """Replace the sums that await a decision by their mean over the ranks; every rank must call it."""
         ranks = world_size() or 1
         if ranks > 1:
             total = torch.zeros(SUMS - 1, dtype=torch.float64) if self._total is None else self._total
@@ -172,7 +172,7 @@ class SlopeMeter:
         self._count, self._step = state["count"], None
 
     def start_anew(self) -> None:
-        """Measure from the weights of now, on every rank, since one of them has lost its reference; log a WARNING."""
+        """Measure from the present weights on every rank, since one of them has lost its reference; log a WARNING."""
         logger.warning(
             "GreedyLR measures slope and distance from here on, not from the start of the run: %s",
             self.lost or "another rank's part of the checkpoint has no reference",
@@ -192,7 +192,7 @@ class SlopeMeter:
 
 
 class _Part:
-    """The sampled weights on one device of which there are equally many copies in the group of ranks."""
+    """The sampled weights on one device that have the same number of copies across the ranks."""
 
     def __init__(self, parameters: list[torch.Tensor], stride: int, copies: int) -> None:
         self.parameters = parameters
@@ -205,7 +205,7 @@ class _Part:
         self.refer_to(torch.cat(sample))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_buffers": None}  # its tensors share their memory, which pickle would end
+        return {**self.__dict__, "_buffers": None}  # its tensors share memory, and would not after pickle
 
     def refer_to(self, reference: torch.Tensor) -> None:
         """Measure the way from these weights, which are ordered as in a sample."""
@@ -282,7 +282,7 @@ def without_reference(scheduler_state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def for_all_ranks(scheduler_state: dict[str, Any]) -> dict[str, Any]:
-    """A state of `GreedyLR` on one rank for all of them, which a reference of its own shard is not."""
+    """A state of `GreedyLR` that one rank can save for all of them: without the reference if it is only of a shard."""
     sharded = scheduler_state["slope"]["sharded"] and (world_size() or 1) > 1
     return without_reference(scheduler_state) if sharded else scheduler_state
 

@@ -25,7 +25,7 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of it."""
+        """The size of the copy in bytes."""
         copies = [*(copy for _, copy in self._buffers), *(copy for _, copy, _ in self._weights)]
         copies += [value for *_, state in self._weights for value in state.values() if torch.is_tensor(value)]
         return sum(copy.numel() * copy.element_size() for copy in copies)

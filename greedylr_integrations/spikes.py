@@ -26,20 +26,22 @@ class SpikeDetector:
     """Finds loss spikes.
 
     A spike is a loss that lies 8 standard deviations above the median of the 64 losses before the last 8. The
-    standard deviation is that of a normal distribution with their median absolute deviation, or with the distance of
-    their 90th percentile from the median if that is more, since many losses have a longer tail above than below. So
-    outliers among them hardly count. The loss *has risen* if there were three spikes in a row, or if the mean of the
-    last 8 losses, of which spikes count as 8 standard deviations, lies 10 of its standard errors above that median.
-    5 are enough if the newer loss is higher in 97% of the pairs of one of the 8 and one of the 64, which independent
-    noise of any distribution does once in ten million decisions; for these, the standard error allows for losses that
-    are correlated with the ones before.
+    standard deviation is that of a normal distribution with the same median absolute deviation or, if that gives
+    more, with the same distance between the median and the 90th percentile, since many losses have a longer tail
+    above than below. So outliers hardly affect it.
+
+    The loss *has risen* if there were three spikes in a row, or if the mean of the last 8 losses, in which a spike
+    counts as 8 standard deviations, lies 10 of its standard errors above that median. Five are enough if the newer
+    loss is the higher one in 97% of all pairs of one of the 8 and one of the 64, as happens with independent noise of
+    any distribution once in ten million decisions; in this case, the standard error allows for the correlation
+    between successive losses.
 
     Args:
         larger_is_better (bool): whether a spike lies below the others.
 
     Attributes:
         in_a_row (int): spikes in a row, up to the last loss.
-        limit (float): what the last loss was compared with. None if there were fewer than 16 of these.
+        limit (float): beyond it, the last loss is a spike. None if there were fewer than 16 losses to compare it with.
     """
 
     def __init__(self, larger_is_better: bool = False) -> None:
@@ -52,7 +54,7 @@ class SpikeDetector:
         self.limit: float | None = None
 
     def is_spike(self, loss: float) -> bool:
-        """Take up a finite loss."""
+        """Add a finite loss. Returns whether it is a spike."""
         self._set_limits()
         highest = inf if self.limit is None else self._sign * self.limit
         value = self._sign * loss
@@ -84,7 +86,7 @@ class SpikeDetector:
         return pairs > PAIRS * NEWEST * REMEMBERED and rise > ABOVE * self._error * self._error_factor()
 
     def _error_factor(self) -> float:
-        """By how much the standard error of a mean is larger because consecutive losses are correlated."""
+        """The factor by which the correlation between successive losses increases the standard error of a mean."""
         mean = sum(self._values) / REMEMBERED
         apart = [value - mean for value in self._values]
         together, alone = sum(a * b for a, b in pairwise(apart)), sum(a * a for a in apart)
@@ -102,7 +104,7 @@ class SpikeDetector:
             self._median, self._error = median, deviation / sqrt(NEWEST)
 
     def accept(self) -> None:
-        """Begin anew, since the losses are from now on what they are."""
+        """Accept the new level of the losses: forget the earlier ones."""
         self._values.clear()
         self._sorted.clear()
         self.go_back()

@@ -100,16 +100,16 @@ class Steering:
 
 
 class CommandFile:
-    """A file by which a running job is steered: `{"order": "cap", "value": 2.0, "id": 7}`.
+    """A file through which a running job is steered: `{"order": "cap", "value": 2.0, "id": 7}`.
 
-    `order` and `value` are those of `Command`; a command with an `id` (text or number) that has not been seen is
-    followed once. The file may be created or changed at any time. If it exists before the run starts, it applies from
-    the first decision. It is looked at once a second, by one rank. A file that cannot be followed changes nothing and
-    is reported once. Replace it as a whole (write another file, then rename), so that it is never read half-written.
+    `order` and `value` are the name and value of a `Command`, which is followed once for each new `id` (text or
+    number). The file may be created or changed at any time; if it exists before the run starts, it applies from the
+    first decision. One rank checks it once a second. A file that cannot be followed changes nothing and is reported
+    once. Replace the file as a whole (write another one, then rename it), so that it is never read half-written.
 
     Attributes:
         path (str): where it is.
-        last (int): mark of the command that was followed last. It is part of the state: its id does not count again.
+        last (int): mark of the command that was followed last. Part of the state, so that it is not followed again.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -167,10 +167,10 @@ def _parse(content: Any) -> tuple[Command, int]:
         raise ValueError(f"it has {content!r:.80} instead of an object with order, value and id")
     unknown = content.keys() - {"order", "value", "id"}
     if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))} is not known there: it takes order, value and id")
+        raise ValueError(f"{', '.join(sorted(unknown))} is not allowed: a control file has order, value and id")
     identity = content.get("id")
     if isinstance(identity, bool) or not isinstance(identity, (str, int, float)):
-        raise ValueError(f"id={identity!r:.80} is not allowed: it must be text or a number, another one each time")
+        raise ValueError(f"id={identity!r:.80} is not allowed: it must be text or a number, a new one for each command")
     command = make_command(content.get("order"), content.get("value"))
     return command, zlib.crc32(json.dumps(identity).encode()) + 1
 

@@ -76,9 +76,9 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
     if found:
         verb, how = "found", f"first after {found[0]:,} of {step:,} steps"
     elif _ran_out_of_time([record.decision.reason for record in records]):
-        verb, how = "ended its search at", "its time being up: a higher LR may fit better"
+        verb, how = "ended its search at", "because its time was up; a higher LR may fit better"
     elif records and all(record.decision.reason is TOO_SHORT for record in records):
-        return f"GreedyLR held the base LR of {base_lr:.3g}, and searched for no other.{where}"
+        return f"GreedyLR held the base LR of {base_lr:.3g}, and did not search for another.{where}"
     times = f", {lr / base_lr:.3g} x the base LR of {base_lr:.3g}" if base_lr else ""
     return f"GreedyLR {verb} the LR {lr:.2g}{times}, {how}. Start the next such run at {lr:.2g}.{where}"
 

@@ -2,9 +2,9 @@
 
     trainer = Trainer(model, args, train_dataset=data, callbacks=[GreedyLRCallback()])
 
-Here are the Trainer's events, in their order. The loss is what `training_step` returns, on every loss path and as the
-Trainer itself normalizes it: already divided by the number of micro-batches, or by the items of the whole batch. How it
-is seen is in `_hf_trainer`.
+This module handles the Trainer's events, in their order. The loss is what `training_step` returns, however it was
+computed, as the Trainer itself normalizes it: already divided by the number of micro-batches, or by the number of items
+in the whole batch. `_hf_trainer` shows how it is observed.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class _Run(Run):
 class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
     """Finds the learning rate during training, from loss and gradients of each optimizer step on all ranks.
 
-    The arguments are those of `SharedCallback`. To the Trainer's training logs, and so to `log_history` and every
-    tracker in `report_to`, it adds the step's `greedylr/scale`, `greedylr/action` (what was decided after the step: 1
-    raise, -1 lower, 0 hold) and `greedylr/slope`, if there is one; `learning_rate` is the LR that the step used. To the
-    summary of the run, it adds `greedylr/found_lr`. Its settings go to the configuration of W&B, MLflow, Trackio and
-    TensorBoard, and into model cards. The state is part of each checkpoint (`trainer_state.json`, and
-    `greedylr_reference_0.pt` for the slope's reference) and continues with `resume_from_checkpoint`.
+    The arguments are those of `SharedCallback`. The callback adds the step's `greedylr/scale`, `greedylr/action` (what
+    was decided after the step: 1 raise, -1 lower, 0 hold) and, if there is one, `greedylr/slope` to the Trainer's
+    training logs, and so to `log_history` and every tracker in `report_to`; `learning_rate` is the LR that the step
+    used. It adds `greedylr/found_lr` to the summary of the run, and its settings to the configuration in W&B, MLflow,
+    Trackio and TensorBoard and to model cards. The state is part of each checkpoint (`trainer_state.json`, and
+    `greedylr_reference_0.pt` for the slope's reference), and `resume_from_checkpoint` continues from it.
     """
 
     _starts_in = "on_train_begin"
@@ -219,7 +219,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         )
 
     def on_exception(self, *args: Any) -> None:
-        """Lightning calls it too, after the error above, which is the one to be seen."""
+        """Does nothing: Lightning calls it after the error above, which must stay the one that is shown."""
 
     def _decide(self, value: Any, lr_scheduler: Any) -> None:
         self._observe(value)
@@ -262,7 +262,7 @@ class _Search(GreedyLRCallback):
         control.should_training_stop = is_over(self._scheduler)
 
     def _tell(self, *args: Any, **kwargs: Any) -> None:
-        """It is no run of the user's."""
+        """Does nothing: a search is not one of the user's runs."""
 
     def _end_run(self) -> None:
         self._run = None
@@ -270,16 +270,16 @@ class _Search(GreedyLRCallback):
 
 
 def find_lr(trainer: Any, *, config: SlopeConfig | None = None, total_steps: int = RUN) -> FoundLR:
-    """Search for the LR with a Trainer that is ready to train, then put it back as it was, with its model.
+    """Search for the LR with a Trainer that is ready to train, then restore the Trainer and its model.
 
-    It trains until the LR was found and held for a window of slopes, without evaluations, checkpoints, logs, the
-    Trainer's callbacks and its schedule. Call it on every rank.
+    It trains until the LR has been found and held for a window of slopes, without evaluations, checkpoints, logs, the
+    Trainer's callbacks or its schedule. Call it on every rank.
 
     Args:
         trainer (Trainer): its learning rate is the base LR.
         config (SlopeConfig): the settings of the search. Default None: `SlopeConfig()`.
-        total_steps (int): optimizer steps of the run whose search is made, at least 60. It decides how fast the LR
-            rises, and the search takes 40% of them at most. Default 1,000.
+        total_steps (int): length, in optimizer steps, of the run that the LR is for, at least 60. It determines how
+            fast the LR rises, and the search takes at most 40% of it. Default 1,000.
 
     Raises:
         ValueError: if the run, or a pass over the data, has fewer than 60 steps; with FSDP and DeepSpeed.

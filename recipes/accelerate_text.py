@@ -176,7 +176,7 @@ def parse_flags(argv: list[str] | None = None):
     defaults = {"model": MINILM, "dataset": REVIEWS, "max_steps": 240, "learning_rate": 5e-5, "batch_size": 32}
     made = parser("accelerate_text", __doc__, **defaults)
     made.add_argument(
-        "--validation-rows", type=int, default=500, help="from the test split, or held out (default: %(default)s)"
+        "--validation-rows", type=int, default=500, help="validation rows, from test or held out (default: %(default)s)"
     )
     made.add_argument("--max-length", type=int, default=64, help="tokens of a row to use (default: %(default)s)")
     made.add_argument("--save-steps", type=int, default=60, help="steps between checkpoints (default: %(default)s)")

@@ -60,9 +60,9 @@ def show(folder: Path, question: str = "") -> None:
 def main(argv: list[str] | None = None) -> None:
     made = argparse.ArgumentParser(prog="ask", description=(__doc__ or "").split("\n")[0])
     made.error = fail
-    made.add_argument("folder", help="of the model")
+    made.add_argument("folder", help="folder of the model")
     made.add_argument("question")
-    made.add_argument("--tokens", type=int, default=40, help="of the reply, at most (default: %(default)s)")
+    made.add_argument("--tokens", type=int, default=40, help="maximum length of the reply (default: %(default)s)")
     args = made.parse_args(argv)
     if args.tokens < 1:
         fail(f"--tokens {args.tokens} is not allowed: it must be at least 1")

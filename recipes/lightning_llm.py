@@ -52,7 +52,7 @@ def parse_flags(argv: list[str] | None = None):
         ("--num-nodes", 1, "nodes"),
     ):
         made.add_argument(flag, type=int, default=default, help=f"{says} (default: %(default)s)")
-    made.add_argument("--dtype", choices=PRECISION, default="float32", help="of the weights (default: %(default)s)")
+    made.add_argument("--dtype", choices=PRECISION, default="float32", help="dtype of weights (default: %(default)s)")
     made.add_argument("--ask", default="", metavar="TEXT", help="a question for the trained model; prints its reply")
     same = ("max_steps", "learning_rate", "split", "rows", "validation_rows", "max_length", "lora_r", "lora_alpha")
     args = parse(made, argv, same=(*same, "warmup_steps", "dtype"))

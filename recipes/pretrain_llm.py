@@ -5,7 +5,7 @@
     python -m recipes.pretrain_llm --config recipes/configs/pretrain_llm/5M.yaml --output-dir runs/5M
     torchrun --nproc-per-node 8 -m recipes.pretrain_llm --config recipes/configs/pretrain_llm/1B.yaml --fsdp
 
---model is a size, or a hub id or folder of which config.json is used and the weights are not. Texts are tokenized, each
+--model is a size, or a hub id or folder, of which only config.json is used, not the weights. Texts are tokenized, each
 followed by an end-of-text token, and cut into rows of --max-length tokens without padding. A dataset is a hub id, a
 folder or a json, jsonl, csv, parquet or txt file; --streaming never holds more than a buffer of it in memory.
 
@@ -201,16 +201,16 @@ def parse_flags(argv: list[str] | None = None):
     defaults = {"model": "5M", "dataset": PYTHON_DOCS, "max_steps": 240, "learning_rate": 3e-3, "batch_size": 8}
     made = parser("pretrain_llm", __doc__, **defaults)
     add = made.add_argument
-    add("--width", type=int, help="of the model, instead of that of its size")
-    add("--layers", type=int, help="of the model, instead of those of its size")
+    add("--width", type=int, help="width of the model, in place of the one for its size")
+    add("--layers", type=int, help="number of layers, in place of the one for its size")
     add("--tokenizer", help="hub id or folder (default: GPT-2's for a size, else the model's own)")
-    add("--subset", help="of a hub dataset that has several")
-    add("--split", default="train", help="of the dataset, also used for validation (default: %(default)s)")
-    add("--column", default="text", help="of the dataset, with the text (default: %(default)s)")
+    add("--subset", help="subset of a hub dataset that has several")
+    add("--split", default="train", help="split to train and validate on (default: %(default)s)")
+    add("--column", default="text", help="column that has the text (default: %(default)s)")
     add("--streaming", action=BOOLEAN, default=False, help="read the dataset while training")
     add("--max-length", type=int, default=256, help="tokens of a row (default: %(default)s)")
-    add("--validation-rows", type=int, default=32, help="from held-out documents (default: %(default)s)")
-    add("--gradient-accumulation-steps", type=int, default=1, help="parts of a batch (default: %(default)s)")
+    add("--validation-rows", type=int, default=32, help="validation rows, of held-out documents (default: %(default)s)")
+    add("--gradient-accumulation-steps", type=int, default=1, help="micro-batches per batch (default: %(default)s)")
     add("--bf16", action=BOOLEAN, default=False, help="compute in bfloat16; weights stay in float32")
     add("--float64", action=BOOLEAN, default=False, help="use float64 throughout, to compare runs")
     add("--gradient-checkpointing", action=BOOLEAN, default=False, help="recompute activations to save memory")
@@ -218,7 +218,7 @@ def parse_flags(argv: list[str] | None = None):
     add("--fsdp", action=BOOLEAN, default=False, help="shard the model over the processes with `fully_shard`")
     add("--save-steps", type=int, default=60, help="steps between checkpoints; 0 saves nothing (default: %(default)s)")
     add("--log-steps", type=int, default=1, help="steps between readings of the loss, which wait for the device")
-    add("--ask", default="", metavar="TEXT", help="for the trained model to continue; prints what it replies")
+    add("--ask", default="", metavar="TEXT", help="text for the trained model to continue; prints the result")
     same = ("max_steps", "learning_rate", "max_length", "width", "layers", "tokenizer", "subset", "split", "column")
     args = parse(made, argv, same=(*same, "streaming", "validation_rows", "bf16", "float64"))
     counts = ("max_steps", "batch_size", "max_length", "validation_rows", "gradient_accumulation_steps", "log_steps")

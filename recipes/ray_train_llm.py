@@ -39,7 +39,7 @@ CONTEXT = 512  # tokens, for the small model
 
 @dataclass
 class RecipeArguments(llm.RecipeArguments):
-    model: str = field(default=SMALL, metadata={"help": "hub id or folder, for LoRA; the default is from scratch"})
+    model: str = field(default=SMALL, metadata={"help": "hub id or folder, for LoRA; default: a small new model"})
     workers: int = field(default=2, metadata={"help": "processes, each with a GPU if there are any"})
     max_failures: int = field(default=3, metadata={"help": "how many times to recover from the death of a worker"})
 
@@ -96,7 +96,7 @@ def check(recipe: RecipeArguments) -> None:
 
 
 class StopOnFile(StopOnSignal):
-    """For the workers, which the driver tells about a signal by a file."""
+    """For the workers, to which the driver passes on a signal through a file."""
 
     def __init__(self, file: Path) -> None:
         super().__init__()

@@ -68,7 +68,7 @@ def check_marks(recipe: common.RecipeArguments, args, tokenizer) -> None:
     except ValueError as error:
         raise RecipeError(
             f"model {recipe.model!r} has a chat template without {{% generation %}} marks, and TRL has none for it:"
-            " give one by --chat-template-path, or --assistant-only-loss false"
+            " pass one with --chat-template-path, or use --assistant-only-loss false"
         ) from error
 
 

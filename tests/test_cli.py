@@ -84,7 +84,7 @@ def test_replay_shows_the_lr_of_each_configuration(greedylr, tmp_path):
     others = ["--preset", "paper", "--config", "transformers patience=1 min_lr=1e-6"]
     code, out, err = greedylr("replay", trained.folder, "--config", own, *others, "-o", tmp_path / "replay.svg")
     assert (code, err) == (0, "")
-    assert "with another LR they would have been others" in out
+    assert "with another LR they would have been different" in out
     row = next(line for line in out.splitlines() if own in line).replace(own, "").split()
     logged = read(trained.folder)[0]  # rounded by the Trainer, so the decisions may differ from the run's
     assert len(logged) == len(run)

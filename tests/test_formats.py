@@ -76,7 +76,7 @@ def test_text_is_left_as_it_is(tmp_path):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ([{"a": "x", "b": "y"}], r"no column 'messages' or 'text', only: a, b, nor those .*make each row such as \{"),
+        ([{"a": "x", "b": "y"}], r"no column 'messages' or 'text', only: a, b, and no other .*make each row like \{"),
         ([{"prompt": "x"}], "no column 'messages' or 'text', only: prompt"),
         ([{"instruction": "x"}], "no column 'messages' or 'text', only: instruction"),
         ([{"prompt": "x", "completion": None}], "row 1: messages is .*make it a list of"),
@@ -145,7 +145,7 @@ def test_a_file_and_a_folder(place, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("place", "says"),
     [
-        ("rows.xml", r"is a file of no kind that is known: its name must end in \.json, \.jsonl, \.csv, "),
+        ("rows.xml", r"is a file of an unknown kind: its name must end in one of \.json, \.jsonl, \.csv, "),
         ("torn.jsonl", "cannot be loaded .*JSON parse error.* in row 1"),
         ("no-bytes.jsonl", "is empty: give one that has rows"),
         ("nothing-in-it", "cannot be loaded .*doesn't contain any data files"),

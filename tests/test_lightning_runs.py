@@ -208,7 +208,7 @@ def test_manual_optimization_that_returns_nothing(tmp_path, warnings_of):
     assert len(callback.history) == 0
     early, end = warnings_of()
     assert early.startswith("GreedyLR was stepped 3 times without a loss")
-    assert "training_step has to return it" in early
+    assert "training_step must return the loss" in early
     assert end.startswith("GreedyLR made no decision in 24 optimizer steps")
 
 

@@ -44,7 +44,7 @@ def test_an_argument_that_differs_is_an_error_on_every_rank(framework, scenario,
     assert code != 0
     assert ranks, errors[-3000:]
     for rank in ranks:  # torchrun ends the ones that are slower to say so
-        assert "GreedyLR has other arguments on other ranks" in rank["error"]
+        assert "GreedyLR has different arguments on different ranks" in rank["error"]
         assert len(rank["used"]) <= 1
 
 

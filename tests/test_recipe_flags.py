@@ -96,8 +96,8 @@ def test_which_rule_it_is(words, config, tmp_path):
         (["--greedy.min_lr", "20"], "is above upper bound 100 x base LR for base LRs [0.1]: change min_lr"),
         (["--greedy.doubling", "5", "--schedule", "cosine"], "--greedy.doubling is for the schedule 'greedy', and thi"),
         (["--control-file", "c.json", "--schedule", "wsd"], "--control-file is for the schedule 'greedy', and this r"),
-        (["--control-file", "nowhere/c.json"], "--control-file nowhere/c.json: there is no folder for such a file"),
-        (["--history-file", "."], "--history-file .: there is no folder for such a file, or it is one"),
+        (["--control-file", "nowhere/c.json"], "--control-file nowhere/c.json: it must be a file, in a folder"),
+        (["--history-file", "."], "--history-file .: it must be a file, in a folder that exists"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(words, says, tmp_path):

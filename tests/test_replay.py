@@ -96,7 +96,7 @@ def test_ramp_decay_nan_order_and_groups_are_told():
     (run,) = read(histories.with_torch().history)
     assert "final decay multiplied the LR" in numbers_of(run, 239)
     assert "final decay" not in numbers_of(run, 100)
-    assert "The loss was nan: it took no part in the mean." in numbers_of(run, 61)
+    assert "The loss was nan: it is left out of the mean." in numbers_of(run, 61)
     assert "Reason NONFINITE" in numbers_of(run, 61)
     assert "cap 2 at step 150" in numbers_of(run, 151)
     assert "followed at this step, before the decision: cap 2." in numbers_of(run, 150)
@@ -157,8 +157,8 @@ def test_the_slope_is_explained():
     means = [math.nan, -0.25, 0.5]
     run = make_run("r", "GreedyLR history", range(3), [1.0] * 3, lrs_are_next=True, slope_means=means, **columns)
     assert "Slope" not in numbers_of(run, 0)
-    assert "Slope -0.5; the mean of the last ones is -0.25, below 0: going farther" in numbers_of(run, 1)
-    assert "Slope 0.75; the mean of the last ones is 0.5, above 0: the way has overshot." in numbers_of(run, 2)
+    assert "Slope -0.5; the mean of the last ones is -0.25, below 0: moving further" in numbers_of(run, 1)
+    assert "Slope 0.75; the mean of the last ones is 0.5, above 0: the weights have overshot." in numbers_of(run, 2)
 
 
 def test_what_the_record_lacks_is_said():

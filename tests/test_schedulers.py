@@ -644,7 +644,7 @@ def test_a_controller_brings_its_config_and_horizon_alone():
 
 
 def test_warmup_steps_names_both_meanings():
-    with pytest.raises(TypeError, match="linear_warmup_steps is a ramp .* warmup is for how many decisions"):
+    with pytest.raises(TypeError, match="linear_warmup_steps is a ramp .* warmup is the number of decisions"):
         GreedyLR(optimizer_of(0.1), warmup_steps=100)
 
 
@@ -658,7 +658,7 @@ def test_unknown_field():
 def test_config_and_controller():
     controller = GreedyController(GreedyConfig())
     for config, fields in ((GreedyConfig(), {}), (None, {"patience": 3})):
-        with pytest.raises(ValueError, match="^controller=.* is not allowed: it must be None with a config: it brings"):
+        with pytest.raises(ValueError, match="^controller=.* is not allowed: it must be None if a config or its"):
             GreedyLR(optimizer_of(0.1), config, controller=controller, **fields)
     with pytest.raises(TypeError, match="^config=0.5 is not allowed: it must be a ControllerConfig"):
         GreedyLR(optimizer_of(0.1), 0.5)

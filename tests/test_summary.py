@@ -109,7 +109,7 @@ def decided(*reasons):
 def test_a_search_that_ran_out_of_time_found_nothing():
     line = summary.closing(decided(Reason.SEARCHING, Reason.HOLDING), 0.4, 0.1, 80, None)
     assert line == (
-        "GreedyLR ended its search at the LR 0.4, 4 x the base LR of 0.1, its time being up: a higher LR may fit"
+        "GreedyLR ended its search at the LR 0.4, 4 x the base LR of 0.1, because its time was up; a higher LR may fit"
         " better. Start the next such run at 0.4."
     )
 
@@ -123,7 +123,7 @@ def test_a_search_that_was_cut_short_did_not_run_out_of_time(reason):
 
 def test_a_run_without_a_search_recommends_nothing():
     line = summary.closing(decided(Reason.TOO_SHORT, Reason.TOO_SHORT), 0.1, 0.1, 80, "h.jsonl")
-    assert line == "GreedyLR held the base LR of 0.1, and searched for no other. History: h.jsonl"
+    assert line == "GreedyLR held the base LR of 0.1, and did not search for another. History: h.jsonl"
 
 
 # ---- where they are said ----

@@ -99,8 +99,8 @@ def test_a_function_that_a_checkpoint_cannot_hold(tmp_path, warnings_of):
     assert warnings_of() == []
     run(tmp_path / "c", callback=callback(), resume=resume, restore_callback_states_from_checkpoint=True)
     assert warnings_of() == [
-        "the Trainer re-created GreedyLRCallback from the checkpoint, in which on_decision cannot be saved: leave"
-        " restore_callback_states_from_checkpoint at False; GreedyLR resumes without it"
+        "the Trainer re-created GreedyLRCallback from the checkpoint, which cannot hold on_decision: leave"
+        " restore_callback_states_from_checkpoint at False; GreedyLR does not need it to resume"
     ]
 
 

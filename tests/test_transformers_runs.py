@@ -224,7 +224,7 @@ def test_an_evaluation_metric_without_evaluation_is_said_at_the_start(tmp_path, 
 
     train(tmp_path, GreedyLRCallback(monitor="eval_loss"), Early())
     assert early[0] == 2
-    assert warnings_of()[0].startswith("monitor='eval_loss' does not come by itself, because eval_strategy is 'no'")
+    assert warnings_of()[0].startswith("monitor='eval_loss' will not appear on its own, because eval_strategy is 'no'")
     assert warnings_of()[1].startswith("GreedyLR does not know how often 'eval_loss' will come")
     assert warnings_of()[2].startswith("GreedyLR made no decision in 12 optimizer steps")
 

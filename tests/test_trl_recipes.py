@@ -126,7 +126,7 @@ def test_a_rejected_reply_is_of_another_chat(parts):
         ("dpo_trl", {"dataset": "no-rejected.jsonl"}, "row 41: rejected is None: make it a list"),
         ("sft_trl", {"dataset": "other.csv"}, "has no column 'messages' or 'text', only: a, b"),
         ("dpo_trl", {"dataset": "other.csv"}, "has no column 'chosen' or 'messages', only: a, b"),
-        ("sft_trl", {"model": "no-marks"}, "give one by --chat-template-path, or --assistant-only-loss false"),
+        ("sft_trl", {"model": "no-marks"}, "pass one with --chat-template-path, or use --assistant-only-loss false"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line(parts, tmp_path, name, more, says):

@@ -191,7 +191,7 @@ class PolicyRule(OneScaleRule):
         return observation
 
     def _place(self) -> float:
-        """Of the scale between its bounds, on a log scale: 1 at the upper one, or at the limit, -1 at the lower one."""
+        """Where the scale is between its bounds, logarithmically: 1 at the upper one or the limit, -1 at the lower."""
         high = min(self._high, self._limit)
         return max(1 + 2 * math.log(self.scales[0] / high) / self._log_range, -1.0)
 

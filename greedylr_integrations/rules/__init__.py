@@ -40,20 +40,20 @@ def config_from_dict(fields: Mapping[str, Any]) -> ControllerConfig:
 def make_config(
     config: ControllerConfig | None, fields: Mapping[str, Any], taker: type | None = None
 ) -> ControllerConfig:
-    """`config` with `fields` in place of its own.
+    """`config` with the values in `fields`.
 
-    Without a config, the default rule: `SlopeConfig`, or `GreedyConfig` if one of the fields is only in that one.
-    `taker` is the class whose keyword arguments the fields are, for errors.
+    Without a config, it is that of the default rule: `SlopeConfig`, or `GreedyConfig` if only that has one of the
+    fields. `taker` is the class that took the fields as keyword arguments, for error messages.
 
     Raises:
-        TypeError: for a field that it does not have, or a config that is not one.
+        TypeError: if the config does not have one of the fields, or is not a configuration.
     """
     if config is not None and not isinstance(config, ControllerConfig):
         raise TypeError(f"config={config!r} is not allowed: it must be a ControllerConfig, such as SlopeConfig()")
     if "warmup_steps" in fields:
         raise TypeError(
-            "warmup_steps is ambiguous: linear_warmup_steps is a ramp of the LR from 0 at the start of training, warmup"
-            " is for how many decisions the LR keeps rising after an increase"
+            "warmup_steps is ambiguous: linear_warmup_steps is a ramp of the LR from 0 at the start of training, and"
+            " warmup is the number of decisions for which the LR keeps rising after an increase"
         )
     if config is None:
         config = SlopeConfig() if fields.keys() <= _names(SlopeConfig()).keys() else GreedyConfig()

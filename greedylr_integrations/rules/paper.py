@@ -14,9 +14,9 @@ from greedylr_integrations.rules.published import PublishedConfig, PublishedRule
 
 @dataclass(frozen=True, kw_only=True)
 class PaperConfig(PublishedConfig):
-    """Algorithms 2 and 3 of arXiv 2512.14527; "better" is relative by default, as there.
+    """Algorithms 2 and 3 of arXiv 2512.14527; "better" is relative by default, as in the paper.
 
-    `reset_start` counts down on every call in which all groups share one LR; then the best and all counters start
+    `reset_start` counts down on every call in which all groups share one LR. At 0, the best and all counters start
     over, while LR and window stay.
     """
 

@@ -34,11 +34,11 @@ class PublishedConfig(ControllerConfig):
     """Fields of the published algorithms."""
 
     factor: float = 0.95
-    """An increase divides the LR by it, a decrease multiplies; at least 1e-6 and below 1. Default 0.95."""
+    """An increase divides the LR by this factor, a decrease multiplies by it; at least 1e-6, below 1. Default 0.95."""
     patience: int = 10
-    """Good (bad) calls in a row before the LR moves, on the next one. Default 10."""
+    """Good (bad) calls in a row that do not move the LR yet; the next one does. Default 10."""
     threshold: float = 1e-6
-    """Least gain that counts. Default 1e-6."""
+    """Smallest improvement that counts. Default 1e-6."""
     threshold_mode: str = "rel"
     """Unit of `threshold`: "rel" a share of the best, "abs" the unit of the loss. Default: the source's."""
     cooldown: int = 0
@@ -52,7 +52,7 @@ class PublishedConfig(ControllerConfig):
     max_lr: float | Sequence[float] = 1.0
     """Upper bound on the LR, likewise. Default 1, as in both sources: set it."""
     eps: float = 1e-8
-    """A change of the LR of at most this is skipped. Default 1e-8."""
+    """A change of the LR that is no larger than this is skipped. Default 1e-8."""
     smooth: bool = False
     """Whether to compare the mean of the last `window_size` losses. Default False."""
     window_size: int = 50

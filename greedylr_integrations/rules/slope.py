@@ -62,14 +62,14 @@ SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
 FAR_AWAY = 0.04  # distance that ends the first search, for each optimizer step in which the LR doubles
-NEARBY = 0.0075  # likewise, below which a slope that is negative at all does not end a search
+NEARBY = 0.0075  # likewise: at a smaller distance, even a slightly negative slope does not end a search
 BELOW = 0.5  # doublings by which the LR that is held lies below the one at which the search ended
 ON = 0.5  # doublings by which it rises if its slope asks for more
 CLEARLY = 1.5  # standard errors by which that slope must be below 0
 BACK = 0.3  # factor on the LR after an overshoot or a non-finite loss
 FAR = 3.0  # standard errors by which the loss of an overshoot is above its best
 LATE_FAR = 8.0  # the same, later on: by then, the best is that of many windows
-OUTLIER = 8.0  # times that the standard error of a window with an outlier in it is that of the next one, at least
+OUTLIER = 8.0  # a window with an outlier has a standard error at least this many times that of a window without it
 LATE = 5  # windows since the LR last rose
 
 
@@ -79,10 +79,11 @@ class SlopeConfig(BoundedConfig):
 
     The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error (above
     0 if the weights have hardly moved), or when the weights have moved far: by 16% of their norm if the LR doubles
-    every 4 steps, and in proportion. Then the LR goes back by half a doubling. Whenever the mean of a longer window (2%
-    of the run, at least 12) of slopes of the LR that is held is below -1.5 standard errors, it rises by half a
-    doubling. If the slope has never said anything, as on a plateau, the LR climbs towards the base LR at half the
-    speed, until the weights have moved far. The standard errors of these follow from the noise of all slopes so far.
+    every 4 steps, and in proportion otherwise. Then the LR goes back by half a doubling and is held. While it is held,
+    it rises by half a doubling whenever the mean slope over a longer window (2% of the run, at least 12 slopes) is
+    below -1.5 standard errors. If the slope has never been clearly different from 0, as on a plateau, the LR climbs
+    towards the base LR at half the speed of the search, until the weights have moved far. All of these standard errors
+    are based on the noise of all slopes so far.
     """
 
     MIN_SCALE: ClassVar[float] = 0.001
@@ -267,7 +268,7 @@ class SlopeRule(OneScaleRule):
         if not self._losses.full or mean - mean != 0.0:
             return False
         error, (best, error_of_best) = self._losses.standard_error(), self._best
-        # a low mean that an outlier makes is no best; as the first one, it is forgotten when the outlier has left
+        # a low mean caused by an outlier is no best; if it was the first one, it is dropped once the outlier has left
         lower = mean < best and (error < OUTLIER * error_of_best or not error_of_best)
         if error < math.inf and (lower or OUTLIER * error < error_of_best):  # squares may overflow
             self._best = (mean, error)

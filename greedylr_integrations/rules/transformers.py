@@ -27,7 +27,7 @@ from greedylr_integrations.rules.published import PublishedConfig, PublishedRule
 class TransformersConfig(PublishedConfig):
     """`transformers.optimization.GreedyLR` (5.23) with the same keywords, its running sum and eps included.
 
-    `reset_start` counts decreases that find every group at its min_lr; then the initial LRs come back too.
+    `reset_start` counts decreases that leave every group at its min_lr; then everything starts over, LRs included.
     """
 
     threshold_mode: str = "abs"

@@ -50,10 +50,11 @@ class GreedyConfig(BoundedConfig):
 
     The mean of the last `window_size` losses is compared with the best such mean of the last `best_window` decisions.
     A new best increases the LR; a mean above the best by more than the threshold decreases it; in between, it holds. So
-    the LR can rise again after a spike or a change of data. The more slowly the loss falls, compared with the fastest
-    that it has fallen, the smaller is the increase (`pace`): if the LR is too low, the loss keeps its pace, so the LR
-    keeps rising; if it fits, the loss falls fast at first and then slowly, so the LR stays. A loss that no longer falls
-    decreases the LR slowly, and the more slowly the higher the threshold. Decisions begin once the window is full.
+    the LR can rise again after a spike or a change of data. The more slowly the loss falls, compared with its fastest
+    fall so far, the smaller the increase is (`pace`). If the LR is too low, the loss keeps falling at the same pace, so
+    the LR keeps rising; if the LR fits, the loss falls fast at first and then slowly, so the LR stays. When the loss no
+    longer falls, the LR decreases slowly: the higher the threshold, the more slowly. Decisions begin once the window is
+    full.
 
     Fields named as in the GreedyLR paper (https://arxiv.org/abs/2512.14527) mean what they mean there, except as noted.
     """
@@ -200,7 +201,7 @@ class WindowRule(OneScaleRule):
         return LOWER, COOLDOWN
 
     def _move(self, action: Action, reason: Reason, pace: float) -> tuple[Action, Reason]:
-        """Raise (less if the loss falls slowly) or lower the scale; the action and reason that came of it."""
+        """Raise the scale (by less if the loss falls slowly) or lower it; return the resulting action and reason."""
         scale = self._scale
         if action is LOWER:
             if scale == self._floor:

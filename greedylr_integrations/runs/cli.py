@@ -40,8 +40,8 @@ Lightning metrics.csv or its folder, a TensorBoard folder, a recipe's metrics.js
 column for the loss.
 """
 CAUTION = (
-    "caution: these losses were recorded under the LR of that run; with another LR they would have been others, so this"
-    " shows how a configuration reacts, not how the training would have gone"
+    "caution: these losses were recorded with the LR of that run; with another LR they would have been different, so"
+    " this shows how a configuration reacts, not how the training would have gone"
 )
 
 
@@ -215,15 +215,15 @@ def plot(run: str, output: Path | None, terminal: bool, column: str | None) -> N
 @cli.command(epilog=RUN_HELP)
 @click.argument("losses")
 @click.option(
-    "--preset", "presets", multiple=True, help="loss, slope, paper or transformers, as it is; may be repeated."
+    "--preset", "presets", multiple=True, help="A rule with its defaults: loss, slope, paper, transformers; repeatable."
 )
 @click.option("--config", "configs", multiple=True, metavar="TEXT", help="A configuration in words; may be repeated.")
-@click.option("--factor", type=float, help="A raise divides the LR by it, a lowering multiplies.")
+@click.option("--factor", type=float, help="An increase divides the LR by it, a decrease multiplies by it.")
 @click.option("--patience", type=int, help="Good or bad losses in a row before a move.")
 @click.option("--window-size", type=int, help="Losses in the rolling mean.")
-@click.option("--threshold", type=float, help="What counts as worse, in standard errors.")
-@click.option("--warmup", type=int, help="Decisions that a raise goes on for.")
-@click.option("--cooldown", type=int, help="Decisions that a lowering goes on for.")
+@click.option("--threshold", type=float, help="How far above the best is worse, in standard errors.")
+@click.option("--warmup", type=int, help="Decisions for which the LR keeps rising after an increase.")
+@click.option("--cooldown", type=int, help="Decisions for which the LR keeps falling after a decrease.")
 @click.option("--max-scale", type=float, help="Upper bound on LR / base LR.")
 @click.option("--min-scale", type=float, help="Lower bound on LR / base LR.")
 @click.option("--lr", type=float, help="Base LR.  [default: the run's, or 1 if it is not recorded]")
@@ -240,10 +240,11 @@ def replay(
     column: str | None,
     **fields: Any,
 ) -> None:
-    """Run recorded LOSSES through the controller and show the LR that it would have given.
+    """Run recorded LOSSES through the controller and show the LRs that would have come of it.
 
-    Without an option the default configuration is shown; each --preset and --config adds one. Warmup and final decay
-    are left out. The presets have their sources' bounds, LRs from 1e-3 to 1, unless a --config sets min_lr and max_lr.
+    Without options, it replays the default configuration; each --preset and --config adds one. Warmup and final decay
+    are left out. paper and transformers have their sources' bounds, LRs from 1e-3 to 1, unless a --config sets min_lr
+    and max_lr.
 
     \b
     greedylr replay log.csv --factor .9 --patience 5
@@ -286,7 +287,7 @@ def _configurations(texts: Sequence[str], fields: Mapping[str, Any]) -> list[tup
 def compare(run: tuple[str, ...], output: Path | None, terminal: bool, column: str | None) -> None:
     """Compare several RUNs in a table, and in a picture with -o.
 
-    The final loss is the mean of the last tenth, the best that of the smoothed losses if there are some.
+    The final loss is the mean of the last tenth of the losses; the best is taken from the smoothed losses if recorded.
 
     \b
     greedylr compare out1/ out2/
@@ -368,10 +369,10 @@ def doctor(run: str | None, column: str | None) -> None:
 @click.argument("command", type=click.Choice(COMMANDS))
 @click.argument("value", required=False)
 def control(run: str, command: str, value: str | None) -> None:
-    """Give a command to a RUN that is going on; RUN is its folder or its control file.
+    """Give a command to a RUN in progress; RUN is its folder or its control file.
 
-    The run must have been started with control_file=. hold keeps the LR's scale, cap X keeps it at X times the base LR
-    or below, pin X sets it to X times the base LR, release ends these, decay N begins the final decay over N steps.
+    The run must have been started with control_file=. hold keeps the scale, cap X keeps the LR at or below X times the
+    base LR, pin X sets it to X times the base LR, release ends these, decay N begins the final decay over N steps.
 
     \b
     greedylr control out/ hold

@@ -13,11 +13,11 @@ from greedylr_integrations.runs.run import ACTIONS, NO_DECISION, Run, RunError, 
 
 
 def explain(run: Run, step: int) -> list[str]:
-    """What happened to the LR at a step and why; it says what the record lacks.
+    """What happened to the LR at a step and why, and what the record does not say about it.
 
-    A step was trained with one LR, and the decision made after it leads to the next. Both are given, whether the record
-    has the one (logs of others) or the other (histories) in the row of the step. Step 1 is the first, also in logs that
-    count from 0, as Lightning's do.
+    A step is trained with one LR, and the decision after it leads to the next. Both are reported, whether the row of
+    the step has the former, as in the logs of others, or the latter, as in histories. The first step is step 1, even in
+    logs that count from 0, as Lightning's do.
 
     Raises:
         RunError: for a step outside the run.
@@ -90,7 +90,7 @@ def _scale_of(run: Run, row: int) -> str:
 
 def _without_decision(run: Run) -> str:
     if run.has_decisions:
-        return "No decision was made here: during warmup, or with every_n_steps above 1, there is none."
+        return "No decision was made here: the step is in the warmup or, with every_n_steps above 1, between two."
     return (
         f"The record is a {run.source}: it has the loss and the LR as they were logged, and no decisions, so it cannot"
         " say why. A history file (history_file=) has the reason of each."
@@ -104,7 +104,7 @@ def _numbers(run: Run, row: int) -> list[str]:
     loss, mean, best = float(run.losses[row]), float(run.smoothed[row]), float(run.best[row])
     slope = [_slope(run, row)] if math.isfinite(run.slopes[row]) else []
     if not math.isfinite(loss):
-        return [f"The loss was {loss}: it took no part in the mean.", *slope]
+        return [f"The loss was {loss}: it is left out of the mean.", *slope]
     told = f"Loss {_number(loss)}."
     if not math.isfinite(mean):
         return [told, *(slope or ["The record has no smoothed loss here."])]
@@ -123,7 +123,7 @@ def _slope(run: Run, row: int) -> str:
     slope, mean = float(run.slopes[row]), float(run.slope_means[row])
     told = f"Slope {_number(slope)}"
     if math.isfinite(mean):
-        side = "above 0: the way has overshot" if mean > 0 else "below 0: going farther would lower the loss"
+        side = "above 0: the weights have overshot" if mean > 0 else "below 0: moving further would lower the loss"
         told += f"; the mean of the last ones is {_number(mean)}, {side if mean else 'exactly 0'}"
     distance = float(run.distances[row])
     return told + (f". The weights have moved by {distance:.2g} of their size." if math.isfinite(distance) else ".")
@@ -203,7 +203,7 @@ def _context(run: Run, row: int) -> list[str]:
         every = [_number(float(lr)) for lr in run.group_lrs[:, row] if math.isfinite(lr)]
         if len(set(every)) > 1:
             groups = ", ".join(every)
-            lines.append(f"The LRs of all parameter groups after it: {groups}. Above is number {run.group + 1}.")
+            lines.append(f"The LRs of all parameter groups after it: {groups}. Above is group {run.group + 1}.")
     others = np.flatnonzero(run.reasons[: row + 1] != run.reasons[row])
     streak = row - (int(others[-1]) if len(others) else -1)
     if streak > 1:

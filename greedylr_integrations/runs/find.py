@@ -26,7 +26,7 @@ def read(path: str | os.PathLike[str], column: str | None = None, finite: bool =
         path (path): a file or a folder. In a folder the first of these counts: a history file, `trainer_state.json`
             (its own or that of the latest checkpoint), `metrics.csv` (its own or of the latest Lightning version),
             `metrics.json`, TensorBoard's event files.
-        column (str): name of the loss. Default: the first of `LOSSES` that there is, in any case.
+        column (str): name of the loss. Default: the first of `LOSSES` that is there, ignoring case.
         finite (bool): whether to refuse a run without a finite loss. Default True.
 
     Raises:
@@ -75,7 +75,7 @@ def _find(path: Path) -> Path:
         return file
     above = path.resolve().parent / "metrics.json"
     if above.is_file():
-        raise RunError(f"{path}: no log of a run in this folder; {path.parent} has those of a recipe: name that one")
+        raise RunError(f"{path}: no log of a run in this folder; name {path.parent}, which has a recipe's logs")
     raise RunError(
         f"{path}: no log of a run in this folder; looked for a GreedyLR history (*.jsonl), trainer_state.json,"
         " metrics.csv, metrics.json and TensorBoard's event files"
@@ -126,8 +126,8 @@ def _read_json(file: Path, name: str, column: str | None) -> list[Run]:
         _no_choice(file, column, "a recipe's metrics.json")
         return read_metrics(file, name, content)
     raise RunError(
-        f"{file}: this JSON is not a log that is known here; there are trainer_state.json (log_history) and a recipe's"
-        f" metrics.json (runs), this one has {listed(list(content))}"
+        f"{file}: this JSON is neither a trainer_state.json (with log_history) nor a recipe's metrics.json (with runs):"
+        f" it has {listed(list(content))}"
     )
 
 

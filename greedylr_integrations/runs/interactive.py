@@ -51,7 +51,7 @@ def scripts() -> list[str]:
 
 
 def drawn(text: str) -> str:
-    """Text as Bokeh draws it, in which nothing is a formula: those would be drawn by a script from the network."""
+    """Text for Bokeh to draw, without anything that it takes for a formula and draws with a script from the network."""
     shown = printable(text, 80)
     for delimiter in ("$$", r"\(", r"\["):
         shown = shown.replace(delimiter, f"{delimiter[0]}\u200b{delimiter[1]}")

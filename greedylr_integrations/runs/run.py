@@ -215,7 +215,7 @@ def sentence(reason: str) -> str:
 
 
 def printable(text: object, longest: int = 200) -> str:
-    """Text from a file as it can be shown: what is not printable, such as escape codes and line ends, becomes a sign.
+    """Text from a file, safe to show: unprintable characters, such as escape codes and line ends, are replaced.
 
     Everything that a picture, a page or the terminal shows of a file goes through this first.
     """
@@ -236,7 +236,7 @@ def number_of(value: Any, where: str) -> float:
 
 
 def first_of(wanted: Sequence[str], names: Sequence[str]) -> str | None:
-    """The first of the wanted names that there is, in any case."""
+    """The first of the wanted names that is in `names`, ignoring case."""
     by_lower = {name.strip().lower(): name for name in reversed(names)}
     return next((by_lower[name] for name in wanted if name in by_lower), None)
 

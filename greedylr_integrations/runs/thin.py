@@ -58,8 +58,8 @@ def buckets_for(runs: Sequence[Run]) -> int:
 def thinned(run: Run, buckets: int = BUCKETS) -> Integers:
     """Rows to draw: all of a short run, else the smallest and largest value of each column in each bucket.
 
-    Rows with a loss that is not finite, decisions that turn the LR round (an even choice, if there are more than 30 for
-    each bucket), and decisions for a reason that comes up no more often than there are buckets are kept too.
+    Also kept are rows with a non-finite loss, decisions at which the LR turns (evenly thinned, if there are more than
+    30 per bucket), and decisions with a reason that occurs no more often than there are buckets.
     """
     count = len(run)
     if count <= 6 * buckets:
@@ -120,7 +120,7 @@ def commands_of(run: Run) -> list[CommandRecord]:
 
 
 def drawable(values: Floats) -> Floats:
-    """Numbers that a picture has room for: at the end of the floats, the axes overflow."""
+    """The values, limited to what a picture can show: near the largest floats, the axes overflow."""
     return np.clip(values, -1e30, 1e30)
 
 

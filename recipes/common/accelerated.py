@@ -18,7 +18,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def make_accelerator(**more):
-    """An `Accelerator` for which a batch of a loader is that of all processes."""
+    """An `Accelerator` that splits each batch of a loader among all processes."""
     from accelerate import Accelerator
     from accelerate.utils import DataLoaderConfiguration
 

@@ -22,7 +22,7 @@ def load_rows(dataset: str, split: str = "train", limit: int = 0, columns=("mess
 
 
 def check_rows(rows, columns: tuple[str, ...], template, args) -> None:
-    """Check that each row of the columns has a chat, for which the model needs a template, or that each has a text."""
+    """Check that all values in the columns are chats, for which the model needs a template, or that all are text."""
     first = columns[0]
     chats = {"messages": True, "text": False}.get(first, isinstance(rows[0][first], list))
     if chats and template is None:

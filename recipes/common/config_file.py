@@ -14,10 +14,10 @@ from recipes.common.offline import RecipeError
 
 
 def words_of(made: argparse.ArgumentParser, file: str) -> list[str]:
-    """The flags of a file as words of a command line. Each is tried by itself, so that an error has its place.
+    """The flags of a file as words of a command line. Each is parsed separately, so that errors can be located.
 
     Raises:
-        RecipeError: if the file is no YAML, or has an unknown flag, one twice, or a value of a wrong type.
+        RecipeError: if the file is not YAML, or has an unknown flag, the same flag twice, or a value of the wrong type.
     """
     try:
         loader = yaml.SafeLoader(Path(file).read_text())

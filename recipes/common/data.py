@@ -24,7 +24,7 @@ def load(name: str, split: str | None, subset: str | None = None, **more):
     kind = FILES.get(path.suffix.lower())
     if path.is_file() and kind is None:
         raise RecipeError(
-            f"dataset {name!r} is a file of no kind that is known: its name must end in {', '.join(FILES)}"
+            f"dataset {name!r} is a file of an unknown kind: its name must end in one of {', '.join(FILES)}"
         )
     if not path.exists() and (kind or name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise RecipeError(f"dataset {name!r} is not there: give a file, a folder, or the id of a dataset on the hub")

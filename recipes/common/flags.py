@@ -191,7 +191,7 @@ def changed(begun: dict[str, Any], now: dict[str, Any], prefix: str = "") -> Ite
 
 
 def agreed(value):
-    """The value of the first rank, as for an output folder named by the time. Needs the process group."""
+    """The first rank's value, on all ranks: for an output folder named after the time. Needs the process group."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -264,10 +264,10 @@ def finish(runs: list[Run], args: argparse.Namespace, load: str | None = None, *
 
 
 def run(recipe: str, main: Callable[[], None]) -> None:
-    """Call `main`, and exit as a command does.
+    """Call `main`, and exit as a command should.
 
-    For wrong input or a full disk, that is one line and exit code 2. For Ctrl-C and SIGTERM, it is the command that
-    continues the run, and exit code 128 + signal.
+    On wrong input or a full disk, it prints one line and exits with code 2. On Ctrl-C and SIGTERM, it prints the
+    command that continues the run and exits with code 128 + signal.
     """
     try:
         main()

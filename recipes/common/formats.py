@@ -69,8 +69,8 @@ def with_known_columns(rows: Any, dataset: str, columns: tuple[str, ...]) -> Any
                 return rows.map(_converted, fn_kwargs={"make": each.messages}, remove_columns=names)
     wanted = " or ".join(map(repr, columns))
     shapes = "; ".join(" + ".join(each.columns) for each in FORMATS)
-    known = f", nor those of another shape that is known ({shapes})" if "messages" in columns else ""
-    example = f": make each row such as {json.dumps(SHAPE)}" if known else ""
+    known = f", and no other known shape ({shapes})" if "messages" in columns else ""
+    example = f": make each row like {json.dumps(SHAPE)}" if known else ""
     raise RecipeError(f"dataset {dataset!r} has no column {wanted}, only: {', '.join(names)}{known}{example}")
 
 

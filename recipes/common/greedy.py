@@ -54,7 +54,7 @@ class Greedy:
 
 def add_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--control-file", metavar="FILE", help="file by which to steer GreedyLR during the run")
-    made.add_argument("--history-file", metavar="FILE", help="of GreedyLR's decisions (default: greedy/history.jsonl)")
+    made.add_argument("--history-file", metavar="FILE", help="file for the decisions (default: greedy/history.jsonl)")
     add = made.add_argument_group("settings of GreedyLR", argument_default=argparse.SUPPRESS).add_argument
     add(f"--{PREFIX}rule", choices=RULES, help="what moves the LR (default: slope, or loss if a setting needs it)")
     share = "share of the run that the final decay takes (default: 0.3)"
@@ -88,7 +88,7 @@ def from_flags(args: argparse.Namespace) -> Greedy:
     """GreedyLR as the flags set it.
 
     Raises:
-        RecipeError: if a setting is wrong, or there are settings and no schedule that they are for.
+        RecipeError: if a setting is wrong, or if there are settings but "greedy" is not among the schedules.
     """
     given = {name: value for name, value in vars(args).items() if name.startswith(PREFIX)}
     files = {name: getattr(args, name) for name in ("control_file", "history_file")}
@@ -101,7 +101,7 @@ def from_flags(args: argparse.Namespace) -> Greedy:
             )
     for name, file in files.items():
         if file is not None and (Path(file).is_dir() or not Path(file).absolute().parent.is_dir()):
-            raise RecipeError(f"--{name.replace('_', '-')} {file}: there is no folder for such a file, or it is one")
+            raise RecipeError(f"--{name.replace('_', '-')} {file}: it must be a file, in a folder that exists")
     fields = {name.removeprefix(PREFIX): value for name, value in given.items()}
     rule, ratio = fields.pop("rule", None), fields.pop("decay_ratio", None)
     try:

@@ -58,8 +58,8 @@ def load_data(recipe: RecipeArguments, tokenizer):
         data["train"] = pack(data["train"], recipe.max_length)
         if not len(data["train"]):
             raise RecipeError(
-                f"--packing: all rows of {recipe.dataset!r} do not fill one block of --max-length"
-                f" {recipe.max_length} tokens: use more rows, or a smaller one"
+                f"--packing: the rows of {recipe.dataset!r} together do not fill one block of --max-length"
+                f" {recipe.max_length} tokens: use more rows, or a smaller --max-length"
             )
     return data
 

@@ -47,7 +47,7 @@ class RecipeArguments:
     config: str | None = field(default=None, metadata={"help": "YAML file of flags; the command line takes precedence"})
     model: str = field(default=SMOLLM2, metadata={"help": "hub id or folder; the default is from a package"})
     dataset: str = field(default=CHITCHAT, metadata={"help": "hub id, folder or file; the default is from a package"})
-    dtype: Literal["float32", "bfloat16", "float64"] = field(default="float32", metadata={"help": "of the weights"})
+    dtype: Literal["float32", "bfloat16", "float64"] = field(default="float32", metadata={"help": "dtype of weights"})
     split: str = field(default="train", metadata={"help": "split of the dataset to train on"})
     rows: int = field(default=1500, metadata={"help": "rows of the dataset to use; 0 for all"})
     validation_rows: int = field(default=32, metadata={"help": "how many of them to keep for validation"})
@@ -133,7 +133,7 @@ def parse_trainer(recipe: str, description: str, kinds: tuple[type, type], argv:
 
 
 def refuse_what_is_not_honoured(values) -> None:
-    """Refuse what the recipe decides by other flags, and leave it to TrainingArguments otherwise."""
+    """Refuse flags in whose place the recipe has others. If they are not given, TrainingArguments has its defaults."""
     for name, instead in NOT_HONOURED.items():
         if (value := vars(values).pop(name)) is not None:
             raise RecipeError(f"--{name.replace('_', '-')} {value} has no effect in a recipe: {instead}")
@@ -159,7 +159,7 @@ MANY = 10_000  # rows that take long enough for progress bars
 
 
 def hush(args: RecipeArguments) -> None:
-    """Leave out what libraries say about loading a small model and few rows, and a warning of theirs to each other."""
+    """Silence what libraries print when they load a small model or few rows, and a warning of one about another."""
     import datasets
     from transformers.utils.logging import disable_progress_bar
 

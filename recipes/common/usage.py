@@ -30,7 +30,7 @@ class Usage(argparse.Action):
         by_name: Mapping[str, Sequence[str]],
         defaults: Mapping[str, object],
     ) -> None:
-        text = "this text; --help-all has the texts of all flags"
+        text = "show this help; --help-all explains all flags"
         super().__init__(option_strings, dest, nargs=0, default=argparse.SUPPRESS, help=text)
         self.by_name, self.defaults = by_name, defaults
 
