@@ -238,8 +238,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], list[Record], li
     """Header, decisions and commands of a history file.
 
     Steps that a resume took back (those after the step that it continued from) are left out, so an interrupted run
-    reads like one that was not; the header is the first one. An unfinished last line, such as a killed run leaves, is
-    left out too.
+    reads like one that was not; the header is that of the last resume. An unfinished last line, such as a killed run
+    leaves, is left out too.
 
     Args:
         path (path): the file that `history_file` named.
