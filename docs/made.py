@@ -99,10 +99,16 @@ def _code(path: Path, functions: list[str]) -> str:
     """Code without comments and docstrings: all of a file, or the functions of these names."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     for node in nodes:
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
-            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(
+            node, (ast.Module, ast.ClassDef, ast.FunctionDef)
+        ):  # a field's docstring is a text below it
+            node.body = [each for each in node.body if not _is_text(each)] or [ast.Pass()]
     found = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
     return "\n".join(map(ast.unparse, [found[name] for name in functions] or nodes[:1]))
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _content(source: str) -> bytes:

@@ -94,11 +94,11 @@ class SlopeConfig(BoundedConfig):
     max_scale: float | None = None
     """Upper bound on LR / base LR. Default None: 100."""
     start_scale: float | None = None
-    """LR / base LR at which the search begins. Default None: 0.02, or 0.03 in runs of less than 200 decisions."""
+    """LR / base LR at which the search begins. Default None: 0.02, or 0.03 in runs of fewer than 200 decisions."""
     doubling: float | None = None
-    """Decisions in which the search doubles the LR, at least 1. Default None: 6 in runs of 1,000 decisions and more or
-    of unknown length, 0.6% of shorter runs, but at least 4 (3 in runs of less than 200); and at most a twentieth of the
-    first pass over the data."""
+    """Decisions in which the search doubles the LR, at least 1. Default None: 6 in runs of at least 1,000 decisions or
+    of unknown length; in shorter runs 0.6% of the run, at least 4 (3 in runs of fewer than 200); never more than a
+    twentieth of the first pass over the data."""
     on_missing_slope: str = "loss"
     """What to do if the slope cannot be measured: "loss" (default) follows the loss window with one WARNING, "raise" is
     an error."""

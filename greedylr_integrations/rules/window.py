@@ -60,11 +60,11 @@ class GreedyConfig(BoundedConfig):
     """
 
     factor: float | None = None
-    """An increase divides the scale by it, a decrease multiplies; at least 1e-6 and below 1. Default None: exp(-8/T)
-    for a run of T decisions, at least 0.5, or 0.99 if T is unknown."""
+    """An increase divides the scale by this factor, a decrease multiplies by it; at least 1e-6 and below 1. Default
+    None: exp(-8/T) for a run of T decisions, at least 0.5, or 0.99 if T is unknown."""
     patience: int = 0
-    """Good (bad) losses in a row before the first increase (decrease); the LR moves on the next one. Default 0: the
-    window does the smoothing."""
+    """Good (bad) losses in a row that do not move the LR yet; the next one does. Default 0: the window does the
+    smoothing."""
     window_size: int | None = None
     """Decisions in the rolling mean. Default None: 8% of the run, or 50 if its length is unknown."""
     best_window: int | None = None
@@ -81,11 +81,11 @@ class GreedyConfig(BoundedConfig):
     cooldown: int = 0
     """Decisions for which the LR keeps falling after a decrease, likewise. Default 0."""
     pace: float = 1.0
-    """How much a slow fall of the loss holds increases back, at least 0: an increase divides the scale by
+    """How much a slow fall of the loss limits increases, at least 0: an increase divides the scale by
     factor ** share ** pace, where share is the fall of the mean over the last window as a share of the largest such
     fall so far. Default 1; with 0 every increase is a full one."""
     reset_start: int | None = None
-    """Decisions after which the best and the streaks are forgotten, again and again. Default None: never, since the
+    """The best and the streaks are forgotten each time this many decisions have passed. Default None: never, since the
     best is recent anyway."""
 
     def __post_init__(self) -> None:
