@@ -99,9 +99,7 @@ def _code(path: Path, functions: list[str]) -> str:
     """Code without comments and docstrings: all of a file, or the functions of these names."""
     nodes = list(ast.walk(ast.parse(path.read_text())))
     for node in nodes:
-        if isinstance(
-            node, (ast.Module, ast.ClassDef, ast.FunctionDef)
-        ):  # a field's docstring is a text below it
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):  # a field's docstring is a text below it
             node.body = [each for each in node.body if not _is_text(each)] or [ast.Pass()]
     found = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef)}
     return "\n".join(map(ast.unparse, [found[name] for name in functions] or nodes[:1]))

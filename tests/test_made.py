@@ -39,14 +39,16 @@ def test_code_counts_and_comments_do_not(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "MANIFEST", manifest)
     one = made.Made(("a.png",), "draw.py", ("draw.py:draw", "data.json"))
     monkeypatch.setattr(made, "MADE", (one,))
-    source.write_text('def draw():\n    """Draw."""\n    return 1  # one\n')
+    source.write_text('def draw():\n    """Draw."""\n    x = 1  # one\n    """A field."""\n    return x\n')
     (tmp_path / "data.json").write_text("1")
     assert made.stale() == [one]
     made.record(one)
     assert made.stale() == []
-    source.write_text('def other():\n    return 0\n\n\ndef draw():\n    """Draw it."""\n    return 1\n')
+    source.write_text(
+        'def other():\n    return 0\n\n\ndef draw():\n    """Draw it."""\n    x = 1\n    """A."""\n    return x\n'
+    )
     assert made.stale() == []
-    source.write_text(source.read_text().replace("return 1", "return 2"))
+    source.write_text(source.read_text().replace("x = 1", "x = 2"))
     assert made.stale() == [one]
     made.record(one)
     (tmp_path / "data.json").write_text("2")
