@@ -279,7 +279,7 @@ BROKEN = {
     "latin.csv": ("step,loss,größe\n1,2,3\n".encode("latin-1"), "not UTF-8"),
     "latin.jsonl": ('{"größe": 1, "loss": 2}\n'.encode("latin-1"), "the text is not UTF-8"),
     "twice.csv": (b"loss,loss\n1,2\n", "same name"),
-    "other.json": (b'{\n"a": 1\n}', "known"),
+    "other.json": (b'{\n"a": 1\n}', "it has .a."),
     "torn.json": (b'{\n"log_history": [{"loss": 1,', "neither JSON"),
     "bare.jsonl": (
         b'{"greedylr_history": 1, "config": null, "base_lrs": [1], "total_steps": 1, "monitor": "loss",'
