@@ -46,7 +46,7 @@ def test_the_command_line(parts, tmp_path):
         assert run["validation_loss"][-1][1] < run["validation_loss"][0][1]
     assert greedy["train_loss"][0] == cosine["train_loss"][0]  # the same start and data
     assert {decision["reason"] for decision in greedy["decisions"]} == {"TOO_SHORT"}  # 24 steps: no search
-    again = processes.run(command, cwd=ROOT)
+    again = forked.run(command[3:], 1, cwd=ROOT)
     assert again.returncode == 2
     last = again.stderr.strip().splitlines()[-1]
     assert last.endswith("has the results of another run: choose another --output-dir, or --resume that run")

@@ -2,10 +2,9 @@
 
 import logging
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 
+import forked
 import pytest
 import tiny
 import torch
@@ -149,14 +148,15 @@ def test_logging_that_was_set_up_decides(caplog, capfd):
 @pytest.mark.parametrize("quiet", [False, True])
 def test_a_trainer_says_two_lines_with_one_argument_to_be_quiet(quiet, tmp_path):
     """In a process of its own, in which nothing has set up logging, as in a user's script."""
-    script = f"""
+    script = tmp_path / "script.py"
+    script.write_text(f"""
 import sys; sys.path.insert(0, {str(tiny.__file__.rsplit("/", 1)[0])!r})
 import tiny
 from greedylr_integrations.transformers import GreedyLRCallback
 data = tiny.regression_data(400)
 tiny.trainer({str(tmp_path)!r}, [GreedyLRCallback(quiet={quiet})], data=data, max_steps=80).train()
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+""")
+    done = forked.run([script], 1)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("GreedyLR ")]
     if quiet:
