@@ -2,13 +2,13 @@
 
     make bench-adapters          (or: python benchmarks/adapters.py)
 
-Step: the same small training with and without the adapter, interleaved, in each framework: median time of a step,
-median of the paired differences, and the host time inside the adapter's own code (outermost calls; the loss is on the
-CPU): by two clock reads each, and as torch.profiler has it, which slows each tensor operation down. The share is of a
-LoRA step of a 135M model as measured by `recipes/finetune_llm.py` on two cores (3 s). Collective: one
-`LossMeter.compute` on 1, 2, 4 and 8 gloo processes of this machine. Projection:
-latency a + b * log2(ranks) (a tree, as NCCL and gloo use for a few bytes), fitted to 2 and 4 processes, which have a
-core or half a core each; a real network has another latency.
+Step: in each framework, the same small training with and without the adapter, interleaved. The table has the median
+time of a step, the median of the paired differences, and the host time inside the adapter's own code (outermost calls;
+the loss is on the CPU). That time is measured with two clock reads per call, and by torch.profiler, which slows down
+each tensor operation. The last column is its share of a LoRA step of a 135M model, as measured by
+`recipes/finetune_llm.py` on two cores (3 s). Collective: one `LossMeter.compute` on 1, 2, 4 and 8 gloo processes of
+this machine. Projection: latency a + b * log2(ranks) (a tree, as NCCL and gloo use for a few bytes), fitted to 2 and 4
+processes, which have a core or half a core each; the latency of a real network is different.
 """
 
 from __future__ import annotations

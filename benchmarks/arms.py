@@ -1,8 +1,8 @@
 """What is compared: each arm builds, for one training, an optimizer and whatever moves its learning rate.
 
-Every arm has one main knob with four values to tune (`knobs`, the first is its default). All have the same warmup and
-gradient clipping; those whose own design has no final decay get the one that GreedyLR has, except the LR-free methods,
-whose papers forbid one (schedule-free, DoG) or name another (Prodigy and D-Adaptation: cosine).
+Every arm has one main knob with four values to tune (`knobs`; the first is its default). All have the same warmup and
+gradient clipping. Arms that have no final decay by design get GreedyLR's, except the LR-free methods, whose papers rule
+one out (schedule-free, DoG) or prescribe another (Prodigy and D-Adaptation: cosine).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from greedylr_integrations.envelope import Envelope
 
 RAMP = 0.02  # share of the steps, linear from 0
 DECAY = 0.3  # share of the steps, linear to 0
-EVALUATIONS = 10  # in a run, for what follows the validation loss
+EVALUATIONS = 10  # per run, for arms that follow the validation loss
 
 
 @dataclass
@@ -56,23 +56,23 @@ class Setting:
 
 
 class Method:
-    """An optimizer with its schedule. `scale` is LR / base LR without warmup and decay, if that has a meaning."""
+    """An optimizer with its schedule. `scale` is LR / base LR without warmup and decay, if that is meaningful."""
 
     scale: float | None = None
-    evaluations = 0  # forward passes over training batches beyond one a step
+    evaluations = 0  # forward passes over training batches beyond one per step
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
 
     def update(self, loss: torch.Tensor, again: Callable[[], torch.Tensor]) -> None:
-        """One optimizer step on gradients that are there; `again()` is the loss of the same batch now."""
+        """One optimizer step; the gradients are already computed. `again()` is the loss of the same batch now."""
         self.optimizer.step()
 
     def step(self, loss: float) -> None:
         """One step of the schedule."""
 
     def finish(self) -> None:
-        """Give the model the weights that the method says it has trained."""
+        """Give the model the weights that the method regards as its result."""
 
 
 class Scheduled(Method):
@@ -119,7 +119,7 @@ def multistep(s: Setting) -> Method:
 
 
 class Driven(Method):
-    """LR = what another scheduler makes of a stand-in for the optimizer, x warmup and final decay."""
+    """LR = the LR that another scheduler sets on a stand-in optimizer, x warmup and final decay."""
 
     def __init__(self, s: Setting, make: Callable[[torch.optim.Optimizer], Any], every: int, evaluate: bool) -> None:
         super().__init__(s.optimizer())
@@ -161,7 +161,7 @@ def transformers_greedy(s: Setting) -> Method:
 
 
 class Ours(Method):
-    """GreedyLR, by the loss window if it is given no config."""
+    """GreedyLR; by the loss window if no config is given."""
 
     def __init__(
         self, s: Setting, config: Any = None, *, horizon: bool = True, decay: bool = True, **more: Any
@@ -240,9 +240,9 @@ def yoked(s: Setting) -> Method:
 
 
 class RangeTest(Scheduled):
-    """A tenth of the steps finds the LR, from 1% to 10x the base LR; warmup-stable-decay has the rest, from the start.
+    """A tenth of the steps sweeps from 1% to 10x the base LR; warmup-stable-decay starts over with the rest.
 
-    The LR taken is a third of that at which the smoothed loss was lowest.
+    It uses a third of the LR at which the smoothed loss was lowest.
     """
 
     def __init__(self, s: Setting) -> None:
@@ -322,15 +322,15 @@ class DoG(Method):
         self.model.load_state_dict(self.averager.av_model.state_dict())
 
 
-# ---- from their papers, as no kept package has them ----
+# ---- from their papers, because no maintained package has them ----
 
 
 class Hypergradient(Method):
     """Hypergradient descent (Baydin et al. 2018, arXiv 1703.04782) over any optimizer, by its multiplicative rule.
 
-    The derivative of the loss by the LR that was used is -gradient . update, with update = what one unit of LR
-    subtracts. In the multiplicative form LR <- LR x (1 + beta x cos(gradient, last update)), which has no unit. One LR
-    for all, for weights and biases each, or for each parameter tensor.
+    The derivative of the loss with respect to the LR that was used is -gradient . update, where update is what one unit
+    of LR subtracts. The multiplicative form is LR <- LR x (1 + beta x cos(gradient, last update)), which has no unit.
+    There is one LR for all parameters, one for weights and one for biases, or one for each parameter tensor.
     """
 
     def __init__(self, s: Setting, level: str) -> None:
@@ -384,7 +384,7 @@ class LineSearch(Method):
     """SGD with Armijo line search (Vaswani et al. 2019, arXiv 1905.09997): the loss of the batch must fall enough.
 
     Backtracks by 0.7 until f(x - a g) <= f(x) - c a |g|^2, and begins each search at twice the last step, at most
-    `max_lr` (their reset option 2, with gamma 2). The forward passes that it takes beyond one a step are counted.
+    `max_lr` (their reset option 2, with gamma 2). The forward passes that it takes beyond one per step are counted.
     """
 
     def __init__(self, s: Setting) -> None:

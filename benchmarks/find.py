@@ -1,11 +1,10 @@
-"""What `find_lr` finds beside the LR of a scan: the table of the LR finder in RESULTS.md.
+"""What `find_lr` finds, next to the best LR of a scan: the table of the LR finder in RESULTS.md.
 
     python -m benchmarks.find           what is missing, ten minutes on one core, then the table
     python -m benchmarks.find show      the table, from what is there
 
-`find_lr` begins from a tenth, once and ten times the LR that the scan calls best. A scan trains fixed schedules to the
-end at several LRs: for the plain loops that of `benchmarks.suite search`, for the two recipes that of
-`benchmarks.recipe_table`.
+`find_lr` starts from 0.1x, 1x and 10x the best LR of the scan. A scan trains fixed schedules to the end at several LRs:
+the one of `benchmarks.suite search` for the plain loops, and the one of `benchmarks.recipe_table` for the two recipes.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ STEPS = 1000  # total_steps of find_lr, its default
 
 
 def plain(name: str, lr: float) -> FoundLR:
-    """A loop of one's own: a workload of the suite, on data made anew in each step."""
+    """A plain training loop: a workload of the suite, with a fresh batch in each step."""
     from benchmarks.workloads import OPTIMIZERS, WORKLOADS
 
     torch.manual_seed(0)
@@ -94,7 +93,7 @@ def scans(folder: Path) -> Iterator[tuple[str, float, float, float]]:
 
 
 def flat(runs: list[dict[str, Any]], arm: str) -> tuple[float, float, float]:
-    """The LR at which this schedule ends lowest, in the mean over seeds, and the LRs between which it is nearly so."""
+    """The LR with the lowest final loss, averaged over seeds, and the lowest and highest LR that come close to it."""
     by_lr: dict[float, list[float]] = {}
     for run in runs:
         if run["job"]["arm"] == arm:

@@ -7,9 +7,9 @@
     python -m benchmarks.gpu_recipes show       the tables, from what is there, to RESULTS.md; needs no GPU
     python -m benchmarks.gpu_recipes --tiny     the same code on CPU in a minute; it prints, and writes no results
 
-It needs torch, transformers and no network: the data are the bytes of the source files that come with torch, Python to
-pre-train on and C++ to fine-tune on, and the decoder predicts bytes. The cost is that of a run with a GreedyLR against
-one without a scheduler.
+It needs torch and transformers, but no network: the data are the bytes of the source files that come with torch (Python
+for pre-training, C++ for fine-tuning), and the decoder predicts bytes. For the cost, a run with GreedyLR is compared
+with one without a scheduler.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ FILES = {"Python": "*.py", "C++": "*.h"}
 
 @cache
 def rows_of(language: str, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of bytes to train on, and others to validate on, of other files."""
+    """Rows of bytes for training, and rows from other files for validation."""
     files = sorted(Path(torch.__file__).parent.rglob(FILES[language]))
     sides = []
     for part in ([f for i, f in enumerate(files) if i % 20], files[::20]):
@@ -88,7 +88,7 @@ def decoder(tiny: bool, device: torch.device, seed: int = 0) -> torch.nn.Module:
 
 
 class Lora(torch.nn.Module):
-    """A linear layer that stays, and a product of two small matrices that is trained beside it."""
+    """A frozen linear layer, plus the product of two small matrices, which are trained."""
 
     def __init__(self, layer: torch.nn.Linear, rank: int = 8) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def cost(name: str, device: torch.device, steps: int, rounds: int) -> dict[str, 
     rows = rows_of(task.data, task.length)[0][: task.batch].long().to(device)
 
     def timed(greedy: bool) -> tuple[float, float]:
-        """Seconds of a number of steps, including the work of the device; of the host for optimizer and scheduler."""
+        """Seconds that the steps take, including the work of the device; host seconds in optimizer and scheduler."""
         optimizer = optimizer_of(model, task.lr, device)
         scheduler = GreedyLR(optimizer, total_steps=10**6) if greedy else None  # searches all the time
         begin = host = 0.0
@@ -192,7 +192,7 @@ def cost(name: str, device: torch.device, steps: int, rounds: int) -> dict[str, 
     without, with_it = profiled(False), profiled(True)
     peak, source = peak_flops(device, bf16=device.type == "cuda")
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    flops = flops_per_token(model, config, task.length) - 2 * frozen  # which get no gradient
+    flops = flops_per_token(model, config, task.length) - 2 * frozen  # frozen weights get no gradient
     speed = task.batch * task.length * steps / statistics.median(seconds for _, (seconds, _) in pairs)
     return {
         "model": name,
@@ -245,7 +245,7 @@ def losses(name: str, device: torch.device, results: Results, pretrained: Path) 
     model = decoder(tiny, device)
     if name.endswith("lora"):
         if not pretrained.exists():
-            print(f"gpu_recipes: {name} needs {pretrained.name}, which the pretrain part leaves: run it first")
+            print(f"gpu_recipes: {name} needs {pretrained.name}, which the pretrain part writes: run that part first")
             return
         model.load_state_dict(torch.load(pretrained, map_location=device))
         model = with_lora(model)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 PACKAGE = "greedylr_integrations"
 WINDOW = 6  # lines of a duplicate
-# Names that a Decision, or what is made of one, has; reading one of them by a number is what we look for.
+# Names of variables that hold a Decision, or what is made from one; we look for a number as their index.
 TUPLES = {"decision", "record", "order", "command"}
 NAMED = (ast.Name, ast.Attribute)
 Node = TypeVar("Node", bound=ast.AST)
@@ -68,7 +68,7 @@ class Source:
                 yield Sized((node.end_lineno or start) - start + 1, f"{self.path.name}: {owner}{node.name}")
 
     def imports(self) -> Iterator[tuple[ast.stmt, set[str]]]:
-        """Each import with the names that may be modules; not those for type checkers alone."""
+        """Each import, with the names that may be modules; imports for type checkers only are left out."""
         for node in self.nodes(ast.stmt):
             if any(isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test) for n in self.above(node)):
                 continue
@@ -126,7 +126,7 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def duplicates(sources: list[Source]) -> list[str]:
-    """Pairs of equal windows of 6 lines, in two files or without overlap in one; blanks and imports do not count."""
+    """Pairs of equal windows of 6 lines, in two files, or apart in one; blank lines and imports do not count."""
     windows: dict[tuple[str, ...], list[tuple[Source, int, int]]] = defaultdict(list)
     for source in sources:
         imports = [node for node in source.nodes(ast.stmt) if isinstance(node, ast.Import | ast.ImportFrom)]

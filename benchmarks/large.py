@@ -1,4 +1,4 @@
-"""Larger models, as an illustration next to the suite: what people train, with few seeds.
+"""Larger models, to illustrate the suite: the kind that people train, with few seeds.
 
     python -m benchmarks.large lora             LoRA on SmolLM2-135M, 3 epochs of chats; about 15 minutes on two cores
     python -m benchmarks.large classify         MiniLM on film reviews; about 15 minutes on two cores

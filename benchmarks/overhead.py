@@ -3,7 +3,7 @@
     make bench          (or: python benchmarks/overhead.py)
 
 Every round times each scheduler once, one after another; the table shows the median over rounds, and the median of the
-ratios to LambdaLR within a round. Losses fall noisily for the first half and then stay, so the LR moves in most steps.
+ratios to LambdaLR within a round. Losses fall noisily in the first half, then level off, so the LR moves in most steps.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def new_file() -> str:
 
 
 def without_history(scheduler: GreedyLR) -> GreedyLR:
-    """What keeping the decisions costs is the difference to this."""
+    """The difference from this is what keeping the decisions costs."""
     scheduler._recorder._entries = Nowhere()
     return scheduler
 
@@ -117,7 +117,7 @@ def measure(groups: int) -> None:
 
 
 def measure_windows() -> None:
-    """Time and memory of a decision by the size of a window that has filled twice; the same of transformers' own."""
+    """Time and memory of a decision, by window size, once the window has filled twice; the same for transformers'."""
     from transformers.optimization import GreedyLR as Theirs
 
     def ours(size: int):
@@ -127,7 +127,7 @@ def measure_windows() -> None:
         return Theirs(optimizer_of(1), smooth=True, window_size=size, patience=0, min_lr=0.01, max_lr=1.0).step
 
     def cost(start, size: int, steps: int) -> tuple[float, float]:
-        """Seconds of a decision (median over blocks of 100), bytes that are held."""
+        """Seconds per decision (median over blocks of 100), and bytes held."""
         rng = random.Random(0)
         tracemalloc.start()
         step = start(size)

@@ -4,12 +4,12 @@
     python -m benchmarks.reliability show     the table, from what is there
 
 Three small trainings, 300 steps, at the LR that is best for a fixed schedule. Each has one fault, at a step between 40%
-and 65% of the run that depends on the seed: `batches` follows the gradient of each batch uphill, of a loss 30 times as
-large, for 5 steps; `lr` multiplies the LR by 30 for 5 steps; `nan` makes the gradients of one step NaN. A run has
-recovered if its final validation loss is at most 2% above that of the same run without the fault. `other data` is no
-fault: from that step on, the batches are others, so it says how many runs are within 2% if nothing goes wrong.
+and 65% of the run that depends on the seed: `batches` multiplies the loss by 30 and goes up its gradient for 5 steps;
+`lr` multiplies the LR by 30 for 5 steps; `nan` makes the gradients of one step NaN. A run has recovered if its final
+validation loss is at most 2% above that of the same run without the fault. `other data` is not a fault: from that step
+on, the batches are different ones, which shows how many runs are within 2% if nothing goes wrong.
 
-The detector and when a rollback lowers the LR were set on seeds 0 to 10, which are not among these.
+The detector, and when a rollback lowers the LR, were set on seeds 0 to 10, which are not used here.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BACK = {"on_spike": "rollback", "on_nonfinite": "rollback", "snapshot_every": 10
 
 
 class Guarded(Method):
-    """GreedyLR with a policy; with `on_top`, of a linear schedule, at a scale of 1."""
+    """GreedyLR with a policy for spikes; with `on_top`, on top of a linear schedule, at a scale of 1."""
 
     def __init__(self, s: Setting, config: Any, *, on_top: bool = False) -> None:
         super().__init__(s.optimizer())
@@ -87,14 +87,14 @@ class Run:
         self.begin = int(random.Random(seed).uniform(0.4, 0.65) * STEPS)
 
     def go(self, steps: range, fault: str = "none") -> bool:
-        """Whether it could train for these steps."""
+        """Train for these steps. False if the run ended with an error."""
         task, optimizer = self.setting.task, self.method.optimizer
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         for step in steps:
             broken = fault in FAULTS and step < self.begin + (1 if fault == "nan" else LASTS)
             times = TIMES if broken and fault == "lr" else 1.0
             loss = task.loss(step, self.batches)
-            if broken and fault == "batches":  # the gradient uphill, of a loss that is 30 times as large
+            if broken and fault == "batches":  # up the gradient, with a loss that is 30 times as large
                 loss = TIMES * (loss - 2 * loss.detach()).abs()
             optimizer.zero_grad()
             loss.backward()
@@ -140,7 +140,7 @@ def in_a_fork(do: Callable[[], Any]) -> Any:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as file:
-        (result,) = json.loads(file.read())  # nothing is there if it failed
+        (result,) = json.loads(file.read())  # empty if the child failed
     os.waitpid(child, 0)
     return result
 

@@ -197,7 +197,7 @@ def arms_table(e: Evidence) -> str:
 
 
 def by_base_lr(e: Evidence, names: Iterable[str]) -> str:
-    """Loss ratios as in the table of arms, of one base LR at a time."""
+    """Loss ratios as in the table of arms, for one base LR at a time."""
     rows = []
     for name in names:
         row = [name]
@@ -403,7 +403,7 @@ def ahead(logs: Mapping[str, Sequence[float]]) -> tuple[str, str, bool | None]:
 
 
 def _clearly_better(cells: list[Cell]) -> bool:
-    """More resolved wins than losses, and a mean gain that is clear of its error."""
+    """More resolved wins than losses, and a mean gain that is clearly larger than its error."""
     finite = [cell for cell in cells if math.isfinite(cell.gain) and math.isfinite(cell.error)]
     if not finite:
         return False

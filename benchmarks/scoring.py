@@ -14,14 +14,14 @@ TIE = 0.05  # share of the steps
 
 
 def step_equivalents(loss: float, reference: Mapping[float, float]) -> float:
-    """How long the tuned best schedule must run for a loss, as a share of the run.
+    """How long the tuned best schedule must run to reach a loss, as a share of the run.
 
     Args:
         loss: final validation loss; infinite for a diverged run.
         reference: length in horizons -> mean final loss of the tuned best schedule at that length.
 
-    Between lengths, the logarithm of the length is interpolated in the loss, on losses made to fall with the length
-    (by pooling neighbours that do not). Outside of the lengths, the shortest or longest is used.
+    Between lengths, the logarithm of the length is interpolated over the loss. Before that, neighbouring lengths are
+    pooled where the loss does not fall with the length. Beyond the shortest or longest length, that length is used.
     """
     lengths = sorted(reference)
     losses = _falling([reference[length] for length in lengths])
@@ -51,7 +51,8 @@ def _falling(values: Sequence[float]) -> list[float]:
 def reach(error: float, count: int) -> float:
     """Half of the 95% interval around a mean of `count` values with this standard error.
 
-    By Student's t, since a few values know their own spread badly: of two or three, two errors are no 95%.
+    By Student's t, since a few values are a poor estimate of their own spread: with two or three values, two standard
+    errors are not a 95% interval.
     """
     return error * float(student.ppf(0.975, count - 1)) if count > 1 else error
 
@@ -107,8 +108,8 @@ def compare(
     """A cell from final losses by seed; each seed is scored against the schedule that was best on the others.
 
     Runs are paired by seed. A pair in which one diverged (infinite), or in which both are beyond the same end of the
-    reference, says nothing in steps and is in no mean. Divergences are counted. If the two sides differ in
-    them, the surviving pairs give no verdict, unless one side diverged always and the other never.
+    reference, cannot be expressed in steps and enters no mean. Divergences are counted. If the two sides differ in
+    their number, the surviving pairs give no verdict, unless one side diverged always and the other never.
     """
     gains, opponents, diverged = [], [], [0, 0]
     ends = {min(reference), max(reference)}
@@ -135,11 +136,11 @@ def compare(
 def bootstrap(
     values: Mapping[str, Sequence], statistic: Callable[[list], float], rounds: int = 2000, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """A statistic with its interval, resampling whole workloads: cells of one workload are not independent.
+    """A statistic with its interval, from resampling whole workloads, since cells of one workload are not independent.
 
     Args:
         values: workload -> its values.
-        statistic: of the values of all workloads in one list; may be NaN if it has no meaning.
+        statistic: of the values of all workloads, in one list; may be NaN if it is undefined.
     """
     rng, names = random.Random(0), sorted(values)
     found = statistic([value for name in names for value in values[name]])

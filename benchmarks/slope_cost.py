@@ -1,8 +1,8 @@
-"""What measuring the slope adds to a training step of SmolLM2-135M, with LoRA and in full.
+"""What measuring the slope adds to a training step of SmolLM2-135M, with LoRA and with full fine-tuning.
 
     python -m benchmarks.slope_cost        # --steps 5: about two minutes on two cores
 
-Each step is timed with and without a measurement, one after another; the table shows medians. The reference is one
+Each step and each measurement is timed by itself; the table shows medians. The reference is one
 number per sampled coordinate; see `slope.SlopeMeter` for the rest of the memory.
 """
 

@@ -3,9 +3,9 @@
     python -m benchmarks.soak         one process, a few minutes on one core
     python -m benchmarks.soak ranks   two processes for two hours, which sleep most of the time
 
-A million decisions of a scheduler on losses alone, and 100,000 steps of a small model of which each is measured. After
-the first fifth, both should stay as they are, but for the history, which keeps 100,000 decisions. With `ranks`, 150,000
-steps of the small model on two processes, so that the history is full after the first two thirds.
+A million decisions of a scheduler on losses alone, and 100,000 steps of a small model, each of which is measured. After
+the first fifth, memory and cost should stay the same, apart from the history, which keeps 100,000 decisions. With
+`ranks`, 150,000 steps of the small model on two processes, so that the history is full after the first two thirds.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def training(steps: int, rank: int = 0) -> Callable[[], None]:
 def soak(step: Callable[[], object], steps: int, settled: int = FIFTH, seconds: float = 0.0) -> str:
     """Cells of the table: growth of memory after the first `settled` of `PARTS`, cost of a step early and late.
 
-    It sleeps in between so that the run takes `seconds`, if it would be shorter.
+    If the run would take less than `seconds`, it sleeps in between.
     """
     process = psutil.Process(os.getpid())
     sizes, costs = [process.memory_info().rss], []

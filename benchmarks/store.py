@@ -23,7 +23,7 @@ from recipes.common.records import Records
 RESULTS = Path(__file__).parent / "results"
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)  # multiples of the tuned base LR
 SEEDS = 5
-LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure steps
+LENGTHS = (0.1, 0.25, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned best schedule's runs that measure worth
 OURS = ("greedy", "trunk", "yoked")  # arms that change with the default
 CURVE = 60  # points of a run's loss and scale that are kept
 YOKED = ("yoked to another seed", "yoked to another workload")
@@ -128,7 +128,7 @@ def train(job: Job, scales: list[float] | None = None, device: str = "cpu") -> d
     }
     if job.stage == "held-out" and job.seed < 2:
         result["losses"] = [_short(x) for x in _means(losses, CURVE)]
-    if job.stage == "held-out" and job.arm == "greedy" and not diverged:  # for the pictures, and to be yoked to
+    if job.stage == "held-out" and job.arm == "greedy" and not diverged:  # for the pictures and the yoked runs
         result["scales"] = [_short(x) for x in _points([1.0, *seen], CURVE)]
     return result
 
@@ -177,7 +177,7 @@ class Results:
                 self.add(job, result)
 
     def check(self, job: Job) -> None:
-        """SystemExit for a run of another default than those in the file."""
+        """SystemExit for a run of a different default than those in the file."""
         if self.runs and job.arm.startswith(OURS):
             before = environment_of(self.path)["config"]
             if before != config_hash():
@@ -234,7 +234,7 @@ def environment_of(path: Path) -> dict[str, Any]:
 
 @cache
 def config_hash() -> str:
-    """Hash of the loss window as it is: its fields, and its decisions on fixed losses with and without a run length."""
+    """Hash of the current loss window: its fields, and its decisions on fixed losses with and without a run length."""
     from greedylr_integrations import GreedyConfig, GreedyController
 
     rng = random.Random(0)

@@ -8,7 +8,8 @@
     python -m benchmarks.suite cost           seconds of one run of each workload
     python -m benchmarks.suite full           search, tune, ablate, held-out
 
-Continues where it stopped; one worker per core. `python -m benchmarks.report` makes tables and pictures of it.
+Continues where it stopped; one worker per core. `python -m benchmarks.report` makes tables and pictures from the
+results.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _workloads(half: str | None = None) -> list[Any]:
 
 
 def search(results: Results, half: str | None = None) -> dict[str, dict[str, Any]]:
-    """Best base LR and fixed schedule of each workload, by half decades, widened while the best is at the edge."""
+    """Best base LR and fixed schedule of each workload, in half decades; the grid grows if the best is at its edge."""
     tuned = {}
     for workload in _workloads(half):
         low, high = -2, 2
@@ -157,10 +158,10 @@ def long_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
 
 
 def unknown_end_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
-    """Runs whose length was not known, with a decay over the last 10% of a quarter, half, three quarters or all steps.
+    """Runs of unknown length, with a decay over the last 10% of a quarter, half, three quarters or all of the steps.
 
-    Until its decay begins, each is the same run, but each is run from the start. They are compared with
-    warmup-stable-decay that knew the length.
+    They are the same run until the decay begins, but each is trained from the start. They are compared with
+    warmup-stable-decay that knows the length.
     """
     for workload, part, seed in itertools.product(_workloads("held out"), (1, 2, 3, 4), range(3)):
         lr, steps = tuned[workload.name]["lr"], part * workload.steps
@@ -200,7 +201,7 @@ def quick_jobs(tuned: dict[str, Any]) -> Iterator[Job]:
             yield Job("held-out", name, arm, best["lr"], seed, workload.steps, 1.0)
 
 
-QUICK = ("flights-embedded", "genes-nmf")  # two of the held-out half, cheap and without Debian's packages
+QUICK = ("flights-embedded", "genes-nmf")  # two cheap ones of the held-out half that need no Debian packages
 
 
 def main(argv: list[str] | None = None) -> None:

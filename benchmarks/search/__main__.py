@@ -33,9 +33,9 @@ LONG = 3000
 class Half:
     """
     Attributes:
-        file: of its runs.
+        file: where its runs are kept.
         lengths: optimizer steps of its runs.
-        cheap: workloads that are also run with 3,000 steps, and from farther away.
+        cheap: workloads that are also run with 3,000 steps, and from base LRs that are further off.
     """
 
     file: str
@@ -82,11 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.search", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("part", choices=["quick", *HALVES, "rivals", "report"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON-lines files")
-    parser.add_argument("--fixed-only", action="store_true", help="without the rules: what does not change with them")
+    parser.add_argument("--fixed-only", action="store_true", help="only what does not depend on the rules")
     parser.add_argument("--lengths", type=int, nargs="+", help="optimizer steps of the runs")
-    parser.add_argument("--only", nargs="+", default=(), help="names of workloads, and nothing that needs all of them")
+    parser.add_argument("--only", nargs="+", default=(), help="only these workloads; skips what needs all of them")
     args = parser.parse_args(argv)
-    logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)  # runs that meet a bound say so
+    logging.getLogger("greedylr_integrations").setLevel(logging.ERROR)  # runs that reach a bound log it
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     rules = not args.fixed_only

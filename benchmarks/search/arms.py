@@ -116,13 +116,13 @@ def make(arm: str, steps: int, decay: float | None, steps_per_epoch: int | None,
     """What drives one run.
 
     Args:
-        decay: share of the decay, of warmup-stable-decay only.
-        scales: to be replayed, by a yoked run only.
+        decay: share of the run that the decay takes; for warmup-stable-decay only.
+        scales: those to replay; for a yoked run only.
     """
     if arm in CONFIGS:
         return Greedy(CONFIGS[arm](), steps, steps_per_epoch)
     if arm in YOKED:
-        return Fixed(replayed(scales, SlopeConfig().decay_ratio), steps, warmup=1)  # as the run that is replayed
+        return Fixed(replayed(scales, SlopeConfig().decay_ratio), steps, warmup=1)  # like the run that is replayed
     if arm == "wsd":
         return Fixed(decaying(decay or 0.3), steps)
     return Fixed(SHAPES.get(arm, SHAPES["constant"]), steps)

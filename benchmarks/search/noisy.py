@@ -16,12 +16,12 @@ ROWS, VALIDATION = 60_000, 2_000
 
 
 def uniform(g: torch.Generator, *shape: int) -> torch.Tensor:
-    """Weights as torch's layers begin with."""
+    """Weights drawn like the initial ones of torch's layers."""
     return (torch.rand(*shape, generator=g) * 2 - 1) * shape[0] ** -0.5
 
 
 def layers(g: torch.Generator, **shapes: tuple[int, int]) -> Weights:
-    """A matrix of each shape, and a bias of 0 beside it."""
+    """A matrix of each shape, each with a bias of 0."""
     w: Weights = {}
     for name, shape in shapes.items():
         w |= {name: uniform(g, *shape), f"{name}_bias": torch.zeros(shape[1])}
@@ -29,7 +29,7 @@ def layers(g: torch.Generator, **shapes: tuple[int, int]) -> Weights:
 
 
 class Deep(tuning.FashionMlp):
-    """Six layers as torch begins them: training starts on a plateau."""
+    """Six layers with torch's initialization: training starts on a plateau."""
 
     name, family, lr, batch = "deep", "deep", 0.03, 8
     widths: ClassVar[tuple[int, ...]] = (784, 48, 48, 48, 48, 48, 10)
@@ -126,7 +126,7 @@ class Synthetic(Workload):
 
 
 class Clicks(Synthetic):
-    """Clicks that follow from pairs of five categories, by embeddings and two layers."""
+    """Clicks that depend on pairs of five categories, by embeddings and two layers."""
 
     name, family, optimizer, lr, batch = "clicks", "clicks", "adagrad", 0.1, 32
     fields, values, width = 5, 300, 6

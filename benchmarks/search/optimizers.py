@@ -1,4 +1,4 @@
-"""Optimizers as functions of many runs at once, and the same ones of torch for one run.
+"""Optimizers as functions of many runs at once, and torch's own for one run.
 
 All weights of a run are one row of a table, so that a step is a few operations on the whole table.
 """
@@ -13,7 +13,7 @@ import torch
 
 @dataclass
 class Table:
-    """Weights of many runs, one a row, and what their optimizer remembers.
+    """Weights of many runs, one per row, and the state of their optimizer.
 
     Attributes:
         names, shapes: of the tensors that a row is made of, in order.
@@ -35,7 +35,7 @@ class Table:
         return {n: p.view(-1, *s) for n, p, s in zip(self.names, parts, self.shapes, strict=True)}
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the runs."""
+        """Keep only some of the runs."""
         self.weights, self.first, self.second = self.weights[rows], self.first[rows], self.second[rows]
 
 
@@ -63,7 +63,7 @@ def rmsprop(table: Table, gradient: torch.Tensor, lr: torch.Tensor, t: int) -> N
 
 
 def adamw(table: Table, gradient: torch.Tensor, lr: torch.Tensor, t: int) -> None:
-    """As torch's: betas of 0.9 and 0.999, weight decay of 0.01."""
+    """Like torch's: betas of 0.9 and 0.999, weight decay of 0.01."""
     table.weights.mul_(1 - 0.01 * lr[:, None])
     table.first.lerp_(gradient, 0.1)
     table.second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
@@ -90,7 +90,7 @@ def muon(table: Table, gradient: torch.Tensor, lr: torch.Tensor, t: int) -> None
 
 
 def _orthogonal(x: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrices with singular values of 1, by five steps of Newton and Schulz."""
+    """Approximately the nearest matrices with singular values of 1, by five Newton-Schulz steps."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -111,7 +111,7 @@ OPTIMIZERS: dict[str, Step] = {
 
 
 def of_torch(name: str, parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """The same optimizer for one run; there is no such Muon."""
+    """The same optimizer for one run; Muon is not available here."""
     make: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9),
         "plain sgd": lambda p: torch.optim.SGD(p, lr=lr),

@@ -20,7 +20,7 @@ LINES = {  # arm: what it is called, its colour, its width
     "cosine": ("cosine", "#8d6a9f", 1.8),
     "linear": ("linear", "#c98a2b", 1.8),
 }
-WORST = 4.0  # loss ratio at which a run counts that diverged or ended above it
+WORST = 4.0  # loss ratio that a run counts as if it diverged or ended above it
 INK, PALE = "#22313a", "#8a979e"
 
 
@@ -40,7 +40,7 @@ def ratios(e: Evidence, steps: int, arm: str, multiples: Sequence[float]) -> lis
 
 
 def lines_of(e: Evidence) -> tuple[int, dict[str, list[float]]]:
-    """The ratios of each schedule at 1,000 steps, or at the longest run length that there is."""
+    """The ratios of each schedule at 1,000 steps, or at the longest run length available."""
     steps = 1000 if 1000 in e.lengths else max(e.lengths)
     found = {arm: ratios(e, steps, arm, stages.MULTIPLES) for arm in LINES}
     return steps, {arm: values for arm, values in found.items() if not all(map(math.isnan, values))}
@@ -87,7 +87,7 @@ def draw(e: Evidence, path: Path) -> None:
 
 
 def _label(axes, ends: dict[str, float], x: float) -> None:  # type: ignore[no-untyped-def]
-    """Name each line at its end, moved apart where they would overlap."""
+    """Label each line at its end; labels that would overlap are moved apart."""
     low, high = (math.log(limit) for limit in axes.get_ylim())
     gap, last = 0.066 * (high - low), -math.inf
     for arm in sorted(ends, key=ends.__getitem__):

@@ -20,7 +20,7 @@ BEGIN, END = "<!-- search: begin -->", "<!-- search: end -->"
 ARMS = ("greedy", "loss window", *arms.YOKED, "wsd", "linear", "cosine", "constant")
 FROM = (0.1, 1.0, 10.0)  # where the LRs that were found are compared
 PART = "3 epochs"
-JUDGED_FROM = 300  # steps; shorter runs are shown, but no target is about them
+JUDGED_FROM = 300  # steps; shorter runs are shown, but no target applies to them
 Families = dict[str, list[float]]
 Row = tuple[str, str, str, bool]  # target, what was wanted, what was measured, whether it was reached
 

@@ -1,7 +1,8 @@
 """Optimizers that need no LR, and other ways to follow the gradient, on the half that rules are judged on.
 
-Each run has its optimizer from its authors' package, on one tensor that holds all weights: all of these optimizers
-work by coordinates or on all of them together, so it is the same. Only the gradients of many runs are computed at once.
+Each run uses the optimizer from its authors' package, on one tensor that holds all weights. This makes no difference,
+since all of these optimizers work on each coordinate by itself or on all of them together. Only the gradients are
+computed for many runs at once.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Method:
         return self._shape(self._step / self._steps) * warm
 
     def step(self) -> None:
-        """One optimizer step; the gradient is there."""
+        """One optimizer step; the gradient is already computed."""
         factor = self.factor
         for group, lr in zip(self.optimizer.param_groups, self._base, strict=True):
             group["lr"] = lr * factor
@@ -53,7 +54,7 @@ class Method:
         self._step += 1
 
     def finish(self) -> None:
-        """Make the weights those that the method says it has trained."""
+        """Set the weights to those that the method regards as its result."""
 
 
 class Hypergradient(Method):
@@ -87,14 +88,14 @@ class ScheduleFree(Method):
 
     @property
     def factor(self) -> float:
-        return 1.0  # its warmup is its own
+        return 1.0  # it has its own warmup
 
     def finish(self) -> None:
         self.optimizer.eval()
 
 
 class DistanceOverGradients(Method):
-    """DoG, with the average of the weights that goes with it."""
+    """DoG, with the weight averaging that goes with it."""
 
     def __init__(self, parameter: nn.Parameter, job: Job, **knob: float) -> None:
         from dog import DoG, PolynomialDecayAverager

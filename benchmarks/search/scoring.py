@@ -16,10 +16,10 @@ FLOOR = 0.8
 
 
 class Worth:
-    """For how long, in runs, the tuned best fixed schedule would have to train to the same validation loss.
+    """How long, in runs, the tuned best fixed schedule would have to train to reach the same validation loss.
 
-    1 is as good as the tuned schedule. Losses beyond the shortest and the longest run that was made count as these:
-    worth lies from 0.1 to 2.
+    1 is as good as the tuned schedule. Losses beyond those of the shortest and longest runs count as theirs, so worth
+    lies between 0.1 and 2.
 
     Args:
         losses: for each length, in runs, the final losses of the tuned schedule.
@@ -30,7 +30,7 @@ class Worth:
         self.curve = list(zip(lengths, _falling([mean(losses[length]) for length in lengths]), strict=True))
 
     def __call__(self, loss: float) -> float:
-        """The worth of a loss, between the lengths by their logarithms."""
+        """The worth of a loss; between lengths, their logarithms are interpolated."""
         if loss >= self.curve[0][1]:
             return self.curve[0][0]
         if loss < self.curve[-1][1]:
@@ -72,7 +72,7 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def interval(values: Mapping[str, Sequence[float]], rounds: int = 2000) -> tuple[float, float, float]:
-    """Geometric mean, and its 95% interval from drawing whole families of workloads anew.
+    """Geometric mean, and its 95% interval from resampling whole families of workloads.
 
     Args:
         values: of each family of workloads.

@@ -18,7 +18,7 @@ FAR = (0.03, 30.0)
 SEEDS = (0, 1, 2)
 OTHER_SEEDS = (100, 101)  # for tuning
 GRID = tuple(10**x for x in (-1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5))
-SHARES = (0.1, 0.3, 0.5, 0.7)  # of the final decay of warmup-stable-decay; the smallest takes in a constant LR
+SHARES = (0.1, 0.3, 0.5, 0.7)  # of the final decay of warmup-stable-decay; the smallest also covers a constant LR
 LENGTHS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85, 1.0, 1.2, 1.5, 2.0)  # of the tuned schedule's runs that measure worth
 
 
@@ -27,7 +27,7 @@ class Tuned:
     """The best fixed schedule of a workload at a run length, over LRs, shapes and shares of the decay.
 
     Attributes:
-        share: the best share of the decay of warmup-stable-decay, also if another shape is best.
+        share: the best share of the decay of warmup-stable-decay, even if another shape is best.
     """
 
     arm: str
@@ -87,7 +87,7 @@ def judge(results: Results, workload: Workload, steps: int, multiples: Sequence[
 
 
 def yoked(results: Results, workload: Workload, others: Sequence[Workload], steps: int, tuned: Tuned) -> None:
-    """Replays of the default's scales on the next workload: of another multiple of the tuned LR, and of the same one.
+    """Replays of the default's scales from the next workload, at another multiple of the tuned LR and at the same one.
 
     The second control is told what a user does not know: how far the base LR is from the tuned one.
     """

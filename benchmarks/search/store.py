@@ -1,4 +1,4 @@
-"""The results of the search suite: one line of JSON a run, and which default they are of."""
+"""The results of the search suite: one line of JSON per run, and the default that they belong to."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Results:
         self.runs.add({**as_record(job), **result})
 
     def check(self, jobs: Sequence[Job]) -> None:
-        """Raise OtherDefault if the file has runs of another default than these would be of."""
+        """Raise OtherDefault if the file has runs of a different default than these jobs."""
         if not self.settings:
             self.settings = environment()
             self.runs.add(self.settings)
@@ -95,7 +95,7 @@ class Results:
 
 
 def as_record(job: Job) -> Record:
-    """The fields of a job that say something."""
+    """The fields of a job that are set."""
     return {name: value for name, value in asdict(job).items() if value is not None}
 
 
@@ -106,7 +106,7 @@ def key(record: Record) -> str:
 
 
 def _first(path: Path) -> Record:
-    """What the file says of its runs."""
+    """What the file says about its runs."""
     settings: Record = {}
     if path.exists():
         for line in path.read_text().splitlines():
@@ -132,7 +132,7 @@ def _commit() -> str:
 
 @cache
 def rules_hash() -> str:
-    """Of the rules as they are: their fields, and what they decide in each stage that a run may come to."""
+    """Hash of the current rules: their fields, and what they decide in each stage that a run may reach."""
     configs = [make() for make in arms.CONFIGS.values()]
     seen = [[config.to_dict(), config.decay_ratio, *(run[0] for run in decided(config))] for config in configs]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:12]

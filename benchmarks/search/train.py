@@ -17,7 +17,7 @@ from benchmarks.search.workload import Batch, Workload
 from greedylr_integrations.slope import distance_of, slope_of
 
 DIVERGED = 1.5  # times the loss at the start
-AT_ONCE = 140  # runs; more of them no longer fit the caches
+AT_ONCE = 140  # runs; more of them no longer fit in the caches
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Job:
 
     Attributes:
         stage: what the run is for; part of its key in the results.
-        multiple: its base LR as a multiple of the tuned one. None while that is searched for.
-        decay: share of the final decay, of warmup-stable-decay only.
+        multiple: its base LR as a multiple of the tuned one. None while the tuned one is being searched for.
+        decay: share of the run that the final decay takes; for warmup-stable-decay only.
         of: the run whose scales are replayed: workload, multiple and seed.
     """
 
@@ -53,7 +53,7 @@ class Data:
         self._which = torch.tensor([self._kinds.index(kind) for kind in kinds])
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the runs."""
+        """Keep only some of the runs."""
         self._which = self._which[rows]
 
     def batch(self, step: int) -> Batch:
@@ -72,7 +72,7 @@ def train(workload: Workload, jobs: Sequence[Job], replay: Sequence[Sequence[flo
     """Train, and return for each run its final validation loss (None if it diverged) and what its arm kept.
 
     Args:
-        replay: scales for each job, of yoked runs only.
+        replay: scales for each job; for yoked runs only.
     """
     results: list[dict[str, Any]] = []
     order = sorted(range(len(jobs)), key=lambda i: jobs[i].steps)
@@ -135,13 +135,13 @@ class Runs:
         return losses.tolist(), torch.cat([gradients[name].flatten(1) for name in self.table.names], 1)
 
     def clipped(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Gradients cut to the workload's largest norm, as `torch.nn.utils.clip_grad_norm_` does."""
+        """Gradients clipped to the workload's largest norm, as `torch.nn.utils.clip_grad_norm_` does."""
         if not self.workload.clip:
             return gradient
         return gradient * (self.workload.clip / (gradient.norm(dim=1) + 1e-6)).clamp(max=1.0)[:, None]
 
     def _ways(self, gradient: torch.Tensor, drivers: list[arms.Driver]) -> list[tuple[float | None, float | None]]:
-        """Slope and distance as `greedylr_integrations.slope` measures them, of those runs that want them."""
+        """Slope and distance as `greedylr_integrations.slope` measures them, for the runs that need them."""
         ways: list[tuple[float | None, float | None]] = [(None, None)] * len(drivers)
         wanting = [i for i, driver in enumerate(drivers) if driver.wants_slope]
         if not wanting or self.reference is None:

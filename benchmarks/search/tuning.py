@@ -70,7 +70,7 @@ class SourceTransformer(Workload):
 
 
 class SourceSmallBatch(SourceTransformer):
-    """The same with two windows to a batch."""
+    """The same with two windows per batch."""
 
     name, family, lr, batch = "source-small-batch", "source-small-batch", 2e-3, 2
 
@@ -102,7 +102,7 @@ class SourceToReference(SourceTransformer):
 
 
 class Finetuning(SourceTransformer):
-    """A decoder trained on source code goes on with prose."""
+    """A decoder trained on source code continues with prose."""
 
     name, family, lr, batch = "finetuning", "finetuning", 1e-3, 4
 
@@ -114,7 +114,7 @@ class Finetuning(SourceTransformer):
 
 
 class Lora(Finetuning):
-    """The same by matrices of rank 4 that are added to the frozen ones."""
+    """The same, but what is trained are matrices of rank 4, added to the frozen ones."""
 
     name, family, lr = "lora", "lora", 1e-2
     rank: ClassVar[int] = 4
@@ -175,7 +175,7 @@ class FashionMlpEpochs(FashionMlp):
 
 
 class FashionVit(FashionMlp):
-    """Pictures of clothes, by a transformer over their sixteenths."""
+    """Pictures of clothes, by a transformer over sixteen patches of each."""
 
     name, family, optimizer, lr, clip = "fashion-vit", "fashion-vit", "adamw", 3e-3, 1.0
 

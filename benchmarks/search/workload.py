@@ -26,8 +26,8 @@ class Workload(ABC):
         name: as in the tables.
         family: workloads of the same data and model, which are resampled together.
         optimizer: name in `optimizers.OPTIMIZERS`.
-        lr: about where the tuned LR is; the grid of LRs begins there and moves if it must.
-        batch: examples of a batch.
+        lr: roughly the tuned LR; the grid of LRs starts there and moves if it must.
+        batch: examples per batch.
         clip: largest norm of the gradient; 0 for none.
         epochs: passes over the data in a run. If 1, all data is new.
         examples: size of the data if it is smaller than what a run needs, so that the number of passes follows from it.
@@ -52,7 +52,7 @@ class Workload(ABC):
 
     @abstractmethod
     def examine(self, rows: torch.Tensor, progress: float, g: torch.Generator | None) -> Batch:
-        """The examples of some rows. `progress` is the share of the run that is done; no generator at validation."""
+        """The examples of some rows. `progress` is the share of the run that is done; `g` is None at validation."""
 
     @abstractmethod
     def loss(self, w: Weights, *batch: torch.Tensor) -> torch.Tensor:
@@ -117,7 +117,7 @@ def _some(seed: int, count: int) -> torch.Tensor:
 
 @cache
 def pretrained(make: type[Workload], lr: float, steps: int) -> Weights:
-    """What a workload ends with, trained with warmup-stable-decay."""
+    """The weights that a workload ends with if it is trained with warmup-stable-decay."""
     workload = make()
     w = {name: tensor.requires_grad_() for name, tensor in workload.start(torch.Generator().manual_seed(77)).items()}
     optimizer = of_torch(workload.optimizer, w.values(), lr)  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def pretrained(make: type[Workload], lr: float, steps: int) -> Weights:
 
 
 def normal(g: torch.Generator, *shape: int, scale: float | None = None) -> torch.Tensor:
-    """Random weights; by default, those that keep the size of what goes through."""
+    """Random weights; by default, scaled so that activations keep their size."""
     return torch.randn(*shape, generator=g) * (shape[-2] ** -0.5 if scale is None else scale)
 
 
@@ -156,7 +156,7 @@ class Text(Workload):
 
 
 def windows(text: torch.Tensor, starts: torch.Tensor, length: int) -> torch.Tensor:
-    """Windows of a text that begin at `starts`, with one more character, which is to be predicted."""
+    """Windows of a text that begin at `starts`, plus one more character, to be predicted."""
     return text[starts[..., None] + torch.arange(length + 1)]
 
 

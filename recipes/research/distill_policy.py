@@ -2,8 +2,8 @@
 
     python -m recipes.research.distill_policy --policy network --report recipes/research/learn/DISTILLATION.md
 
-The policy trains runs of its family. GreedyLR is then given the losses of these runs, and a search finds the settings
-whose LRs are closest to the policy's.
+The policy drives training runs of its family. GreedyLR is then given the losses of these runs, and a search finds the
+settings whose LRs are closest to the policy's.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=40, help="runs to fit to, and to check with (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=200, help="number of settings to try (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--picture", type=Path, help="where to draw its moves over trend and noise")
+    parser.add_argument("--picture", type=Path, help="where to draw the policy's moves over trend and noise")
     parser.add_argument("--report", type=Path, help="where to write the tables (default: to the screen)")
     parser.error = fail
     args = parser.parse_args(argv)

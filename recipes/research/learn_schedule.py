@@ -65,7 +65,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--seed", type=int, default=0, help="a seed always gives the same policy (default: %(default)s)"
     )
     parser.add_argument("--envs", type=int, default=8, help="number of runs trained in parallel (default: %(default)s)")
-    parser.add_argument("--subprocesses", action="store_true", help="give each of them its own process")
+    parser.add_argument("--subprocesses", action="store_true", help="give each run its own process")
     parser.add_argument("--histories", nargs="+", default=[], metavar="RUN", help="recorded runs to imitate first")
     parser.add_argument("--output-dir", help="folder of policy and checkpoint (default: runs/learn_schedule/DATE-TIME)")
     parser.add_argument("--resume", action="store_true", help="continue the run in --output-dir with its own flags")

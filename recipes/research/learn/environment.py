@@ -41,8 +41,8 @@ class ScheduleEnv(gymnasium.Env[np.ndarray, np.ndarray]):
     the bounds of the settings and the stability bound of the episode. LR = base LR x scale x final decay, as in the
     schedulers.
 
-    Reward: the fall of the log of the block's mean loss, and after the last block the fall from there to the validation
-    loss. A run that diverges ends with -PENALTY. An episode ends with its last complete block.
+    Reward: the fall of the log of the block's mean loss; for the last block, the validation loss takes the place of the
+    mean loss. A run that diverges ends with a reward of -PENALTY. An episode ends with its last complete block.
 
     If the episode has a twin, the twin runs at scale 1 throughout. The reward is then the fall of the loss itself,
     minus that of the twin in the same block, as a share of the twin's total fall.
@@ -120,7 +120,7 @@ class _Run:
         return True
 
     def falls(self) -> np.ndarray:
-        """Fall of the loss in each block after the first, at the present scale; a single 0 if the run diverges."""
+        """Fall of the loss in each block after the first, at the current scale; a single 0 if the run diverges."""
         losses = []
         while not self.over:
             if not self.block():

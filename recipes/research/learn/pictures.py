@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         "--results",
         type=Path,
         default=Path("runs/learn_compare.jsonl"),
-        help="its results",
+        help="results of recipes.research.learn.compare",
     )
     parser.add_argument("--output-dir", type=Path, default=Path("docs/img"))
     parser.error = fail

@@ -13,7 +13,7 @@ from recipes.common.offline import RecipeError
 class Episode(Protocol):
     """One training run, from its start.
 
-    It may also have a method `twin()`, which returns an `Episode`: the same run from its present state, with the same
+    It may also have a method `twin()`, which returns an `Episode`: the same run from its current state, with the same
     batches to come.
 
     Attributes:
@@ -33,7 +33,7 @@ class Episode(Protocol):
         ...
 
     def validation_loss(self) -> float:
-        """Present loss on data that `advance` does not see."""
+        """Current loss on data that `advance` does not train on."""
         ...
 
 

@@ -2,7 +2,7 @@
 
     python -m recipes.research.nmf                     the shipped policy against the tuned schedules
     python -m recipes.research.nmf --policy runs/nmf/nmf.safetensors --report RESULTS.md --pictures img
-    python -m recipes.research.nmf --validation        on the matrices that the shipped policy was chosen with
+    python -m recipes.research.nmf --validation        on the matrices that were used to choose the shipped policy
 
 Each run is a line of the results file, and a run that is already there is not repeated: the command can be stopped at
 any time.

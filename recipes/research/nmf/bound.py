@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 FLOOR = 1e-9  # smallest entry of the power iteration's vector, relative to the largest
-TINY = 1e-300  # eigenvalue of factors of zeros: their gradient is 0, so any LR is stable
+TINY = 1e-300  # eigenvalue for all-zero factors: their gradient is 0, so any LR is stable
 
 
 class LargestEigenvalue:
@@ -26,7 +26,7 @@ class LargestEigenvalue:
             image = matrix @ v
             bound = float((image / v).max())
             largest = image.max()
-            if not 0 < largest < np.inf:  # factors of zeros, or a run that has diverged
+            if not 0 < largest < np.inf:  # all-zero factors, or a run that has diverged
                 return max(bound, TINY)
             v = np.maximum(image / largest, FLOOR)
         self._v = v

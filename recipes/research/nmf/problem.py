@@ -133,7 +133,8 @@ class Factorization:
     """W (rows x rank) and H (rank x columns), moved by projected SGD.
 
     A step draws a batch of rows and moves their rows of W, then draws another batch and moves H. The gradients are
-    unbiased: those of the batch times rows / batch. The loss is in units of 0.5 * ||X||^2, so that of zeros is 1.
+    unbiased: those of the batch times rows / batch. The loss is in units of 0.5 * ||X||^2, so it is 1 for all-zero
+    factors.
 
     Args:
         matrix (Matrix): the matrix to factorize.

@@ -26,7 +26,7 @@ MATRICES: dict[str, Callable[[int], Matrix]] = {
     "planted, rank 6": lambda seed: planted(seed),
     "planted, rank 16": lambda seed: planted(seed, rows=250, columns=220, rank=16, batch=40),
 }
-# For the same methods, to choose a policy without looking at the comparison.
+# Run with the same methods, to choose a policy without looking at the comparison.
 OTHERS = 100_000  # first seed of the matrices that are drawn
 VALIDATION: dict[str, Callable[[int], Matrix]] = {
     "digits": lambda seed: digits(),
@@ -68,7 +68,7 @@ class Job:
 
 
 def train(job: Job, policy: Policy | None) -> dict[str, Any]:
-    """Final loss as a share of that of zeros (None if the run diverged), steps above the bound, and the curves."""
+    """Final loss (1 for all-zero factors; None if the run diverged), steps above the bound, and the curves."""
     method = METHODS[job.method]
     factorization = Factorization(KNOWN[job.matrix](job.seed), job.seed, cap=method.cap)
     lr_at = method.build(Setup(factorization, job.steps, policy), **job.setting)
