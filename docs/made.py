@@ -114,8 +114,9 @@ def _content(source: str) -> bytes:
     path = ROOT / name
     if path.suffix == ".py":
         return _code(path, functions.split(",") if functions else []).encode()
-    if path.suffix == ".ipynb":  # what it prints and shows is made
-        return json.dumps([cell["source"] for cell in json.loads(path.read_text())["cells"]]).encode()
+    if path.suffix == ".ipynb":  # what its code prints and shows is made
+        cells = json.loads(path.read_text())["cells"]
+        return json.dumps([cell["source"] for cell in cells if cell["cell_type"] == "code"]).encode()
     return path.read_bytes()
 
 
