@@ -5,8 +5,8 @@
                                                  given, then each schedule at multiples of it
     python -m benchmarks.recipe_table show       the table, from what is there, to RESULTS.md
 
-`pretrain_llm` trains a decoder on Python's documentation, its vocabulary 4,096 tokens learned from that, so that a run
-of a minute on one core gets somewhere; `finetune_llm` is SmolLM2-135M on real chats; `lightning_vision` is a CNN on
+`pretrain_llm` trains a decoder on Python's documentation, with a vocabulary of 4,096 tokens learned from it, so that a
+run of a minute on one core makes progress; `finetune_llm` is SmolLM2-135M on real chats; `lightning_vision` is a CNN on
 Fashion-MNIST.
 """
 
@@ -77,7 +77,7 @@ PARTS = {
         "pretrain_llm, 10M", "pretrain_llm", PRETRAIN + "--width 352 --layers 6", 280, seeds=1, lr=1e-3
     ),
     "lora": Part("finetune_llm, LoRA", "finetune_llm", FINETUNE, 80, lr=2e-4),
-    "full": Part("finetune_llm, full", "finetune_llm", FINETUNE + "--full", 80, seeds=1, lr=2e-5),
+    "full": Part("finetune_llm, full", "finetune_llm", FINETUNE + "--full", 80, lr=2e-5),
     "vision": Part(
         "lightning_vision", "lightning_vision", "--save-steps 100000", 1000, searched=(3e-3, 1e-2, 3e-2, 1e-1)
     ),
@@ -187,7 +187,7 @@ def loss_of(entry: dict[str, Any]) -> float:
 
 
 def table_jobs(name: str, lr: float) -> list[Job]:
-    """One seed of all first, so that what is there at any time is a table."""
+    """All runs of one seed first, so that there is a complete table at any time."""
     part = PARTS[name]
     return [
         Job("table", name, arm, lr * multiple, seed, part.steps, multiple)
