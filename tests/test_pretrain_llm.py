@@ -14,6 +14,7 @@ import processes
 import pytest
 import tiny
 import torch
+from recipe_parts import kill_when
 
 pytest.importorskip("accelerate")
 pytest.importorskip("datasets")
@@ -125,28 +126,17 @@ def test_streamed_bf16_and_text_stopped_and_resumed(parts, tmp_path, main, monke
     assert (a["train_loss"], a["learning_rate"]) == (b["train_loss"], b["learning_rate"])
 
 
-def started(arguments, out, until):
-    """A run that has just written `until`."""
-    log = out.parent / "log"
-    process = forked.Forked(["-m", "recipes.pretrain_llm", *arguments], 1, log, out=log, cwd=ROOT)
-    deadline = time.monotonic() + 120
-    while not (out / until).exists():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    return process
-
-
 def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     steps = {"max-steps": 120, "save-steps": 10}
     whole, out = tmp_path / "whole", tmp_path / "killed"
     main(words(parts, whole, **steps))
     arguments = words(parts, out, **steps)
 
-    process = started(arguments, out, "greedy/checkpoint-20")
-    process.send_signal(signal.SIGTERM)
-    assert processes.wait(process, 60) == 128 + signal.SIGTERM
-    said = (tmp_path / "log").read_text().strip().splitlines()[-1]
+    code, printed = kill_when(
+        "pretrain_llm", arguments, (out / "greedy/checkpoint-20").exists, signal.SIGTERM, timeout=60
+    )
+    assert code == 128 + signal.SIGTERM
+    said = printed.strip().splitlines()[-1]
     assert said.startswith(f"saved; go on with: {sys.executable} -m recipes.pretrain_llm ")
     again = shlex.split(said.split("recipes.pretrain_llm ")[1])
     assert again == [*arguments, "--resume"]
@@ -154,9 +144,9 @@ def test_sigterm_and_sigkill_and_resume(parts, tmp_path, main):
     reached = int(saved.name.split("-")[1])
     assert 20 <= reached < 120
 
-    process = started(again, out, f"greedy/checkpoint-{(reached // 10 + 3) * 10}")
-    process.send_signal(signal.SIGKILL)
-    assert processes.wait(process, 60) == -signal.SIGKILL
+    later = out / f"greedy/checkpoint-{(reached // 10 + 3) * 10}"
+    code, _ = kill_when("pretrain_llm", again, later.exists, signal.SIGKILL, timeout=60)
+    assert code == -signal.SIGKILL
     unfinished = out / "greedy/unfinished"  # as a kill leaves it that comes while saving
     unfinished.mkdir(exist_ok=True)
     (unfinished / "optimizer.bin").write_text("half")
