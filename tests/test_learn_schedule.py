@@ -1,10 +1,13 @@
 import importlib
+import itertools
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 import warnings
+from multiprocessing.connection import Connection
 
 import numpy as np
 import pytest
@@ -261,6 +264,24 @@ def test_ctrl_c_keeps_the_last_round_and_says_how_to_go_on(tmp_path):
     assert f"go on from the last round with --resume --output-dir {out}" in (tmp_path / "out").read_text()
     assert "Traceback" not in (tmp_path / "err").read_text()
     assert Policy.load(out / "quadratic.safetensors").trained["decisions"] > 0
+
+
+@pytest.mark.parametrize("answers", [50, 51])  # one of them leaves an answer of the same step to be read
+def test_ctrl_c_between_the_answers_of_a_step(learn, tmp_path, monkeypatch, answers):
+    left = itertools.count(answers, -1)
+    plain = Connection.recv
+
+    def receive(self):
+        answer = plain(self)
+        if next(left) == 0:
+            signal.raise_signal(signal.SIGINT)
+        return answer
+
+    monkeypatch.setattr(Connection, "recv", receive)
+    with pytest.raises(SystemExit) as stopped:
+        learn(*TINY, "--subprocesses", "--decisions", 100_000, "--output-dir", tmp_path / "run")
+    assert stopped.value.code == 130
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class StopOnSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = number
-        os.write(2, b"\nsaving after this step, then stopping; press Ctrl-C again to stop now\n")
+        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
 
     def asked(self) -> bool:
         """Whether any rank has received a signal. All ranks must ask at the same steps, since they reduce a number."""

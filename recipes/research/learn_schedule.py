@@ -26,6 +26,7 @@ from greedylr_integrations import runs
 from greedylr_integrations.learned import OBSERVED, Policy, PolicyRule
 from recipes.common.flags import check_at_least_one, fail, run
 from recipes.common.offline import RecipeError
+from recipes.common.stop import StopOnSignal
 from recipes.research.learn.environment import ScheduleEnv, Settings
 from recipes.research.learn.tasks import FAMILIES, family
 
@@ -48,13 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     set_random_seed(args.seed)
     env = make_env(args.family, args.envs, args.subprocesses)
-    try:
-        learn(args, env)
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; go on from the last round with --resume --output-dir {args.output_dir}")
-        raise SystemExit(130) from None
-    finally:
-        env.close()
+    with StopOnSignal() as stop:
+        learn(args, env, stop)
+    env.close()  # not after an error: it would wait for answers that the step that failed has already taken
+    if stop.number:
+        print(f"stopped; go on from the last round with --resume --output-dir {args.output_dir}")
+        raise SystemExit(128 + stop.number)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -113,7 +113,7 @@ class _Maker:
 # ---- PPO in rounds, each of which depends only on the previous checkpoint, the seed and its number ----
 
 
-def learn(args: argparse.Namespace, env: VecEnv) -> None:
+def learn(args: argparse.Namespace, env: VecEnv, stop: StopOnSignal) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     size = DECISIONS * args.envs * UPDATES
@@ -137,7 +137,9 @@ def learn(args: argparse.Namespace, env: VecEnv) -> None:
             env.seed(start * args.envs)
             model.set_env(env, force_reset=True)
             model.lr_schedule = FloatSchedule(LEARNING_RATE * (1 - 0.9 * number / rounds))
-            model.learn(size, _Bar(progress, task), reset_num_timesteps=False)
+            model.learn(size, _Bar(progress, task, stop), reset_num_timesteps=False)
+            if stop.number:
+                return
             fall = np.mean([episode["r"] for episode in model.ep_info_buffer or ()])
             progress.update(task, description=f"reward {fall:.3f}")
             with (args.output_dir / "progress.jsonl").open("a") as log:
@@ -150,13 +152,13 @@ def learn(args: argparse.Namespace, env: VecEnv) -> None:
 
 
 class _Bar(BaseCallback):
-    def __init__(self, progress: Any, task: Any) -> None:
+    def __init__(self, progress: Any, task: Any, stop: StopOnSignal) -> None:
         super().__init__()
-        self._progress, self._task = progress, task
+        self._progress, self._task, self._stop = progress, task, stop
 
     def _on_step(self) -> bool:
         self._progress.update(self._task, completed=self.num_timesteps)
-        return True
+        return not self._stop.number
 
 
 def make_model(env: VecEnv, seed: int) -> PPO:
