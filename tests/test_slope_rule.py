@@ -158,6 +158,14 @@ def test_nearby_a_slope_that_is_negative_at_all_does_not_end_the_search(distance
     assert (Reason.FOUND in {decision.reason for decision in decisions}) == found
 
 
+def test_nearby_a_slope_that_has_been_clearly_negative_ends_the_search_as_elsewhere():
+    rule = rule_of()  # pretrained weights that hardly move, even at an LR that is far too high
+    values = [-0.3, -0.31] * 6 + [-0.01 + 0.1 * (-1) ** i for i in range(6)]
+    decisions = [rule.update(1.0, value, 0.001) for value in values]
+    assert {decision.reason for decision in decisions[:12]} == {Reason.SEARCHING}
+    assert decisions[-1].reason is Reason.FOUND
+
+
 def test_six_slopes_are_needed():
     rule = rule_of()
     decisions = feed(rule, [0.1, 0.2] * 3)

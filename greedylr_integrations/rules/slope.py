@@ -62,7 +62,7 @@ SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
 FAR_AWAY = 0.04  # distance that ends the first search, for each optimizer step in which the LR doubles
-NEARBY = 0.0075  # likewise: at a smaller distance, even a slightly negative slope does not end a search
+NEARBY = 0.0075  # likewise: nearer than that, a slope that was never clearly negative must be above 0 to end it
 BELOW = 0.5  # doublings by which the LR that is held lies below the one at which the search ended
 ON = 0.5  # doublings by which it rises if its slope asks for more
 CLEARLY = 1.5  # standard errors by which that slope must be below 0
@@ -77,13 +77,13 @@ LATE = 5  # windows since the LR last rose
 class SlopeConfig(BoundedConfig):
     """Search for the LR by the slope, hold it, decay: the default rule.
 
-    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error (above
-    0 if the weights have hardly moved), or when the weights have moved far: by 16% of their norm if the LR doubles
-    every 4 steps, and in proportion otherwise. Then the LR goes back by half a doubling and is held. While it is held,
-    it rises by half a doubling whenever the mean slope over a longer window (2% of the run, at least 12 slopes) is
-    below -1.5 standard errors. If the slope has never been clearly different from 0, as on a plateau, the LR climbs
-    towards the base LR at half the speed of the search, until the weights have moved far. All of these standard errors
-    are based on the noise of all slopes so far.
+    The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error, or
+    when the weights have moved far: by 16% of their norm if the LR doubles every 4 steps, and in proportion otherwise.
+    As long as the weights have hardly moved and the slope has never been clearly negative, that mean has to be above 0.
+    Then the LR goes back by half a doubling and is held. While it is held, it rises by half a doubling whenever the
+    mean slope over a longer window (2% of the run, at least 12 slopes) is below -1.5 standard errors. If the slope has
+    never been clearly different from 0, as on a plateau, the LR climbs towards the base LR at half the speed of the
+    search, until the weights have moved far. All of these standard errors are based on the noise of all slopes so far.
     """
 
     MIN_SCALE: ClassVar[float] = 0.001
@@ -243,7 +243,7 @@ class SlopeRule(OneScaleRule):
         if self._is_far(distance):
             found = FAR_ENOUGH
         else:
-            near = distance is not None and distance < self._near
+            near = not self._seen and distance is not None and distance < self._near
             if self._all.in_errors_of(newest) <= (0 if near else -1):
                 return self._fast, SEARCHING
         self._searching = False
