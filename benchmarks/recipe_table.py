@@ -74,7 +74,7 @@ PARTS = {
         searched=(3e-4, 1e-3, 3e-3, 1e-2),
     ),
     "pretrain_10M": Part(
-        "pretrain_llm, 10M", "pretrain_llm", PRETRAIN + "--width 352 --layers 6", 280, seeds=1, lr=1e-3
+        "pretrain_llm, 10M", "pretrain_llm", PRETRAIN + "--width 352 --layers 6", 280, seeds=2, lr=1e-3
     ),
     "lora": Part("finetune_llm, LoRA", "finetune_llm", FINETUNE, 80, lr=2e-4),
     "full": Part("finetune_llm, full", "finetune_llm", FINETUNE + "--full", 80, lr=2e-5),
