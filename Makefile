@@ -25,7 +25,7 @@ demo: setup  ## fine-tune SmolLM2-135M on real chats from an LR that is too low,
 	$(RUN) -m recipes.finetune_llm --config recipes/configs/finetune_llm/demo.yaml
 
 test: setup
-	$(RUN) -m pytest -n 2 -m "not slow and not gpu"
+	$(RUN) -m pytest -n 2 -m "not slow and not gpu" --durations 25
 
 test-slow: setup  ## what `make test` leaves out: the whole matrix
 	$(RUN) -m pytest -n 2 -m "slow and not gpu"

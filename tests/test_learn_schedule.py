@@ -238,7 +238,8 @@ def test_a_seed_gives_a_policy_and_a_resume_the_same(learn, tmp_path, monkeypatc
     assert len((tmp_path / "cut" / "progress.jsonl").read_text().splitlines()) == 4
 
 
-def test_ctrl_c_keeps_the_last_round_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_the_last_round_and_says_how_to_go_on(tmp_path, number):
     out = tmp_path / "run"
     words = command(*TINY, "--subprocesses", "--decisions", "1000000", "--output-dir", out)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind `&`, and children inherit that
@@ -257,8 +258,8 @@ def test_ctrl_c_keeps_the_last_round_and_says_how_to_go_on(tmp_path):
                 assert process.poll() is None, (tmp_path / "err").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
-            os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-            assert wait(process, 60) == 130
+            os.killpg(process.pid, number)  # as a terminal and a batch system do: to the workers too
+            assert wait(process, 60) == 128 + number
         finally:
             kill_tree(process.pid)
     assert f"go on from the last round with --resume --output-dir {out}" in (tmp_path / "out").read_text()

@@ -62,7 +62,7 @@ SHORT = 200  # decisions of a run below which the search hurries
 NEWEST = 6  # slopes that end the search: more would only lag behind the LR
 LONGEST_SHARE = 0.4  # of the run, for searching
 FAR_AWAY = 0.04  # distance that ends the first search, for each optimizer step in which the LR doubles
-NEARBY = 0.0075  # likewise: nearer than that, a slope that was never clearly negative must be above 0 to end it
+NEARBY = 0.0075  # likewise: below it, a slope that was never clearly negative ends a search only above 0
 BELOW = 0.5  # doublings by which the LR that is held lies below the one at which the search ended
 ON = 0.5  # doublings by which it rises if its slope asks for more
 CLEARLY = 1.5  # standard errors by which that slope must be below 0
@@ -79,11 +79,13 @@ class SlopeConfig(BoundedConfig):
 
     The search takes the place of a warmup. It ends when the mean of the last 6 slopes is above -1 standard error, or
     when the weights have moved far: by 16% of their norm if the LR doubles every 4 steps, and in proportion otherwise.
-    As long as the weights have hardly moved and the slope has never been clearly negative, that mean has to be above 0.
-    Then the LR goes back by half a doubling and is held. While it is held, it rises by half a doubling whenever the
-    mean slope over a longer window (2% of the run, at least 12 slopes) is below -1.5 standard errors. If the slope has
-    never been clearly different from 0, as on a plateau, the LR climbs towards the base LR at half the speed of the
-    search, until the weights have moved far. All of these standard errors are based on the noise of all slopes so far.
+    While the weights have hardly moved and the slope has never been clearly negative, the mean must be above 0.
+
+    After the search, the LR goes back by half a doubling and is held. While it is held, it rises by half a doubling
+    whenever the mean slope over a longer window (2% of the run, at least 12 slopes) is below -1.5 standard errors. If
+    the slope has never been clearly different from 0, as on a plateau, the LR climbs towards the base LR at half the
+    speed of the search, until the weights have moved far. All of these standard errors are based on the noise of all
+    slopes so far.
     """
 
     MIN_SCALE: ClassVar[float] = 0.001

@@ -32,6 +32,9 @@ class StopOnSignal:
                     save()
                     raise Stopped(stop.number, output_dir)
 
+    Args:
+        told (str): what to say when the first signal comes.
+
     Attributes:
         number (int): the signal that was received, or 0.
     """
@@ -39,8 +42,8 @@ class StopOnSignal:
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
     innermost: StopOnSignal | None = None
 
-    def __init__(self) -> None:
-        self.number = 0
+    def __init__(self, told: str = "saving after this step, then stopping") -> None:
+        self.number, self._told = 0, told
 
     def __enter__(self) -> StopOnSignal:
         signals = self.SIGNALS if threading.current_thread() is threading.main_thread() else ()
@@ -62,7 +65,7 @@ class StopOnSignal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.number = number
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
+        os.write(2, f"\n{self._told}; press Ctrl-C again to stop now\n".encode())
 
     def asked(self) -> bool:
         """Whether any rank has received a signal. All ranks must ask at the same steps, since they reduce a number."""

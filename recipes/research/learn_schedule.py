@@ -49,10 +49,15 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     set_random_seed(args.seed)
     env = make_env(args.family, args.envs, args.subprocesses)
-    with StopOnSignal() as stop:
-        learn(args, env, stop)
-    env.close()  # not after an error: it would wait for answers that the step that failed has already taken
-    if stop.number:
+    with StopOnSignal("stopping after this step") as stop:
+        try:
+            finished = learn(args, env, stop)
+            env.close()  # not after an error: it would wait for answers that the step that failed has already taken
+        except (EOFError, ConnectionError):
+            if not stop.number:
+                raise
+            finished = False  # SIGTERM to the whole group has ended the environments' processes
+    if not finished:
         print(f"stopped; go on from the last round with --resume --output-dir {args.output_dir}")
         raise SystemExit(128 + stop.number)
 
@@ -113,7 +118,8 @@ class _Maker:
 # ---- PPO in rounds, each of which depends only on the previous checkpoint, the seed and its number ----
 
 
-def learn(args: argparse.Namespace, env: VecEnv, stop: StopOnSignal) -> None:
+def learn(args: argparse.Namespace, env: VecEnv, stop: StopOnSignal) -> bool:
+    """Whether all rounds were learned: False if it was stopped."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     size = DECISIONS * args.envs * UPDATES
@@ -138,8 +144,8 @@ def learn(args: argparse.Namespace, env: VecEnv, stop: StopOnSignal) -> None:
             model.set_env(env, force_reset=True)
             model.lr_schedule = FloatSchedule(LEARNING_RATE * (1 - 0.9 * number / rounds))
             model.learn(size, _Bar(progress, task, stop), reset_num_timesteps=False)
-            if stop.number:
-                return
+            if model.num_timesteps < (number + 1) * size:
+                return False
             fall = np.mean([episode["r"] for episode in model.ep_info_buffer or ()])
             progress.update(task, description=f"reward {fall:.3f}")
             with (args.output_dir / "progress.jsonl").open("a") as log:
@@ -148,7 +154,10 @@ def learn(args: argparse.Namespace, env: VecEnv, stop: StopOnSignal) -> None:
             unfinished = args.output_dir / "unfinished.zip"
             model.save(unfinished)
             os.replace(unfinished, checkpoint)
+            if stop.number and number + 1 < rounds:
+                return False
     print(f"policy in {args.output_dir / family(args.family).name}.safetensors")
+    return True
 
 
 class _Bar(BaseCallback):
