@@ -5,10 +5,12 @@ import random
 
 import pytest
 import tiny
+import torch
 
 pytest.importorskip("accelerate")
 pytest.importorskip("peft")
-from benchmarks import gpu_recipes, recipe_table
+from benchmarks import finetuning, gpu_recipes, recipe_table
+from benchmarks.finetuning import Task
 from benchmarks.recipe_table import Part
 from benchmarks.store import Results
 
@@ -106,3 +108,31 @@ def test_the_gpus_measurements_on_cpu(capsys, monkeypatch):
 def test_a_run_diverged_if_it_ends_above_its_start(validation, loss):
     run = {"train_loss": [[1, 3.5]], "validation_loss": validation, "seconds": 1.0, "next_learning_rate": None}
     assert recipe_table.result_of(run)["loss"] == loss
+
+
+def test_the_fine_tuning_table_goes_on_and_counts_a_run_that_diverged(tmp_path, monkeypatch, capsys):
+    def made():
+        model = torch.nn.Linear(3, 1, bias=False)
+        return model, lambda rows: (model(torch.tensor(rows)) - 2).square().mean()
+
+    rows = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)).tolist()
+    tasks = {
+        "fits": Task("tuning", made, lambda: (rows, rows[:8]), 2, lr=1e-2, steps=60),
+        "far too high": Task("tuning", made, lambda: (rows, rows[:8]), 2, lr=1e18, steps=8),
+        "for later": Task("held-out", made, lambda: (rows, rows[:8]), 2),
+    }
+    monkeypatch.setattr(finetuning, "TASKS", tasks)
+    finetuning.main(["tuning", "--results", str(tmp_path)])
+    first = capsys.readouterr().out
+    lines = [line.split("|")[1:-1] for line in first.splitlines() if line.startswith("| tuning")]
+    assert [line[2].strip() for line in lines] == ["1e-03", "1e-02", "1e-01", "1e+17", "1e+18", "1e+19"]
+    assert {line[3].strip() for line in lines} == {"2"}
+    assert "diverged" in lines[-1][5]
+    assert "diverged" not in " ".join(lines[0])
+    assert "for later" not in first
+    monkeypatch.setattr(finetuning, "train", None)  # nothing is run again
+    finetuning.main(["show", "--results", str(tmp_path)])
+    assert capsys.readouterr().out == first[first.index("| half") :]
+    monkeypatch.setattr(finetuning, "rules_hash", lambda: "another")
+    finetuning.main(["show", "--results", str(tmp_path)])
+    assert "| tuning" not in capsys.readouterr().out  # nothing of greedy's is left
