@@ -182,6 +182,7 @@ class GreedyController:
     Attributes:
         horizon (int), first_pass (int): the arguments.
         guard (Guard): what looks at each loss before the rule does.
+        ending (Decision): what `observe` would have returned if it had not raised an error about the loss. None so far.
         monitor (str): what the losses are, for errors. "loss" at first.
 
     Raises:
@@ -207,6 +208,7 @@ class GreedyController:
         self.base_lrs = tuple(float(lr) for lr in base_lrs)
         self._rule = config.rule(self.base_lrs, self.horizon, first_pass)
         self.guard = Guard(config)
+        self.ending: Decision | None = None
         self.monitor = "loss"
 
     @property
@@ -279,7 +281,11 @@ class GreedyController:
             self._rule.lower()
             if response.limit is not None:
                 logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g%s", loss, self.guard.alone)
-        return Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
+        decision = Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
+        if response.error is not None:
+            self.ending = decision
+            raise response.error
+        return decision
 
     def add_group(self, base_lr: float) -> None:
         """Include a parameter group that was added to the optimizer during the run, with the scale of the others."""

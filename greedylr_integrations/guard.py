@@ -34,11 +34,13 @@ class Response(NamedTuple):
         reason (Reason): what it was, or that the weights go back.
         lower (bool): whether to lower the LR.
         limit (float): the limit that a spike exceeded. None for a loss that is not finite.
+        error (FloatingPointError or SpikeError): what ends the run. None if it goes on.
     """
 
     reason: Reason
-    lower: bool
+    lower: bool = False
     limit: float | None = None
+    error: FloatingPointError | SpikeError | None = None
 
 
 class Guard:
@@ -79,12 +81,7 @@ class Guard:
             self._detector.load_state_dict({**memory, "in_a_row": 0})
 
     def look(self, loss: float, monitor: str) -> Response | None:
-        """Look at the next loss: None if the rule should see it.
-
-        Raises:
-            FloatingPointError: for a non-finite loss with "raise", or the third in a row with "reduce".
-            SpikeError: if the loss has risen with "raise", or if there were too many rollbacks.
-        """
+        """Look at the next loss: None if the rule should see it."""
         if self._since is not None:
             self._since += 1
         what = "the loss" if monitor == "loss" else repr(monitor)
@@ -97,28 +94,30 @@ class Guard:
     def _about_nonfinite(self, loss: float, what: str) -> Response:
         policy = self._now(self._on_nonfinite)
         if policy == "raise":
-            raise FloatingPointError(f"{what} is {loss}, and on_nonfinite='raise'")
+            return Response(NONFINITE, error=FloatingPointError(f"{what} is {loss}, and on_nonfinite='raise'"))
         if policy == "rollback" and self.nonfinite > 1:
-            return self._roll_back(f"{what} was NaN or infinite", None)
+            return self._roll_back(f"{what} was NaN or infinite", NONFINITE, None)
         if policy == "reduce" and self.nonfinite >= DEAD_AFTER:
-            raise FloatingPointError(
+            error = FloatingPointError(
                 f"{what} was NaN or infinite {self.nonfinite} times in a row: the run is dead{self.alone}. Resume from"
                 " an earlier checkpoint with a lower LR, or set on_nonfinite='hold' to go on regardless"
             )
+            return Response(NONFINITE, error=error)
         return Response(NONFINITE, lower=policy == "reduce" and self.nonfinite == 1)
 
     def _about_spike(self, loss: float, what: str, detector: SpikeDetector) -> Response | None:
         policy, spike = self._now(self._on_spike), detector.is_spike(loss)
         limit = detector.limit
         if not detector.has_risen:
-            return Response(SPIKE, lower=False, limit=limit) if spike else None
+            return Response(SPIKE, limit=limit) if spike else None
         if policy == "raise":
-            raise SpikeError(
+            error = SpikeError(
                 f"{what} has risen to {loss:.4g}, where {limit:.4g} would be a spike, and on_spike='raise': resume from"
                 " an earlier checkpoint with a lower LR or other data"
             )
+            return Response(SPIKE, limit=limit, error=error)
         if policy == "rollback" and not self._useless:
-            return self._roll_back(f"{what} spiked", limit)
+            return self._roll_back(f"{what} spiked", SPIKE, limit)
         detector.accept()
         return Response(SPIKE, lower=True, limit=limit) if policy == "reduce" else None
 
@@ -140,14 +139,15 @@ class Guard:
         """Whether the loss rose again at once after each of the last rollbacks."""
         return self._at_once and self._close >= ENOUGH
 
-    def _roll_back(self, why: str, limit: float | None) -> Response:
+    def _roll_back(self, why: str, reason: Reason, limit: float | None) -> Response:
         if self._since is not None and self._since >= APART:
             self.rollbacks = 0
         if self.rollbacks == MOST_ROLLBACKS:
-            raise SpikeError(
+            error = SpikeError(
                 f"{why} after {MOST_ROLLBACKS} rollbacks, so another would not help: resume from an earlier checkpoint"
                 " with a lower LR, or look at the data of these steps"
             )
+            return Response(reason, limit=limit, error=error)
         soon = self._since is not None and self._since < SOON
         self._close = self._close + 1 if self._at_once else 0
         lower = soon and self._close != 1

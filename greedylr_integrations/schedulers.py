@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from greedylr_integrations.checks import check, check_hook
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.deciding import Decider, RunLength
-from greedylr_integrations.decision import Decision
+from greedylr_integrations.decision import ROLLED_BACK, Decision
 from greedylr_integrations.distributed import compare, rank, world_size
 from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.guard import MOST_ROLLBACKS, SpikeError
 from greedylr_integrations.history import Record, Recorder
 from greedylr_integrations.history_file import HistoryFile
 from greedylr_integrations.learning_rates import LearningRates
@@ -173,11 +174,14 @@ class GreedyLR(Readings, Steerable):
         self._take_up_groups()
         step = self.last_epoch + 1
         decision = None
-        if self._rates.ramps and self.ramping:
-            self._decider.skip(step)
-        else:
-            decision = self._decider.step(loss, step)
-        self._go_on(step, decision)
+        try:
+            if self._rates.ramps and self.ramping:
+                self._decider.skip(step)
+            else:
+                decision = self._decider.step(loss, step)
+            self._go_on(step, decision)
+        except (FloatingPointError, SpikeError) as error:
+            raise self._ended(error, step, decision) from error
         if decision is not None:
             self._record(decision)
         return decision
@@ -195,9 +199,13 @@ class GreedyLR(Readings, Steerable):
             return None
         self._begin()
         self._take_up_groups()
-        decision = self._decider.observe(loss)
-        if self._rollback is not None:
-            self._rollback.follow(decision, self.last_epoch, self.controller.guard)
+        decision = None
+        try:
+            decision = self._decider.observe(loss)
+            if self._rollback is not None:
+                self._rollback.follow(decision, self.last_epoch, self.controller.guard)
+        except (FloatingPointError, SpikeError) as error:
+            raise self._ended(error, self.last_epoch, decision) from error
         self._write()
         if decision is not None:
             self._record(decision)
@@ -233,6 +241,16 @@ class GreedyLR(Readings, Steerable):
             rates.schedule.advance()
         if scales is not rates.written or not rates.steady_from < step < rates.steady_until:
             rates.write(scales, step)
+
+    def _ended(self, error: Exception, step: int, decision: Decision | None) -> Exception:
+        """The error that ends the run, with the step and the rollbacks before it; the loss is recorded."""
+        back = [record for record in self.history if record.decision.reason is ROLLED_BACK][-MOST_ROLLBACKS:]
+        decision = decision or self.controller.ending
+        if decision is not None:
+            rates = self._rates
+            self._recorder.decision(step, rates.bases, rates.factor, decision, self.controller.nonfinite)
+        places = ", ".join(f"step {record.step:,} (loss {record.decision.loss:.4g})" for record in back)
+        return type(error)(f"step {step:,}: {error}" + (f". Rollbacks so far: {places}" if places else ""))
 
     def _rollback_of(self, config: ControllerConfig) -> Rollback[Any] | None:
         if self.shadow:

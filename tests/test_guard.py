@@ -5,8 +5,9 @@ import math
 import random
 
 import pytest
+import torch
 
-from greedylr_integrations import GreedyConfig, GreedyController, PaperConfig, SlopeConfig
+from greedylr_integrations import GreedyConfig, GreedyController, GreedyLR, PaperConfig, SlopeConfig, history
 from greedylr_integrations.decision import Action, Reason
 from greedylr_integrations.guard import APART, MOST_ROLLBACKS, SOON, SpikeError
 from greedylr_integrations.spikes import FEWEST, NEWEST, REMEMBERED, SpikeDetector
@@ -251,6 +252,39 @@ def test_too_many_rollbacks_are_an_error():
             made.observe(loss)
     with pytest.raises(SpikeError, match="^the loss spiked after 5 rollbacks"):
         spike(made)
+
+
+@pytest.mark.parametrize(
+    ("fields", "losses", "message"),
+    [
+        ({"on_nonfinite": "raise"}, [math.nan], "the loss is nan, and on_nonfinite='raise'"),
+        ({}, [math.nan] * 3, "the loss was NaN or infinite 3 times in a row"),
+        ({"on_spike": "raise"}, [50.0] * 3, "the loss has risen to 50"),
+        (
+            {"on_spike": "rollback", "snapshot_every": 1},
+            [*[50.0] * 3, *[3.0, 3.1] * 20] * 6,
+            "the loss spiked after 5 rollbacks",
+        ),
+    ],
+)
+def test_what_ends_a_run_is_in_its_history_and_the_error_has_the_step(tmp_path, fields, losses, message):
+    told, path = [], tmp_path / "h.jsonl"
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = GreedyLR(optimizer, GreedyConfig(**fields), history_file=path, on_decision=told.append)
+    for loss in [3.0, 3.1] * 20:
+        scheduler.step(loss)
+    with pytest.raises((FloatingPointError, SpikeError)) as raised:
+        list(map(scheduler.step, losses))
+    text, last = str(raised.value), scheduler.history[-1]
+    assert last.step == len(scheduler.history) == scheduler.last_epoch + 1
+    assert text.startswith(f"step {last.step}: {message}")
+    back = [record.step for record in scheduler.history if record.decision.reason is Reason.ROLLED_BACK]
+    assert len(back) == ("rollback" in fields.values()) * MOST_ROLLBACKS
+    assert ("Rollbacks so far: " in text) == bool(back)
+    assert all(f"step {step} (loss 50)" in text for step in back)
+    assert last.decision.reason is (Reason.SPIKE if losses[0] == 50 else Reason.NONFINITE)
+    _, records, _ = history.read(path)
+    assert repr(records) == repr(told) == repr(list(scheduler.history))  # NaN is not equal to itself
 
 
 @pytest.mark.parametrize("on_spike", [None, "rollback"])

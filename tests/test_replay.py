@@ -4,8 +4,9 @@ import re
 import histories
 import numpy as np
 import pytest
+import torch
 
-from greedylr_integrations import GreedyConfig
+from greedylr_integrations import GreedyConfig, GreedyLR, SpikeError
 from greedylr_integrations.decision import Reason
 from greedylr_integrations.rules import PaperConfig, TransformersConfig
 from greedylr_integrations.runs import RunError, make_run, read
@@ -26,12 +27,27 @@ def test_a_replay_of_a_run_with_its_own_configuration_is_that_run(train):
     np.testing.assert_array_equal(again.lrs, run.base_lrs[0] * run.scales)
 
 
+@pytest.mark.parametrize("fields", [{"on_nonfinite": "raise"}, {"on_spike": "raise"}, {}])
+def test_what_ended_a_run_is_the_end_of_its_replay(tmp_path, fields):
+    bad = 50.0 if "on_spike" in fields else math.nan
+    path, config = tmp_path / "h.jsonl", GreedyConfig(**fields)
+    scheduler = GreedyLR(torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1), config, history_file=path)
+    with pytest.raises((FloatingPointError, SpikeError)):
+        list(map(scheduler.step, [*[3.0, 3.1] * 20, *[bad] * 3]))
+    (run,) = read(path)
+    again = replay(run, config, 0.1, None, "again")
+    assert [again.reason(i) for i in range(len(again))] == [run.reason(i) for i in range(len(run))]
+    longer = make_run("log", "CSV log", [*run.steps, 99], [*run.losses, 3.0])
+    with pytest.raises(RunError, match=f"log: at step {run.steps[-1]} the loss "):
+        replay(longer, config, 0.1, None, "x")
+
+
 def test_the_third_nan_ends_a_replay_with_its_step():
-    run = make_run("log", "CSV log", [10, 11, 12, 13], [1.0, math.nan, math.nan, math.nan])
+    run = make_run("log", "CSV log", [10, 11, 12, 13, 14], [1.0, math.nan, math.nan, math.nan, 1.0])
     with pytest.raises(RunError, match="log: at step 13 .* 3 times in a row"):
         replay(run, GreedyConfig(), 1.0, None, "x")
     held = replay(run, GreedyConfig(on_nonfinite="hold"), 1.0, None, "x")
-    assert held.scales.tolist() == [1.0] * 4
+    assert held.scales.tolist() == [1.0] * 5
 
 
 def test_configurations_in_words():

@@ -121,7 +121,8 @@ def test_none_is_there_any_more(tmp_path):
     loop.run(until=BROKEN)
     shutil.rmtree(loop.folder)
     with pytest.raises(
-        SpikeError, match="^GreedyLR has to go back to earlier weights, and can use none of this run's checkpoints"
+        SpikeError,
+        match="^step 53: GreedyLR has to go back to earlier weights, and can use none of this run's checkpoints",
     ):
         loop.run("spike")
 
@@ -144,7 +145,7 @@ def test_the_lr_goes_down_until_there_is_a_checkpoint(tmp_path):
     ]
     assert lower == [BROKEN + 2]
     loop = Loop(tmp_path, every=1000).run(until=BROKEN)
-    with pytest.raises(FloatingPointError, match="^the loss was NaN or infinite 3 times in a row"):
+    with pytest.raises(FloatingPointError, match="^step 53: the loss was NaN or infinite 3 times in a row"):
         loop.run("nan")
 
 

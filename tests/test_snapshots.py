@@ -155,7 +155,9 @@ def test_nan_from_the_start_is_an_error():
     scheduler = GreedyLR(OPTIMIZERS["sgd"](Net().parameters()), CONFIG, total_steps=60)
     lowered = [scheduler.step(math.nan).scales[0] for _ in range(2)]
     assert lowered[0] == lowered[1] < 1.0  # as with "reduce"
-    with pytest.raises(FloatingPointError, match="^the loss was NaN or infinite 3 times in a row: the run is dead"):
+    with pytest.raises(
+        FloatingPointError, match="^step 3: the loss was NaN or infinite 3 times in a row: the run is dead"
+    ):
         scheduler.step(math.nan)
 
 

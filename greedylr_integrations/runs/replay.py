@@ -12,6 +12,7 @@ import numpy as np
 
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Action, Reason
+from greedylr_integrations.guard import SpikeError
 from greedylr_integrations.rules import RULES, config_from_dict
 from greedylr_integrations.runs.run import Run, RunError, make_run, name_reasons
 
@@ -74,7 +75,7 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
     """The run that `config` would have made of the recorded losses, without warmup and final decay.
 
     Raises:
-        RunError: if the controller would have ended the run, or cannot be made.
+        RunError: if the controller would have ended the run before its last loss, or cannot be made.
     """
     try:
         controller = GreedyController(config, (base_lr,), horizon)
@@ -82,17 +83,19 @@ def replay(run: Run, config: ControllerConfig, base_lr: float, horizon: int | No
         raise RunError(str(error)) from None
     scales, smoothed, best, actions, reasons = array("d"), array("d"), array("d"), array("b"), array("b")
     code_of = {id(member): i for kind in (Action, Reason) for i, member in enumerate(kind)}  # hashing a member is slow
-    try:
-        seen = (_seen(run, column) for column in ("slopes", "distances"))
-        for observation in zip(run.losses.tolist(), *seen, strict=False):
+    seen = (_seen(run, column) for column in ("slopes", "distances"))
+    for row, observation in enumerate(zip(run.losses.tolist(), *seen, strict=False), 1):
+        try:
             decision = controller.observe(*observation)
-            scales.append(decision.scales[0])
-            actions.append(code_of[id(decision.action)])
-            reasons.append(code_of[id(decision.reason)])
-            smoothed.append(math.nan if decision.smoothed is None else decision.smoothed)
-            best.append(math.nan if decision.best is None else decision.best)
-    except FloatingPointError as error:
-        raise RunError(f"{run.name}: at step {run.steps[len(scales)]} {error}") from None
+        except (FloatingPointError, SpikeError) as error:
+            if controller.ending is None or row < len(run.losses):
+                raise RunError(f"{run.name}: at step {run.steps[row - 1]} {error}") from None
+            decision = controller.ending
+        scales.append(decision.scales[0])
+        actions.append(code_of[id(decision.action)])
+        reasons.append(code_of[id(decision.reason)])
+        smoothed.append(math.nan if decision.smoothed is None else decision.smoothed)
+        best.append(math.nan if decision.best is None else decision.best)
     played = make_run(
         name,
         "replay of the recorded losses",
