@@ -280,7 +280,11 @@ class GreedyController:
         if response.lower:
             self._rule.lower()
             if response.limit is not None:
-                logger.warning("GreedyLR lowers the LR, since the loss has risen to %.4g%s", loss, self.guard.alone)
+                logger.warning(
+                    "GreedyLR lowers the LR, since the loss has risen far above what it was (a spike is above %.4g)%s",
+                    response.limit,
+                    self.guard.alone,
+                )
         decision = Decision(moved(before, self.scales), response.reason, self.scales, loss, best=response.limit)
         if response.error is not None:
             self.ending = decision

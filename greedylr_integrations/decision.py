@@ -32,7 +32,7 @@ class Reason(Enum):
     FLOOR = "the scale is at its lower bound"
     NONFINITE = "the loss is NaN or infinite"
     SPIKE = "the loss spiked"
-    ROLLED_BACK = "the weights went back to those before a spike"
+    ROLLED_BACK = "the weights went back to earlier ones, after a loss spike or NaN"
     RESET = "reset to the start"
     ORDERED = "a command (hold, cap or pin) determines the scale"
     POLICY = "chosen by the learned policy"

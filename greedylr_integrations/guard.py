@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greedylr_integrations.checks import fits, is_count, is_flag, is_none_or
 from greedylr_integrations.decision import NONFINITE, ROLLED_BACK, SPIKE, Reason
+from greedylr_integrations.log import logger
 from greedylr_integrations.spikes import SpikeDetector, is_detector
 
 if TYPE_CHECKING:
@@ -119,6 +120,12 @@ class Guard:
         if policy == "rollback" and not self._useless:
             return self._roll_back(f"{what} spiked", SPIKE, limit)
         detector.accept()
+        if policy == "rollback":
+            logger.warning(
+                "GreedyLR does not go back again: %s rose right after each rollback, so the data has changed", what
+            )
+        elif policy == "hold":
+            logger.warning("GreedyLR compares with new losses from now on, since %s has risen above %.4g", what, limit)
         return Response(SPIKE, lower=True, limit=limit) if policy == "reduce" else None
 
     def _now(self, policy: str | None) -> str | None:
@@ -162,8 +169,8 @@ class Guard:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rollbacks, self._close, self._since = state["rollbacks"], int(state["close"]), state["since"]
-        if state["spikes"] is not None:
-            self.memory = state["spikes"]
+        if state["spikes"] is not None and self._detector is not None:
+            self._detector.load_state_dict(state["spikes"])
 
 
 is_guard = fits(

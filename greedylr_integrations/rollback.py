@@ -20,12 +20,10 @@ from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.log import logger
 from greedylr_integrations.optimizers import unwrapped
 from greedylr_integrations.random_numbers import same_random_numbers
-from greedylr_integrations.snapshots import Snapshot
+from greedylr_integrations.snapshots import OPTIONS, Snapshot, are_finite, trained
 
 OLD_ENOUGH = 10  # decisions since the weights were kept; newer weights may already contain the beginning of the spike
 REMEMBERED = 100  # checkpoints
-# what schedules set in an optimizer's groups; other entries, such as Prodigy's d, are its state
-OPTIONS = ("lr", "initial_lr", "max_lr", "min_lr", "betas", "momentum", "base_momentum", "max_momentum", "weight_decay")
 NO_CHECKPOINTS = (
     "with snapshot_every=None, GreedyLR can only go back to checkpoints, and the Trainer is not set to save any; until"
     " there is one, it lowers the LR instead"
@@ -112,9 +110,9 @@ class Rollback(ABC, Generic[Place]):
         """Where the weights were that were put back, for the log."""
         return ""
 
+    @abstractmethod
     def _fitting(self) -> list[Earlier[Place]]:
         """What is remembered and fits the optimizer as it is now, the oldest first."""
-        return list(self._kept)
 
     def _there(self) -> list[Earlier[Place]]:
         """What of this still exists; never empty."""
@@ -137,15 +135,29 @@ class Snapshots(Rollback[Snapshot]):
     def __init__(self, optimizer: Optimizer, module: torch.nn.Module | None, every: int) -> None:
         super().__init__(optimizer, 2)
         self._module, self._every = module, every
+        self._due = self._due_decisions = 0  # step and decision before which no copy is made
+        self._size = 0
 
     def _stay(self, step: int, guard: Guard) -> None:
-        if self._kept and step - self._kept[-1].step < self._every:
+        # decisions too, or both copies could be newer than the last decision
+        if (step < self._due or self._decisions < self._due_decisions) and self._fitting():
             return
+        self._due, self._due_decisions = step + self._every, self._decisions + OLD_ENOUGH
+        if compare("", not are_finite(trained(self._optimizer)))[1]:
+            logger.warning("GreedyLR keeps no copy of the weights of step %d: some are NaN or infinite", step)
+            return
+        if len(self._kept) == self._kept.maxlen:
+            self._kept.popleft()  # first, so that there are never three
         snapshot = Snapshot(unwrapped(self._optimizer), self._module)
-        if not self._kept:
-            megabytes = snapshot.size / 1e6
+        if snapshot.size != self._size:
+            self._size = snapshot.size
+            megabytes = self._size / 1e6
             logger.info("GreedyLR keeps two copies of weights and optimizer on the host, of %.3g MB each", megabytes)
         self._keep(snapshot, step, guard)
+
+    def _fitting(self) -> list[Earlier[Snapshot]]:
+        weights = trained(self._optimizer)
+        return [each for each in self._kept if each.place.fits(weights)]
 
     def _put_back(self, place: Snapshot) -> None:
         place.restore(unwrapped(self._optimizer))
@@ -176,6 +188,8 @@ class Checkpoints(Rollback["str | os.PathLike[str]"]):
             logger.warning(
                 "GreedyLR cannot go back to %s, which has no optimizer state, or is not there on every rank", path
             )
+        elif compare("", not are_finite(trained(self._optimizer)))[1]:
+            logger.warning("GreedyLR will not go back to %s: some of the weights are NaN or infinite", path)
         else:
             self._keep(path, step, guard)
         guard.can_go_back = bool(self._fitting())
@@ -242,7 +256,11 @@ def rollback_of(
 
     Raises:
         ValueError: if it would have to roll back and cannot.
+        TypeError: if `module` is not a module.
     """
+    if module is not None and not isinstance(module, torch.nn.Module):
+        kind = type(module).__name__
+        raise TypeError(f"module={kind} is not allowed: it must be a torch.nn.Module, whose buffers go back too")
     if not config.rolls_back:
         return None
     if type(unwrapped(optimizer)).__module__.startswith("deepspeed"):

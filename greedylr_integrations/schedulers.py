@@ -250,7 +250,7 @@ class GreedyLR(Readings, Steerable):
             rates = self._rates
             self._recorder.decision(step, rates.bases, rates.factor, decision, self.controller.nonfinite)
         places = ", ".join(f"step {record.step:,} (loss {record.decision.loss:.4g})" for record in back)
-        return type(error)(f"step {step:,}: {error}" + (f". Rollbacks so far: {places}" if places else ""))
+        return type(error)(f"step {step:,}: {error}" + (f". The last rollbacks: {places}" if places else ""))
 
     def _rollback_of(self, config: ControllerConfig) -> Rollback[Any] | None:
         if self.shadow:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from math import inf, sqrt
+from math import ceil, inf, log, sqrt
 from typing import Any
 
 from greedylr_integrations.checks import fits, is_count, is_numbers
@@ -19,7 +19,9 @@ ABOVE = 5.0  # the same, if nearly all of the newest are above nearly all of the
 PAIRS = 0.97  # in this share of the pairs of a newest and another
 NEWEST = 8  # losses in that mean
 FINEST = 1e-3  # least standard deviation, of the median: losses that are nearly constant have no spikes
-SPIKES = 3  # in a row that are more than the fault of one odd batch
+SPIKES = 3  # in a row that are more than the fault of one odd batch,
+CHANCE = 2e-4  # unless this is less likely than so many in a row, given how many outliers there were
+OUTLIER = 4.0  # standard deviations above the median of an outlier
 
 
 class SpikeDetector:
@@ -30,11 +32,12 @@ class SpikeDetector:
     more, with the same distance between the median and the 90th percentile, since many losses have a longer tail
     above than below. So outliers hardly affect it.
 
-    The loss *has risen* if there were three spikes in a row, or if the mean of the last 8 losses, in which a spike
-    counts as 8 standard deviations, lies 10 of its standard errors above that median. Five are enough if the newer
-    loss is the higher one in 97% of all pairs of one of the 8 and one of the 64, as happens with independent noise of
-    any distribution once in ten million decisions; in this case, the standard error allows for the correlation
-    between successive losses.
+    The loss *has risen* if there were three spikes in a row, or more if some of the 64 are outliers too, as with data
+    of which a part is harder; or if the mean of the last 8 losses, in which a spike counts as 8 standard deviations,
+    lies 10 of its standard errors above that median, where the outliers add to the standard error. Five are enough if
+    the newer loss is the higher one in 97% of all pairs of one of the 8 and one of the 64, as happens with independent
+    noise of any distribution once in ten million decisions; in this case, the standard error allows for the
+    correlation between successive losses.
 
     Args:
         larger_is_better (bool): whether a spike lies below the others.
@@ -50,6 +53,7 @@ class SpikeDetector:
         self._newest: deque[float] = deque(maxlen=NEWEST)  # spikes too
         self._sorted: list[float] = []
         self._median, self._error = 0.0, inf
+        self._enough = SPIKES  # in a row
         self.in_a_row = 0
         self.limit: float | None = None
 
@@ -73,11 +77,12 @@ class SpikeDetector:
     @property
     def has_risen(self) -> bool:
         """Whether the losses, up to the last one, are more than the fault of one odd batch."""
-        if self.in_a_row >= SPIKES:
+        if self.in_a_row >= self._enough:
             return True
         if len(self._newest) < NEWEST:
             return False
-        rise = sum(self._newest) / NEWEST - self._median
+        highest = inf if self.limit is None else self._sign * self.limit  # those before may have had a higher limit
+        rise = sum(min(value, highest) for value in self._newest) / NEWEST - self._median
         if rise > RISEN * self._error:
             return True
         if rise <= ABOVE * self._error or len(self._values) < REMEMBERED:
@@ -101,7 +106,11 @@ class SpikeDetector:
             deviations = sorted(abs(value - median) for value in self._sorted)
             deviation = max(1.4826 * deviations[count // 2], (high - median) / 1.2816, FINEST * abs(median))
             self.limit = self._sign * (median + FAR * deviation)
-            self._median, self._error = median, deviation / sqrt(NEWEST)
+            outliers = count - bisect_right(self._sorted, median + OUTLIER * deviation)
+            self._enough = max(SPIKES, ceil(log(CHANCE) / log((outliers + 1) / (count + 1))))
+            apart = [min(each / deviation, FAR) for each in deviations] if outliers and deviation else [1.0]
+            factor = max(1.0, sqrt(sum(each * each for each in apart) / len(apart)))
+            self._median, self._error = median, factor * deviation / sqrt(NEWEST)
 
     def accept(self) -> None:
         """Accept the new level of the losses: forget the earlier ones."""

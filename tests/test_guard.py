@@ -198,7 +198,7 @@ def test_reduce_lowers_once(caplog):
     decisions = [made.observe(loss) for loss in noisy(3, level=50)]
     assert (decisions[2].action, decisions[2].reason) == (Action.LOWER, Reason.SPIKE)
     assert made.scales[0] == decisions[2].scales[0] < before
-    assert "GreedyLR lowers the LR, since the loss has risen to" in caplog.text
+    assert "GreedyLR lowers the LR, since the loss has risen far above what it was (a spike is above 3." in caplog.text
     assert Reason.SPIKE not in [made.observe(loss).reason for loss in noisy(30, level=50)]
 
 
@@ -271,7 +271,7 @@ def test_what_ends_a_run_is_in_its_history_and_the_error_has_the_step(tmp_path, 
     told, path = [], tmp_path / "h.jsonl"
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     scheduler = GreedyLR(optimizer, GreedyConfig(**fields), history_file=path, on_decision=told.append)
-    for loss in [3.0, 3.1] * 20:
+    for loss in [3.0, 3.1] * 30:
         scheduler.step(loss)
     with pytest.raises((FloatingPointError, SpikeError)) as raised:
         list(map(scheduler.step, losses))
@@ -280,7 +280,7 @@ def test_what_ends_a_run_is_in_its_history_and_the_error_has_the_step(tmp_path, 
     assert text.startswith(f"step {last.step}: {message}")
     back = [record.step for record in scheduler.history if record.decision.reason is Reason.ROLLED_BACK]
     assert len(back) == ("rollback" in fields.values()) * MOST_ROLLBACKS
-    assert ("Rollbacks so far: " in text) == bool(back)
+    assert ("The last rollbacks: " in text) == bool(back)
     assert all(f"step {step} (loss 50)" in text for step in back)
     assert last.decision.reason is (Reason.SPIKE if losses[0] == 50 else Reason.NONFINITE)
     _, records, _ = history.read(path)
@@ -293,6 +293,47 @@ def test_rollback_at_the_second_nonfinite_loss(on_spike):
     reasons = [made.observe(loss).reason for loss in (math.nan, math.inf, 3.0)]
     assert reasons[:2] == [Reason.NONFINITE, Reason.ROLLED_BACK]
     assert reasons[2] is not Reason.NONFINITE
+
+
+@pytest.mark.parametrize("policy", ["hold", "reduce", "rollback", "raise"])
+@pytest.mark.parametrize("cut", range(100, 104))
+def test_the_state_goes_on_exactly_in_a_spike(policy, cut):
+    def reasons(cut):
+        made, seen = controller(policy), []
+        for i, loss in enumerate([*noisy(100), 50.0, 51.0, 52.0, 53.0, 54.0]):
+            if i == cut:
+                state, made = json.loads(json.dumps(made.state_dict())), controller(policy)
+                made.load_state_dict(state)
+            try:
+                seen.append(made.observe(loss).reason)
+            except SpikeError as error:
+                return [*seen, str(error)]
+        return seen
+
+    assert reasons(cut) == reasons(None)
+
+
+def mixture(rng):
+    return rng.gauss(10, 0.5) if rng.random() < 0.08 else rng.gauss(1, 0.05)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_data_of_which_a_part_is_harder_does_not_end_a_run(seed):
+    rng, made = random.Random(seed), GreedyController(GreedyConfig(on_spike="rollback"), horizon=3000)
+    reasons = [made.observe(mixture(rng)).reason for _ in range(3000)]
+    assert reasons.count(Reason.ROLLED_BACK) <= 1
+    risen = [made.observe(rng.gauss(20, 0.5)).reason for _ in range(8)]
+    assert Reason.ROLLED_BACK in risen  # a real rise is still found
+
+
+def test_giving_up_is_said(caplog):
+    made = controller("rollback")
+    [spike(made) for _ in range(3)]
+    [made.observe(loss) for loss in noisy(60, level=50)]
+    assert caplog.text.count("GreedyLR does not go back again: the loss rose right after each rollback") == 1
+    made = controller("hold")
+    [made.observe(loss) for loss in noisy(60, level=50)]
+    assert "GreedyLR compares with new losses from now on, since the loss has risen above 3." in caplog.text
 
 
 @pytest.mark.parametrize("policy", ["hold", "reduce", "rollback"])

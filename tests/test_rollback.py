@@ -115,6 +115,16 @@ def test_a_file_that_is_written_over_is_the_last_one_only(tmp_path):
     assert loop.scheduler._rollback._kept[-1].place == (tmp_path / "last")
 
 
+def test_one_of_broken_weights_is_not_taken(tmp_path, caplog):
+    loop = Loop(tmp_path, every=10).run("nan", until=BROKEN + 1)
+    loop.save(BROKEN + 1)
+    assert (
+        f"GreedyLR will not go back to {tmp_path / 'step-51'}: some of the weights are NaN or infinite" in caplog.text
+    )
+    loop.run()
+    assert loop.loaded == [(tmp_path / "step-40")]
+
+
 def test_none_is_there_any_more(tmp_path):
     loop = Loop(tmp_path / "gone", every=10)
     loop.folder.mkdir()

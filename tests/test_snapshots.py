@@ -169,6 +169,158 @@ def test_frozen_weights_are_not_copied():
     assert Snapshot(optimizer, None).size == 4 * trained
 
 
+class Odd(torch.optim.SGD):
+    """An optimizer that has state in its groups, and in a list."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for p in group["params"]:
+                self.state[p].setdefault("last", []).append(float(p.detach().flatten()[0]))
+
+
+def step_of(net, opt, step, scheduler):
+    opt.zero_grad()
+    x, y = batch(step)
+    loss = torch.nn.functional.mse_loss(net(x), y)
+    loss.backward()
+    opt.step()
+    return scheduler.step(loss)
+
+
+def test_state_in_groups_and_in_lists_goes_back_each_time():
+    net = Net()
+    optimizer = Odd(net.parameters(), lr=0.02)
+    scheduler = GreedyLR(optimizer, CONFIG, total_steps=500)
+    for step in range(EVERY + 1):
+        step_of(net, optimizer, step, scheduler)
+    copy, then = Snapshot(optimizer, net), everything(net, optimizer)
+    for step in range(2):
+        for more in range(3):
+            step_of(net, optimizer, EVERY + 1 + 3 * step + more, scheduler)
+        copy.restore(optimizer)
+        assert same(everything(net, optimizer), then)
+        assert optimizer.param_groups[0]["k"] == EVERY + 1
+
+
+def test_a_state_that_was_cleared_since_goes_back_too():
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    scheduler = GreedyLR(optimizer, CONFIG, total_steps=500)
+    step_of(net, optimizer, 0, scheduler)
+    copy, then = Snapshot(optimizer, net), everything(net, optimizer)
+    optimizer.state.clear()
+    copy.restore(optimizer)
+    assert same(everything(net, optimizer), then)
+    step_of(net, optimizer, 1, scheduler)
+
+
+def test_a_buffer_that_the_module_replaces_goes_back():
+    class Mean(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+
+    module = Mean()
+    copy = Snapshot(torch.optim.SGD(Net().parameters()), module)
+    module.mean = torch.full((), math.nan)
+    copy.restore(torch.optim.SGD(Net().parameters()))
+    assert module.mean == 0.0
+
+
+@pytest.mark.parametrize("how", ["added", "unfrozen"])
+def test_weights_that_are_trained_later_go_back_too(how):
+    net = Net()
+    later = net.last if how == "unfrozen" else torch.nn.Linear(1, 1)
+    if how == "unfrozen":
+        later.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    scheduler = GreedyLR(optimizer, CONFIG, total_steps=500, module=net)
+    decisions = []
+    for step in range(BROKEN + 2):
+        if step == EVERY + 5:
+            later.requires_grad_(True)
+            if how == "added":
+                optimizer.add_param_group({"params": later.parameters(), "lr": 0.02})
+        if step == BROKEN:
+            break_(net, "nan")
+            break_(later, "nan")
+        decisions.append(step_of(net, optimizer, step, scheduler))
+    assert decisions[-1].reason is Reason.ROLLED_BACK
+    assert all(torch.isfinite(p).all() for p in [*net.parameters(), *later.parameters()])
+
+
+@pytest.mark.parametrize(("every", "snapshots"), [(50, 10), (20, 5), (10, 2), (1, 1)])
+def test_weights_that_are_broken_already_are_never_kept(every, snapshots, caplog):
+    net, at = Net(), 400 + every // 3
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    fields = {"on_spike": "rollback", "on_nonfinite": "rollback"}
+    config = GreedyConfig(**fields, every_n_steps=every, snapshot_every=snapshots)
+    scheduler = GreedyLR(optimizer, config, total_steps=1000, module=net)
+    for step in range(at + 3 * every):
+        if step == at:
+            break_(net, "nan")
+        step_of(net, optimizer, step, scheduler)
+    assert [record.decision.reason for record in scheduler.history].count(Reason.ROLLED_BACK) == 1
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+def test_a_spike_between_decisions_goes_back_to_before_it():
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
+    config = GreedyConfig(on_spike="rollback", every_n_steps=10, snapshot_every=2)
+    scheduler = GreedyLR(optimizer, config, total_steps=2000, module=net)
+    scheduler.pin(1.0)
+    for step in range(703):
+        step_of(net, optimizer, step, scheduler)
+    before = max(float(p.detach().abs().max()) for p in net.parameters())
+    break_(net, "spike")
+    for step in range(703, 760):
+        decision = step_of(net, optimizer, step, scheduler)
+        if decision is not None and decision.reason is Reason.ROLLED_BACK:
+            break
+    assert decision.reason is Reason.ROLLED_BACK
+    assert max(float(p.detach().abs().max()) for p in net.parameters()) < 2 * before
+
+
+def test_weights_that_are_nan_from_the_first_step_are_an_error(caplog):
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    scheduler = GreedyLR(optimizer, CONFIG, total_steps=100, module=net)
+    for p in net.parameters():
+        p.grad = torch.full_like(p, math.nan)
+    optimizer.step()
+    scheduler.step(3.0)
+    assert "GreedyLR keeps no copy of the weights of step 1: some are NaN or infinite" in caplog.text
+    with pytest.raises(FloatingPointError, match="^step 4: .*no earlier weights to go back to"):
+        [step_of(net, optimizer, step, scheduler) for step in range(1, 9)]
+
+
+def test_there_are_never_three_copies():
+    net, made = Net(), []
+
+    class Counted(Snapshot):
+        def __init__(self, *args):
+            made.append(sum(1 for _ in scheduler._rollback._kept))
+            super().__init__(*args)
+
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    scheduler = GreedyLR(optimizer, CONFIG, total_steps=500, module=net)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("greedylr_integrations.rollback.Snapshot", Counted)
+        for step in range(5 * EVERY):
+            step_of(net, optimizer, step, scheduler)
+    assert made == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("module", ["model", [Net()], Net().parameters()])
+def test_a_module_is_a_module(module):
+    optimizer = torch.optim.SGD(Net().parameters(), lr=0.02)
+    with pytest.raises(TypeError, match=r"^module=\w+ is not allowed: it must be a torch.nn.Module"):
+        GreedyLR(optimizer, CONFIG, total_steps=100, module=module)
+
+
 def test_deepspeed_is_refused():
     engine = type("DeepSpeedZeroOptimizer", (torch.optim.SGD,), {"__module__": "deepspeed.runtime.zero.stage3"})
     with pytest.raises(ValueError, match="a rollback is not possible with DeepSpeed"):
