@@ -107,6 +107,22 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
         )
 
 
+def warn_of_other_weights(callback: Any, trainer: Any) -> None:
+    """One WARNING if a rollback leaves the weights of another optimizer as they are."""
+    config = callback.config
+    if not config.rolls_back or config.needs_checkpoints:  # a checkpoint has all weights
+        return
+    ours = [each for each in trainer.callbacks if isinstance(each, type(callback)) and each.config.rolls_back]
+    covered = {each.optimizer_index for each in ours}
+    others = [index for index in range(len(trainer.optimizers)) if index not in covered]
+    if others and callback is ours[0]:
+        logger.warning(
+            "a rollback leaves the weights of optimizer %s as they are: give each optimizer a GreedyLRCallback with its"
+            " optimizer_index that rolls back, or set snapshot_every=None, to go back to checkpoints",
+            " and ".join(map(str, others)),
+        )
+
+
 def to_loggers(trainer: Any, method: str, values: Mapping[str, Any], **kwargs: Any) -> None:
     """Give values to a method of each logger. An error of theirs is a WARNING."""
     for each in trainer.loggers:

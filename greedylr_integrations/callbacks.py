@@ -256,6 +256,7 @@ class SharedCallback(Steerable):
             restore=restore if config.needs_checkpoints else None,
             **schedule,
         )
+        self.scheduler.restore_with(restore)
 
     def _resume(self, saved: Mapping[str, Any] | None, step: int, path: str | os.PathLike[str] | None) -> None:
         """Continue from the state that a checkpoint has, at an optimizer step."""

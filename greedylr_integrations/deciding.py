@@ -19,6 +19,7 @@ from greedylr_integrations.log import logger
 from greedylr_integrations.signals import Observation, Signals, watch_steps
 from greedylr_integrations.steering import Command, Steering, make_command
 
+SKIPPED = 20  # steps in a row; at first, a gradient scaler skips some until its scale fits
 LOSSLESS = 3  # steps without a loss at the start of a run, after which a WARNING is logged
 CALL_STEP = (
     "call scheduler.step(loss). With a framework, use its adapter in greedylr_integrations instead:"
@@ -67,6 +68,7 @@ class Decider:
         length (RunLength): how long the run is. After the first pass over the data, no slope is measured.
         monitor (str): what the losses are.
         carry_out (callable): what to do with a command and the number of optimizer steps at which it came.
+        before_step (callable): what to do before each step of the optimizer.
 
     Attributes:
         signals (Signals): what measures.
@@ -83,17 +85,20 @@ class Decider:
         length: RunLength,
         monitor: str,
         carry_out: Callable[[Command, int], None],
+        before_step: Callable[[], None],
     ) -> None:
         self.config = config
         self.signals = signals
         self._length = length
         self._monitor = monitor
-        self._carry_out = carry_out
+        self._carry_out, self._look = carry_out, before_step
         self.advice = CALL_STEP
         self.decisions = 0
         self._lossless = 0  # steps without a loss; negative once no WARNING is due any more
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
+        self._skipped = 0  # steps in a row that the optimizer skipped
+        self._skipped_loss: torch.Tensor | None = None  # of the last of these
         self._stepped = self._optimizer_stepped = False  # whether this object, and the optimizer, have been stepped
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
@@ -139,7 +144,7 @@ class Decider:
 
     def step(self, loss: float | torch.Tensor | None, step: int) -> Decision | None:
         """Take in the loss of an optimizer step; `step` is the number of steps done so far, including this one."""
-        self._step, self._stepped = step, True
+        self._step, self._stepped, self._skipped = step, True, 0
         if self._direct and type(loss) is float:
             self.decisions += 1
             return self.steering.observe(loss)
@@ -155,11 +160,29 @@ class Decider:
         """Take in a loss that does not belong to an optimizer step."""
         return self._decide(self.signals.agree(loss))
 
-    def skip(self, step: int) -> None:
+    def advance(self, step: int) -> None:
         """An optimizer step in which there is nothing to decide on."""
         self._step, self._stepped = step, True
         self._lossless = -1
         self.signals.skip_step()
+
+    def skip_step(self) -> bool:
+        """The optimizer skipped a step. Whether it has done so for long: then `observe_skipped` must be called."""
+        self._skipped_loss = self.signals.skip_step()
+        self._skipped += 1
+        if self._skipped == SKIPPED:
+            logger.warning(
+                "%d steps in a row were skipped, so nothing is learned: with a gradient scaler, this means that the"
+                " gradients are infinite or NaN",
+                SKIPPED,
+            )
+        return self._skipped >= SKIPPED and self.signals.meter.fed
+
+    def observe_skipped(self) -> Decision | None:
+        """Decide on the loss of the step that was skipped, unless it is finite. Every rank must call it."""
+        observation = self.signals.agree(self._skipped_loss)
+        finite = observation.loss is None or math.isfinite(observation.loss)
+        return None if finite else self._decide(observation)
 
     def _decide(self, observation: Observation) -> Decision | None:
         loss, slope, distance, command = observation
@@ -217,6 +240,7 @@ class Decider:
                 stacklevel=4,
             )
         self._optimizer_stepped = True
+        self._look()
         if complete:
             self.measure_slope()
 

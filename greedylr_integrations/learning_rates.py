@@ -10,12 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from greedylr_integrations.base_schedule import BaseSchedule, write_lr
 from greedylr_integrations.checks import check
 from greedylr_integrations.envelope import Envelope
+from greedylr_integrations.log import logger
+
+OVERRIDDEN = 3  # steps in a row with another LR than was written, after which it is not chance
 
 
 class LearningRates:
@@ -44,6 +48,8 @@ class LearningRates:
         self.base_lrs = [float(group["initial_lr"]) for group in optimizer.param_groups]
         self.factor = 1.0
         self.written: Sequence[float] = ()
+        self._given: list[float] = []  # the LRs that were written last
+        self._overridden = 0  # steps in a row that were taken with others; negative once that was said
         self._last_speaker: int | None = None  # of an optimizer that was let go of
         self._loaded: tuple[int, float | None] = (-1, None)  # step and envelope of the checkpoint continued from
         if base_schedule is not None:
@@ -86,8 +92,30 @@ class LearningRates:
         self.factor = factor = self.envelope(step)
         self.written = scales
         if not self.shadow:
-            for group, lr, scale in zip(self._optimizer.param_groups, self.bases, scales, strict=True):
-                write_lr(group, lr * (scale * factor))
+            self._given = [lr * (scale * factor) for lr, scale in zip(self.bases, scales, strict=True)]
+            for group, lr in zip(self._optimizer.param_groups, self._given, strict=True):
+                write_lr(group, lr)
+
+    def look(self) -> None:
+        """Before a step of the optimizer: one WARNING if something else keeps setting its LRs."""
+        if self.shadow or self.lent or self._overridden < 0:
+            return
+        for group, given in zip(self._optimizer.param_groups, self._given, strict=False):
+            # a tensor may be on a device that this would wait for
+            if not isinstance(group["lr"], torch.Tensor) and abs(group["lr"] - given) > 1e-6 * given:
+                break
+        else:
+            self._overridden = 0
+            return
+        self._overridden += 1
+        if self._overridden == OVERRIDDEN:
+            self._overridden = -1
+            logger.warning(
+                "something else sets the LR too: GreedyLR set %.3g, and the optimizer steps with %.3g. Let only one of"
+                " them set it; if it is another schedule, pass it as base_schedule, and GreedyLR multiplies its LR",
+                given,
+                group["lr"],
+            )
 
     def start_decay(self, step: int, steps: int) -> None:
         """Decay to 0 over this many steps from now on, from the present LR."""

@@ -88,6 +88,7 @@ class GreedyLRCallback(SharedCallback, Callback):
         check(index < count, "optimizer_index", index, f"below {count}, the optimizers")
         run.optimizer = trainer.optimizers[index]
         _lightning_trainer.refuse(self, trainer, run.optimizer)
+        _lightning_trainer.warn_of_other_weights(self, trainer)
         if run.saved is None and self._last_fit() == (trainer, pl_module):  # a second fit of one Trainer goes on
             run.saved = self._scheduler.state_dict()
             if run.saved["schedule_lrs"] is not None:

@@ -72,16 +72,16 @@ class LossMeter:
     def end_step(self) -> None:
         """The optimizer has stepped, on every rank; this one may have had no loss for it."""
         self.steps += 1
-        if self._micro is None:
-            return
-        step = self._micro if self._pre_divided or self._micro_count == 1 else self._micro / self._micro_count
-        self._total = step if self._total is None else self._total + step
-        self._weight += 1
-        self.discard_step()
+        step = self.discard_step()
+        if step is not None:
+            self._total = step if self._total is None else self._total + step
+            self._weight += 1
 
-    def discard_step(self) -> None:
-        """Forget the micro-batches since the last step: the optimizer skipped it."""
+    def discard_step(self) -> torch.Tensor | None:
+        """Forget the micro-batches since the last step, and return their mean: the optimizer skipped it."""
+        micro, count = self._micro, self._micro_count
         self._micro, self._micro_count = None, 0
+        return micro if micro is None or self._pre_divided or count == 1 else micro / count
 
     def compute(self) -> float | None:
         """Mean over the steps of all ranks, and start over; NaN if there is none, None at first with a lag."""

@@ -233,10 +233,6 @@ class Readings(LRScheduler):
         if self.history_file is not None:
             self.history_file.end()
 
-    def skip_step(self) -> None:
-        """The optimizer skipped the step under way: forget what was measured for it."""
-        self._decider.signals.skip_step()
-
     def measure_slope(self) -> None:
         """Measure the slope of the current step. Call it when the gradients are complete and before the weights move.
 
@@ -247,6 +243,10 @@ class Readings(LRScheduler):
     def synchronize(self) -> None:
         """Make what awaits a decision the same on all ranks. Call it on every rank before one of them saves for all."""
         self._decider.signals.synchronize()
+
+    def restore_with(self, restore: Callable[[Any], object] | None) -> None:
+        """Set how to load a checkpoint, if a rollback of the configuration in a checkpoint should need it."""
+        self._restore = restore
 
     def advise(self, advice: str) -> None:
         """Set the advice that is logged if the first steps have no loss: an adapter knows better than this class."""

@@ -142,10 +142,10 @@ class GreedyLR(Readings, Steerable):
         signals = Signals(self.meter, SlopeMeter(optimizer, slope_sample), control_file)
         super().__init__(optimizer)  # sets the groups' initial_lr, and calls _initial_step
         self._rates = LearningRates(optimizer, envelope, base_schedule, shadow=shadow)
-        self._decider = Decider(config, signals, length, monitor, self._carry_out)
+        self._decider = Decider(config, signals, length, monitor, self._carry_out, self._rates.look)
         self._recorder, self._total_steps = Recorder(history_file, on_decision), envelope.total_steps
         self._settling, self._module, self._restore = Settling(), module, restore
-        self._begun = False
+        self._begun = self._goes_on = False
         self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._set_rollback(self._rollback_of(config))
@@ -176,7 +176,7 @@ class GreedyLR(Readings, Steerable):
         decision = None
         try:
             if self._rates.ramps and self.ramping:
-                self._decider.skip(step)
+                self._decider.advance(step)
             else:
                 decision = self._decider.step(loss, step)
             self._go_on(step, decision)
@@ -190,18 +190,28 @@ class GreedyLR(Readings, Steerable):
         """Advance by one optimizer step without a loss on any rank: only warmup, decay and base schedule progress."""
         self._begin()
         self._take_up_groups()
-        self._decider.skip(self.last_epoch + 1)
+        self._decider.advance(self.last_epoch + 1)
         self._go_on(self.last_epoch + 1)
 
     def observe(self, loss: float | torch.Tensor) -> Decision | None:
         """Decide without a step, for example on a validation loss. Every rank must call it: their mean counts."""
-        if self.ramping:
-            return None
+        return None if self.ramping else self._decide_apart(lambda: self._decider.observe(loss))
+
+    def skip_step(self) -> Decision | None:
+        """The optimizer skipped the step under way: forget what was measured for it. Every rank must call it.
+
+        After 20 skipped steps in a row, there is a WARNING, and a loss that is NaN or infinite leads to a decision, as
+        `on_nonfinite` says.
+        """
+        return self._decide_apart(self._decider.observe_skipped) if self._decider.skip_step() else None
+
+    def _decide_apart(self, decide: Callable[[], Decision | None]) -> Decision | None:
+        """A decision that no step of the optimizer belongs to."""
         self._begin()
         self._take_up_groups()
         decision = None
         try:
-            decision = self._decider.observe(loss)
+            decision = decide()
             if self._rollback is not None:
                 self._rollback.follow(decision, self.last_epoch, self.controller.guard)
         except (FloatingPointError, SpikeError) as error:
@@ -235,6 +245,13 @@ class GreedyLR(Readings, Steerable):
         if self._rollback is not None:
             self._rollback.follow(decision, step, self.controller.guard)
         self.last_epoch = step
+        if self._rates.factor == 0.0 and not self._goes_on and not self.ramping and not self.shadow:
+            self._goes_on = True
+            logger.warning(
+                "the LR has decayed to 0, and the run goes on: nothing is learned from step %d on. Pass the length of"
+                " the whole run as total_steps",
+                step,
+            )
         rates, scales = self._rates, self._decider.controller.scales
         self._used = rates.bases, rates.factor, rates.written
         if rates.schedule is not None:

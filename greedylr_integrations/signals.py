@@ -84,20 +84,21 @@ class Signals:
         command = self._received(code, value)
         return Observation(mean if losses else None, slope_of(sums), distance_of(sums), command)
 
-    def agree(self, loss: float | torch.Tensor) -> Observation:
-        """Average a loss that is not of an optimizer step over the ranks; each must call it."""
+    def agree(self, loss: float | torch.Tensor | None) -> Observation:
+        """Average a loss that is not of an optimizer step over the ranks that have one; each rank must call it."""
         meter = LossMeter(lag=0)  # with the same checks, and apart from the losses that wait
-        meter.update(loss)
+        if loss is not None:
+            meter.update(loss)
         meter.end_step()
         numbers = meter.read(self._poll())
         assert numbers is not None
-        mean, _, code, value = numbers
-        return Observation(mean, command=self._received(code, value))
+        mean, losses, code, value = numbers
+        return Observation(mean if losses else None, command=self._received(code, value))
 
-    def skip_step(self) -> None:
-        """Forget what was measured for the step under way."""
-        self.meter.discard_step()
+    def skip_step(self) -> torch.Tensor | None:
+        """Forget what was measured for the step under way, and return its loss on this rank; None if it has none."""
         self.slopes.discard_step()
+        return self.meter.discard_step()
 
     def synchronize(self) -> None:
         """Make what awaits a decision the same on all ranks, so that what one of them saves is right for all."""
