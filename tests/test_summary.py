@@ -54,11 +54,11 @@ def said(caplog):
         ),
         (
             lambda: scheduler_of(total_steps=50),
-            "GreedyLR holds the base LR (base LR 0.1); decays to 0 over the last 15 of 50 steps",
+            "GreedyLR holds the scale (base LR 0.1); decays to 0 over the last 15 of 50 steps",
         ),
         (
             lambda: scheduler_of(total_steps=1000, steps_per_epoch=22),
-            "GreedyLR holds the base LR (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
+            "GreedyLR holds the scale (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
         ),
         (
             lambda: scheduler_of(GreedyConfig(), monitor="val_loss"),

@@ -285,6 +285,8 @@ def test_a_schedule_that_was_chosen_is_not_set_aside_without_a_warning(
     [
         ("schedulefree", lambda module, parameters: module.AdamWScheduleFree(parameters, lr=1e-2)),
         ("prodigyopt", lambda module, parameters: module.Prodigy(parameters, lr=1.0)),
+        ("dadaptation", lambda module, parameters: module.DAdaptLion(parameters, lr=1.0)),
+        ("mechanic_pytorch", lambda module, parameters: module.mechanize(torch.optim.AdamW)(parameters, lr=1.0)),
         ("dadaptation", lambda module, parameters: module.DAdaptAdam(parameters, lr=1.0)),
         ("transformers.trainer_pt_utils", lambda module, parameters: module.LayerWiseDummyOptimizer(lr=1e-2)),
     ],
@@ -296,7 +298,8 @@ def test_an_optimizer_that_sets_its_own_lr_is_warned_about(tmp_path, package, ma
     pair = {"optimizers": (optimizer, None)}
     train(tmp_path, GreedyLRCallback(**FAST), model=model, trainer_kwargs=pair, max_grad_norm=0)
     (message,) = warnings_of()
-    assert message.startswith(f"GreedyLR should not be used with {type(optimizer).__name__}, which ")
+    assert message.startswith(f"GreedyLR: {type(optimizer).__name__} ")
+    assert message.endswith(": train with it without GreedyLR")
 
 
 def test_an_optimizer_without_an_lr_is_refused(tmp_path):
