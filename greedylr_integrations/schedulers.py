@@ -146,6 +146,7 @@ class GreedyLR(Readings, Steerable):
         self._recorder, self._total_steps = Recorder(history_file, on_decision), envelope.total_steps
         self._settling, self._module, self._restore = Settling(), module, restore
         self._begun, self._fresh = False, True  # fresh: neither begun nor loaded
+        self._concerns: list[str] = []  # those that were logged
         self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._set_rollback(self._rollback_of(config))
@@ -217,7 +218,8 @@ class GreedyLR(Readings, Steerable):
             return
         self._begun = True
         if self._fresh and not self.shadow:
-            for concern in self._decider.concerns(self.optimizer, self._rates):
+            self._concerns = self._decider.concerns(self.optimizer, self._rates)
+            for concern in self._concerns:
                 logger.warning("GreedyLR: %s", concern)
         self._fresh = False
         config = self.controller.config.to_dict()
