@@ -39,6 +39,7 @@ class _Run(Run):
     hook: Any = None
     ends: ExitStack = field(default_factory=ExitStack)  # what to undo on the Trainer at the end
     stepped: int = 0  # optimizer steps in the batch under way
+    suffix: str = ""  # of what is logged
 
 
 class GreedyLRCallback(SharedCallback, Callback):
@@ -47,8 +48,8 @@ class GreedyLRCallback(SharedCallback, Callback):
     The arguments are those of `SharedCallback`, plus `optimizer_index`. The step's `greedylr/scale`, `greedylr/lr`,
     `greedylr/action` (what was decided after the step: 1 raise, -1 lower, 0 hold) and, if there is one,
     `greedylr/slope` are sent to the module's loggers. So are the settings, as hyperparameters, and at the end
-    `greedylr/found_lr`. For any optimizer but the first, these names end in its index. The state is part of each
-    checkpoint.
+    `greedylr/found_lr`. For any optimizer but the first, these names end in its index; next to another callback for the
+    same optimizer, those of `shadow=True` end in "/shadow". The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -95,6 +96,8 @@ class GreedyLRCallback(SharedCallback, Callback):
             run.metric.warn_at_start(_lightning_trainer.validations(trainer, pl_module) if validates else 0)
         run.optimizer = trainer.optimizers[index]
         _lightning_trainer.refuse(self, trainer, run.optimizer)
+        watches = self.settings.shadow and _lightning_trainer.others(self, trainer)
+        run.suffix = (f"/{index}" if index else "") + ("/shadow" if watches else "")
         if run.saved is None and self._last_fit() == (trainer, pl_module):  # a second fit of one Trainer goes on
             run.saved = self._scheduler.state_dict()
             if run.saved["schedule_lrs"] is not None:
@@ -248,9 +251,8 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._observe(trainer.callback_metrics[self.monitor])
 
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values, with the optimizer's index appended to their names unless it is the first."""
-        index = self.optimizer_index
-        return {f"{name}/{index}": value for name, value in values.items()} if index else values
+        """The values, with names that no other callback's have."""
+        return {name + self._run.suffix: value for name, value in values.items()}
 
     def _log(self, pl_module: Any) -> None:
         for name, value in self._named(self._scheduler.metrics()).items():

@@ -212,8 +212,11 @@ def test_two_optimizers_and_two_instances(tmp_path):
 
 def test_one_of_two_callbacks_only_watches(tmp_path):
     real, watching = GreedyLRCallback(**FAST), GreedyLRCallback(**FAST, shadow=True)
-    trainer = fit(tmp_path, module := Module(), real, watching)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = fit(tmp_path, module := Module(), real, watching, logger=logger, log_every_n_steps=12)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert trainer.logged_metrics["greedylr/lr"] == pytest.approx(module.used[-1])
+    assert "greedylr/lr/shadow" in trainer.logged_metrics
     assert len(real.history) == len(watching.history) == 12
     fit(tmp_path, alone := Module(), GreedyLRCallback(**FAST))
     assert module.used == alone.used
