@@ -26,18 +26,25 @@ class MonitoredMetric:
         self.name = name
         self._args = args
         self._seen: set[str] = set()  # names of the metrics that came
+        self.never = False  # whether it was said at the start that it will not come
         self._found = self._said = False
         self._logged = self._evaluated = self._evaluation_due = False
 
-    def warn_at_start(self) -> None:
+    def warn_at_start(self, state: Any) -> None:
         """Log a WARNING if the settings never evaluate. It is no error, since a callback of the user may evaluate."""
-        if self.name.startswith("eval_") and self._args.eval_strategy == "no":
-            self._said = True
-            logger.warning(
-                "monitor=%r will not appear on its own, because eval_strategy is 'no': set eval_strategy to 'steps' or"
-                " 'epoch'; otherwise, the LR will not follow it",
-                self.name,
+        self.never = self._said = self.count(state) == 0
+        if not self.never:
+            return
+        if self._args.eval_strategy == "no":
+            why = "eval_strategy is 'no': set eval_strategy to 'steps' or 'epoch'"
+        else:
+            why = (
+                f"the first evaluation comes after the {state.max_steps} steps of this run: lower"
+                f" eval_steps={state.eval_steps} or eval_delay={self._args.eval_delay}"
             )
+        logger.warning(
+            "monitor=%r will not appear on its own, because %s; otherwise, the LR will not follow it", self.name, why
+        )
 
     def logged(self, logs: Mapping[str, Any]) -> bool:
         """Take in what the Trainer logs. Returns whether the metric is in it."""
@@ -72,7 +79,7 @@ class MonitoredMetric:
         message = f"monitor={self.name!r} is neither logged nor evaluated: there are {', '.join(sorted(self._seen))}"
         if self.name.startswith("eval_"):
             raise ValueError(message)
-        if self._logged:
+        if self._logged or self._args.logging_strategy == "no":
             self._said = True
             logger.warning("%s so far; the LR will not follow it until it appears", message)
 
@@ -86,20 +93,24 @@ class MonitoredMetric:
     def count(self, state: Any) -> int | None:
         """How many values the whole run will have; None if it does not follow from the settings."""
         args = self._args
-        logs = 0 if self.name.startswith("eval_") else _times(args.logging_strategy, state.logging_steps, state)
+        evaluations = _times(args.eval_strategy, state.eval_steps, state, delay=args.eval_delay or 0)
+        if self.name.startswith("eval_"):
+            return evaluations
+        logs = _times(args.logging_strategy, state.logging_steps, state)
         if self.name == "loss":
             return logs or None
-        evaluations = _times(args.eval_strategy, state.eval_steps, state, delay=args.eval_delay or 0)
         if evaluations and self.is_best_metric():
             return evaluations
-        return max(logs, evaluations) or None
+        return max(logs or 0, evaluations or 0) or None  # the user's own code may log it
 
 
-def _times(strategy: str, steps: int, state: Any, delay: float = 0) -> int:
-    """How often something happens in a run, if not before `delay` epochs or steps; 0 if that is not known."""
+def _times(strategy: str, steps: int, state: Any, delay: float = 0) -> int | None:
+    """How often something happens in a run, if not before `delay` epochs or steps; None if that is not known."""
     skipped = max(0, ceil(delay) - 1)
-    if strategy == "no" or (strategy == "epoch" and state.num_train_epochs > state.max_steps):
-        return 0  # never, or unknown: a stream has any number of epochs
+    if strategy == "no":
+        return 0
+    if strategy == "epoch" and state.num_train_epochs > state.max_steps:
+        return None  # a stream has any number of epochs
     if strategy == "epoch":
         return max(0, ceil(state.num_train_epochs) - skipped)
-    return state.max_steps // max(1, steps) - skipped // max(1, steps)
+    return max(0, state.max_steps // max(1, steps) - skipped // max(1, steps))

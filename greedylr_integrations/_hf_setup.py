@@ -29,7 +29,7 @@ def refuse(callback: SharedCallback, args: Any, optimizer: Any, lr_scheduler: An
         ValueError: if there is one; the message says what to drop.
     """
     if optimizer is not None:
-        check_optimizer(optimizer, shadow=True)
+        check_optimizer(optimizer)
     kind, name, shadow = kind_of(args), type(lr_scheduler).__name__, callback.settings.shadow
     if kind in ("greedy", "reduce_lr_on_plateau") and not shadow:
         raise ValueError(

@@ -92,12 +92,10 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
                 f"configure_optimizers returns a {name}, which follows a metric too, and only one can set the LR:"
                 " leave it out there, or drop GreedyLRCallback"
             )
-    index = callback.optimizer_index
-    others = [each for each in trainer.callbacks if isinstance(each, type(callback)) and each is not callback]
-    if any(each.optimizer_index == index and not each.settings.shadow for each in others):
+    if any(not each.settings.shadow for each in others(callback, trainer)):
         raise ValueError(
-            f"the Trainer has more than one GreedyLRCallback for optimizer {index}, and only one can set its LR: keep"
-            " one, or give the others another optimizer_index or shadow=True"
+            f"the Trainer has more than one GreedyLRCallback for optimizer {callback.optimizer_index}, and only one can"
+            " set its LR: keep one, or give the others another optimizer_index or shadow=True"
         )
     if callback.config.needs_checkpoints and not trainer.checkpoint_callbacks:
         logger.warning("%s: give the Trainer a ModelCheckpoint", NO_CHECKPOINTS)
@@ -121,6 +119,12 @@ def warn_of_other_weights(callback: Any, trainer: Any) -> None:
             " optimizer_index that rolls back, or set snapshot_every=None, to go back to checkpoints",
             " and ".join(map(str, others)),
         )
+
+
+def others(callback: Any, trainer: Any) -> list[Any]:
+    """The other GreedyLRCallbacks for the same optimizer."""
+    alike = [each for each in trainer.callbacks if isinstance(each, type(callback)) and each is not callback]
+    return [each for each in alike if each.optimizer_index == callback.optimizer_index]
 
 
 def to_loggers(trainer: Any, method: str, values: Mapping[str, Any], **kwargs: Any) -> None:

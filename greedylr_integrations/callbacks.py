@@ -238,7 +238,7 @@ class SharedCallback(Steerable):
         if self.scheduler is not None:  # of an earlier run, which may have failed
             self.scheduler.hand_over()  # its LRs must not count as the schedule's
             self.scheduler.detach()
-        if schedule.get("horizon") == 0 and getattr(config, "window_size", 0) is None:
+        if schedule.get("horizon") == 0 and getattr(config, "window_size", 0) is None and not self._run.metric.never:
             logger.warning(
                 "GreedyLR does not know how often %r will come in this run, so it uses the window for runs of unknown"
                 " length (50 values): set window_size",
@@ -298,10 +298,13 @@ class SharedCallback(Steerable):
 
     def _end_run(self) -> None:
         """Log what the run found, and let go of the optimizer and everything that it holds."""
-        self._run = None
-        self._scheduler.finish(aloud=not self.settings.quiet)
-        history = self._scheduler.history
-        if len(history) > 1 and all(record.decision.reason is FILLING for record in history):
+        metric, scheduler, self._run = self._run.metric, self._scheduler, None
+        history = scheduler.history
+        if history or metric is None or not metric.never:  # else it was said at the start
+            scheduler.finish(aloud=not self.settings.quiet)
+        controller = scheduler.controller
+        said = controller.config.concern(controller.horizon, controller.first_pass) in scheduler._concerns
+        if not said and len(history) > 1 and all(record.decision.reason is FILLING for record in history):
             logger.warning(
                 "GreedyLR's window never filled in the %d decisions of this run: the LR did not follow %r; choose a"
                 " smaller window_size",

@@ -15,6 +15,7 @@ from greedylr_integrations.checks import check_integer
 from greedylr_integrations.concerns import concerns
 from greedylr_integrations.controller import ControllerConfig, GreedyController
 from greedylr_integrations.decision import Decision
+from greedylr_integrations.learning_rates import LearningRates
 from greedylr_integrations.log import logger
 from greedylr_integrations.signals import Observation, Signals, watch_steps
 from greedylr_integrations.steering import Command, Steering, make_command
@@ -135,10 +136,10 @@ class Decider:
         config = self.controller.config
         return config.plan(*self._length.of(config))
 
-    def concerns(self, optimizer: Optimizer) -> list[str]:
+    def concerns(self, optimizer: Optimizer, rates: LearningRates) -> list[str]:
         """What is likely to be wrong, in words."""
         config = self.controller.config
-        return concerns(config, optimizer, self.controller.base_lrs, *self._length.of(config))
+        return concerns(config, optimizer, rates, *self._length.of(config))
 
     # ---- one step ----
 

@@ -24,6 +24,7 @@ from greedylr_integrations.callbacks import CallbackArguments, Run, SharedCallba
 from greedylr_integrations.checks import check, check_integer
 from greedylr_integrations.controller import ControllerConfig
 from greedylr_integrations.finder import RUN, FoundLR, check_data, is_over, result_of, search_config
+from greedylr_integrations.optimizers import check_optimizer
 from greedylr_integrations.rules import SlopeConfig
 from greedylr_integrations.slope import for_all_ranks
 
@@ -33,11 +34,12 @@ SHOW_EVERY = 10  # steps between two values in the progress bar
 @dataclass
 class _Run(Run):
     saved: Mapping[str, Any] | None = None  # from a checkpoint, until the optimizer is there
-    given_lrs: list[list[float]] = field(default_factory=list)  # base LRs of each optimizer before a checkpoint's
+    given_lrs: list[float] = field(default_factory=list)  # base LRs before a checkpoint's
     optimizer: Any = None
     hook: Any = None
     ends: ExitStack = field(default_factory=ExitStack)  # what to undo on the Trainer at the end
     stepped: int = 0  # optimizer steps in the batch under way
+    suffix: str = ""  # of what is logged
 
 
 class GreedyLRCallback(SharedCallback, Callback):
@@ -46,8 +48,8 @@ class GreedyLRCallback(SharedCallback, Callback):
     The arguments are those of `SharedCallback`, plus `optimizer_index`. The step's `greedylr/scale`, `greedylr/lr`,
     `greedylr/action` (what was decided after the step: 1 raise, -1 lower, 0 hold) and, if there is one,
     `greedylr/slope` are sent to the module's loggers. So are the settings, as hyperparameters, and at the end
-    `greedylr/found_lr`. For any optimizer but the first, these names end in its index. The state is part of each
-    checkpoint.
+    `greedylr/found_lr`. For any optimizer but the first, these names end in its index; next to another callback for the
+    same optimizer, those of `shadow=True` end in "/shadow". The state is part of each checkpoint.
     """
 
     _starts_in = "on_train_start"
@@ -72,7 +74,8 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     @property
     def state_key(self) -> str:
-        return self._generate_state_key(monitor=self.monitor, optimizer_index=self.optimizer_index)
+        shadow = {"shadow": True} if self.settings.shadow else {}  # there may be another that is not
+        return self._generate_state_key(monitor=self.monitor, optimizer_index=self.optimizer_index, **shadow)
 
     # ---- the Trainer's events ----
 
@@ -81,14 +84,21 @@ class GreedyLRCallback(SharedCallback, Callback):
         self._run = _Run(metric=metric) if stage == "fit" else None
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        self._run.given_lrs = [_lightning_trainer.base_lrs(optimizer) for optimizer in trainer.optimizers]
+        for optimizer in trainer.optimizers[self.optimizer_index :][:1]:
+            check_optimizer(optimizer)
+            self._run.given_lrs = _lightning_trainer.base_lrs(optimizer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         run, index, count = self._run, self.optimizer_index, len(trainer.optimizers)
         check(index < count, "optimizer_index", index, f"below {count}, the optimizers")
+        if run.metric is not None:
+            validates = trainer.enable_validation
+            run.metric.warn_at_start(_lightning_trainer.validations(trainer, pl_module) if validates else 0)
         run.optimizer = trainer.optimizers[index]
         _lightning_trainer.refuse(self, trainer, run.optimizer)
         _lightning_trainer.warn_of_other_weights(self, trainer)
+        watches = self.settings.shadow and _lightning_trainer.others(self, trainer)
+        run.suffix = (f"/{index}" if index else "") + ("/shadow" if watches else "")
         if run.saved is None and self._last_fit() == (trainer, pl_module):  # a second fit of one Trainer goes on
             run.saved = self._scheduler.state_dict()
             if run.saved["schedule_lrs"] is not None:
@@ -139,18 +149,15 @@ class GreedyLRCallback(SharedCallback, Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         metric = self._run and self._run.metric
+        known = metric and metric.by_epoch
         if metric and not trainer.sanity_checking and metric.after_validation(trainer.callback_metrics):
-            self._observe(trainer.callback_metrics[metric.name])
+            self._decide(trainer, pl_module, anew=known is None)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         metric = self._run.metric
         known = metric and metric.by_epoch
         if metric and metric.after_epoch(trainer.callback_metrics, trainer.enable_validation):
-            if known is None and trainer.enable_validation:  # there will be as many decisions as epochs
-                state = self._scheduler.state_dict()
-                self._build(trainer, pl_module)
-                self._scheduler.load_state_dict(state)
-            self._observe(trainer.callback_metrics[metric.name])
+            self._decide(trainer, pl_module, anew=known is None)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._run.ends.close()
@@ -208,31 +215,45 @@ class GreedyLRCallback(SharedCallback, Callback):
                 f" optimizer {self.optimizer_index}"
             )
         if run.saved is not None and run.given_lrs and not multiplies:
-            for group, lr in zip(run.optimizer.param_groups, run.given_lrs[self.optimizer_index], strict=False):
+            for group, lr in zip(run.optimizer.param_groups, run.given_lrs, strict=False):
                 group["initial_lr"] = lr  # this run's, for on_resume to choose; the optimizer has the checkpoint's
         other = type(schedules[0].scheduler).__name__ if schedules else None
         run.schedule = summary.schedule(other, multiplied=multiplies, shadow=settings.shadow)
         total = settings.total_steps
         if total is None:
             total = _lightning_trainer.optimizer_steps(trainer, pl_module, say=run.hook is None and not multiplies)
-        by_epoch = metric is not None and (metric.by_epoch or not trainer.enable_validation)
-        count = _lightning_trainer.epochs if by_epoch else _lightning_trainer.validations
         self._make_scheduler(
             run.optimizer,
             total_steps=total,
             steps_per_epoch=settings.steps_per_epoch or _lightning_trainer.steps_per_epoch(trainer, pl_module),
             linear_warmup_steps=settings.linear_warmup_steps or 0,
             base_schedule=schedules[0].scheduler if multiplies else None,
-            horizon=None if metric is None else count(trainer, pl_module) or 0,
+            horizon=None if metric is None else self._decisions(trainer, pl_module),
             history_file=settings.history_file,
             module=pl_module,
             restore=partial(_lightning_trainer.restore, trainer),
         )
 
+    def _decisions(self, trainer: Any, pl_module: Any) -> int:
+        """How many values of the metric the run will have; 0 if that is not known."""
+        metric, validates = self._run.metric, trainer.enable_validation
+        epochs = _lightning_trainer.epochs(trainer, pl_module) or 0
+        validations = (_lightning_trainer.validations(trainer, pl_module) or 0) if validates else 0
+        if metric.by_epoch is None and validates and not metric.is_of_validation:
+            return max(epochs, validations) if epochs and validations else 0  # it may be either
+        return epochs if metric.by_epoch or not validates else validations
+
+    def _decide(self, trainer: Any, pl_module: Any, *, anew: bool) -> None:
+        """Decide on the metric. `anew`: whether it has only now turned out how often it comes."""
+        if anew and self._decisions(trainer, pl_module) != (self._scheduler.controller.horizon or 0):
+            state = self._scheduler.state_dict()
+            self._build(trainer, pl_module)
+            self._scheduler.load_state_dict(state)
+        self._observe(trainer.callback_metrics[self.monitor])
+
     def _named(self, values: dict[str, Any]) -> dict[str, Any]:
-        """The values, with the optimizer's index appended to their names unless it is the first."""
-        index = self.optimizer_index
-        return {f"{name}/{index}": value for name, value in values.items()} if index else values
+        """The values, with names that no other callback's have."""
+        return {name + self._run.suffix: value for name, value in values.items()}
 
     def _log(self, pl_module: Any) -> None:
         for name, value in self._named(self._scheduler.metrics()).items():

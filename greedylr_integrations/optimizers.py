@@ -7,8 +7,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from greedylr_integrations.log import logger
-
 # How to recognize each kind, by its name or its parameter groups, and why a schedule does not work with it.
 _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
     (
@@ -16,7 +14,11 @@ _KINDS: list[tuple[Callable[[str, Mapping[str, Any]], bool], str]] = [
         "is schedule-free and averages the weights instead of decaying the LR, so a schedule works against it",
     ),
     (
-        lambda name, group: ("d" in group and "growth_rate" in group) or name in ("dog", "ldog"),
+        lambda name, group: (
+            name.startswith(("dadapt", "prodigy", "mechani"))
+            or name in ("dog", "ldog")
+            or ("d" in group and ("growth_rate" in group or "k" in group))
+        ),
         "finds its own LR, and a schedule on top of it works against that",
     ),
     (
@@ -33,14 +35,8 @@ def unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-def check_optimizer(optimizer: Any, *, shadow: bool) -> None:
-    """Log a WARNING if GreedyLR should not set the LR of this optimizer; refuse one without an LR.
-
-    Checked with schedulefree 1.4, prodigyopt 1.1, dadaptation 3.2, dog-optimizer 1.0 and the layer-wise dummies of
-    transformers 5.23.
-
-    Args:
-        shadow (bool): whether the LR is left alone; then nothing is logged.
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer without an LR.
 
     Raises:
         ValueError: if a parameter group's LR is None, or the optimizer computes it, as Adafactor with `relative_step`.
@@ -48,15 +44,23 @@ def check_optimizer(optimizer: Any, *, shadow: bool) -> None:
     raw = unwrapped(optimizer)
     if not isinstance(raw, Optimizer):
         return  # torch says what is wrong with it
-    name, group = type(raw).__name__, optimizer.param_groups[0]
-    if group["lr"] is None or group.get("relative_step"):
-        raise ValueError(
-            f"{name} computes its own LR (lr={group['lr']}), so there is nothing to multiply: give it an lr and, for"
-            " Adafactor, relative_step=False and warmup_init=False, or train without GreedyLR"
-        )
-    for matches, what_happens in _KINDS:
-        if not shadow and matches(name.lower(), group):
-            logger.warning("GreedyLR should not be used with %s, which %s", name, what_happens)
+    for group in optimizer.param_groups:
+        if group["lr"] is None or group.get("relative_step"):
+            raise ValueError(
+                f"{type(raw).__name__} computes its own LR (lr={group['lr']}), so there is nothing to multiply: give it"
+                " an lr and, for Adafactor, relative_step=False and warmup_init=False, or train without GreedyLR"
+            )
+
+
+def why_not(optimizer: Any) -> str | None:
+    """Why GreedyLR should not set the LR of this optimizer, in words that continue its name; None if it may.
+
+    Checked with schedulefree 1.4, prodigyopt 1.1, dadaptation 3.2, dog-optimizer 1.0, mechanic-pytorch 0.0.1 and the
+    layer-wise dummies of transformers 5.23.
+    """
+    raw = unwrapped(optimizer)
+    name, group = type(raw).__name__.lower(), raw.param_groups[0]
+    return next((why for matches, why in _KINDS if matches(name, group)), None)
 
 
 class _Groups:

@@ -124,7 +124,7 @@ class GreedyLR(Readings, Steerable):
         **fields: Unpack[ConfigFields],
     ) -> None:
         check_hook("restore", restore, "the path of a checkpoint")
-        check_optimizer(optimizer, shadow=shadow)
+        check_optimizer(optimizer)
         if controller is not None:
             check(config is None and not fields, "controller", controller, "None if a config or its fields are given")
             config, horizon = controller.config, horizon or controller.horizon
@@ -146,6 +146,8 @@ class GreedyLR(Readings, Steerable):
         self._recorder, self._total_steps = Recorder(history_file, on_decision), envelope.total_steps
         self._settling, self._module, self._restore = Settling(), module, restore
         self._begun = self._goes_on = False
+        self._fresh = True  # neither begun nor loaded
+        self._concerns: list[str] = []  # those that were logged
         self._run: str | None = None  # the run's id, if it has a history file; empty if it began before there were ids
         self._decider.begin(optimizer, self.base_lrs)
         self._set_rollback(self._rollback_of(config))
@@ -226,9 +228,11 @@ class GreedyLR(Readings, Steerable):
         if self._begun:
             return
         self._begun = True
-        if not self.last_epoch and not self.shadow:
-            for concern in self._decider.concerns(self.optimizer):
+        if self._fresh and not self.shadow:
+            self._concerns = self._decider.concerns(self.optimizer, self._rates)
+            for concern in self._concerns:
                 logger.warning("GreedyLR: %s", concern)
+        self._fresh = False
         config = self.controller.config.to_dict()
         header: dict[str, Any] = {"config": config, "base_lrs": list(self.base_lrs), "total_steps": self._total_steps}
         alike, lost = compare(json.dumps([header, self.controller.horizon], sort_keys=True), self._decider.lost)
@@ -390,6 +394,7 @@ class GreedyLR(Readings, Steerable):
         self._decider.load(controller, state)
         self._rates.load_state_dict(state, list(controller.base_lrs))
         self.last_epoch, self._run, self._begun = state["last_epoch"], state["run"], False
+        self._fresh = False
         self._recorder.rewind(state["decisions"], state["commands"])
         self._settling.load_state_dict(state["settling"], groups)
         self._set_rollback(rollback)

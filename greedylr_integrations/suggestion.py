@@ -59,9 +59,9 @@ def suggested_lr(scales: Sequence[float], base_lr: float) -> float | None:
 
     Returns:
         Base LR x the median over the later half of the scales, which are thinned out evenly to at most 128; None with
-        fewer than 10 of them.
+        fewer than 10 of them, or a base LR of 0.
     """
-    if len(scales) < 10:
+    if len(scales) < 10 or not base_lr:
         return None
     kept = scales[:: every(len(scales))]
     return base_lr * median(kept[len(kept) // 2 :])

@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import FINDS, HOLDING, LOWER, RAISE, SEARCHES, TOO_SHORT, Reason
+from greedylr_integrations.decision import (
+    CEILING,
+    FINDS,
+    HOLDING,
+    LOWER,
+    ORDERED,
+    RAISE,
+    SEARCHES,
+    TOO_SHORT,
+    Reason,
+)
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import Record
 
@@ -78,14 +88,16 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
     elif _ran_out_of_time([record.decision.reason for record in records]):
         verb, how = "ended its search at", "because its time was up; a higher LR may fit better"
     elif records and all(record.decision.reason is TOO_SHORT for record in records):
-        return f"GreedyLR held the base LR of {base_lr:.3g}, and did not search for another.{where}"
+        return f"GreedyLR held the scale, and did not search for an LR.{where}"
     times = f", {lr / base_lr:.3g} x the base LR of {base_lr:.3g}" if base_lr else ""
     return f"GreedyLR {verb} the LR {lr:.2g}{times}, {how}. Start the next such run at {lr:.2g}.{where}"
 
 
 def _ran_out_of_time(reasons: Sequence[Reason]) -> bool:
-    """Whether a search went on to where the LR was held, and was not ended by a command or a NaN."""
+    """Whether a search went on to where the LR was held, and was not ended by a command, a bound or a NaN."""
     ends = [i for i, reason in enumerate(reasons) if reason in SEARCHES]
+    if ends and {CEILING, ORDERED}.intersection(reasons[: ends[-1]]):
+        return False  # they held it up
     return bool(ends) and (ends[-1] + 1 == len(reasons) or reasons[ends[-1] + 1] is HOLDING)
 
 

@@ -77,7 +77,7 @@ class GreedyLRCallback(SharedCallback, TrainerCallback, ExportableState):
         run.default_lr = _hf_setup.default_lr(optimizer)
         if self.monitor != "loss":
             run.metric = MonitoredMetric(self.monitor, args)
-            run.metric.warn_at_start()
+            run.metric.warn_at_start(state)
         self._build(args, state, optimizer, lr_scheduler, **kwargs)
         # the Trainer's save expects an entry, which a checkpoint from before this callback does not have
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())

@@ -7,20 +7,22 @@ import histories
 import numpy as np
 import pytest
 
+from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.decision import Reason
 from greedylr_integrations.runs import doctor, make_run, read
 
 
-def record(reasons, *, losses=None, scales=None, **more):
+def record(reasons, *, losses=None, scales=None, steps=None, every_n_steps=1, **more):
     """A run with a decision of each of these reasons."""
     count = len(reasons)
     scales = np.ones(count) if scales is None else np.asarray(scales)
-    more = {"config": {"behaviour": "SlopeConfig"}, "base_lrs": [0.01], "slopes": np.full(count, -0.1), **more}
+    config = {"behaviour": "SlopeConfig", "every_n_steps": every_n_steps}
+    more = {"config": config, "base_lrs": [0.01], "slopes": np.full(count, -0.1), **more}
     more.setdefault("envelope", np.ones(count))
     return make_run(
         "run",
         "history",
-        range(1, count + 1),
+        range(1, count + 1) if steps is None else steps,
         np.linspace(3, 1, count) if losses is None else losses,
         lrs=0.01 * scales,
         scales=scales,
@@ -31,6 +33,7 @@ def record(reasons, *, losses=None, scales=None, **more):
     )
 
 
+HELD_UP = [Reason.SEARCHING] * 20 + [Reason.ORDERED] * 19 + [Reason.SEARCHING] + [Reason.HOLDING] * 60
 FOUND = [Reason.SEARCHING] * 30 + [Reason.FOUND] + [Reason.HOLDING] * 69
 
 
@@ -43,12 +46,27 @@ def test_a_run_in_which_nothing_is_wrong():
     [
         (
             lambda: record([Reason.TOO_SHORT] * 39 + [Reason.NONFINITE]),
-            "There was no search, and the base LR was held: a search needs 60 decisions in the first pass over the",
+            "There was no search, and the scale was held: a search needs 60 decisions in the first pass over the",
         ),
         (
             lambda: record([Reason.TOO_SHORT] * 40, total_steps=40),
-            "There was no search, and the base LR was held: a search needs 60 decisions, and the run is shorter",
+            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 40. Train for",
         ),
+        (
+            lambda: record([Reason.TOO_SHORT] * 40, steps=range(5, 205, 5), total_steps=200, every_n_steps=5),
+            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 40. Lower"
+            " every_n_steps=5.",
+        ),
+        (
+            lambda: record([Reason.TOO_SHORT] * 10, steps=range(191, 201), total_steps=200),
+            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 10. Lower"
+            " linear_warmup_steps=190.",
+        ),
+        (
+            lambda: record([Reason.TOO_SHORT] * 10, steps=range(50, 550, 50), total_steps=500),  # evaluations
+            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 10. Train for",
+        ),
+        (lambda: record([Reason.SEARCHING] * 40 + [Reason.HOLDING] * 60, base_lrs=[0.0]), "The base LR is 0, so"),
         (
             lambda: record([Reason.IMPROVED] * 40, slopes=None),
             "No slope was measured, so the LR followed the loss alone",
@@ -75,7 +93,7 @@ def test_a_run_in_which_nothing_is_wrong():
         ),
         (
             lambda: record([Reason.SEARCHING] * 40 + [Reason.ORDERED] * 60),
-            "The search ended at step 41 because of a command",
+            "The search was held up from step 41 on by a command, so the LR may not be the one that fits",
         ),
         (lambda: record([Reason.FLOOR] * 20 + FOUND[20:]), "The LR was at its lower bound in 20% of the decisions"),
         (lambda: record(FOUND, total_steps=200), "The record ends at step 100 of 200: resume the run"),
@@ -148,6 +166,25 @@ def test_a_command_in_force(tmp_path):
     assert line in doctor.findings(run)
     (run,) = read(histories.write(tmp_path / "capped.jsonl", [header, *rows[:40], hold, *rows[40:], cap]))
     assert not any("command" in each for each in doctor.findings(run))  # the cap has taken its place
+
+
+@pytest.mark.parametrize("commands", [[(20, "cap", 0.1)], [(20, "hold", None), (60, "release", None)]])
+def test_a_command_during_the_search_is_named_and_not_the_time(commands):
+    run = record(HELD_UP, commands=[CommandRecord(*each) for each in commands])
+    (line,) = doctor.findings(run)
+    assert line.startswith(f"The search was held up from step 21 on by the command `{run.commands[0]}`, so the LR may")
+
+
+def test_a_command_to_the_end_is_named_once():
+    run = record(HELD_UP, commands=[CommandRecord(20, "hold", None)])
+    assert doctor.findings(run) == ["The command `hold` was in force from step 20 to the end of the record."]
+
+
+@pytest.mark.parametrize("end", [Reason.HOLDING, Reason.FOUND])
+def test_the_bound_is_the_cause_and_not_the_base_lr(end):
+    reasons = [Reason.SEARCHING] + [Reason.CEILING] * 38 + [Reason.SEARCHING, end] + [Reason.HOLDING] * 59
+    run = record(reasons, scales=[0.01] * 100, config={"behaviour": "SlopeConfig", "max_scale": 0.01})
+    assert doctor.findings(run) == ["The LR was at its upper bound in 38% of the decisions: use a larger max_scale."]
 
 
 def test_records_of_real_runs():

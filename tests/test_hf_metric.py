@@ -32,7 +32,8 @@ def state(max_steps=100, epochs=5, eval_steps=10, logging_steps=5):
         ("eval_loss", {"eval_strategy": "steps", "eval_delay": 40}, 7),  # at 40, 50, ... 100
         ("eval_loss", {"eval_strategy": "steps", "eval_delay": 41}, 6),
         ("eval_loss", {"eval_strategy": "epoch", "eval_delay": 2}, 4),
-        ("eval_loss", {"eval_strategy": "no"}, None),
+        ("eval_loss", {"eval_strategy": "no"}, 0),
+        ("eval_loss", {"eval_strategy": "steps", "eval_delay": 1000}, 0),
         ("grad_norm", {}, 20),
         ("grad_norm", {"logging_strategy": "epoch"}, 5),
         ("grad_norm", {"logging_strategy": "no"}, None),
@@ -48,6 +49,37 @@ def test_how_many_values_a_run_will_have(name, settings, count):
 def test_a_stream_has_any_number_of_epochs():
     metric = MonitoredMetric("eval_loss", args(eval_strategy="epoch"))
     assert metric.count(state(max_steps=100, epochs=sys.maxsize)) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"eval_strategy": "no"}, "eval_strategy is 'no': set eval_strategy to 'steps' or 'epoch'"),
+        (
+            {"eval_strategy": "steps", "eval_delay": 1000},
+            "the first evaluation comes after the 100 steps of this run: lower eval_steps=10 or eval_delay=1000",
+        ),
+    ],
+)
+def test_a_metric_that_is_known_not_to_come(settings, why, warnings_of):
+    metric = MonitoredMetric("eval_loss", args(**settings))
+    metric.warn_at_start(state())
+    assert metric.never
+    assert warnings_of() == [
+        f"monitor='eval_loss' will not appear on its own, because {why}; otherwise, the LR will not follow it"
+    ]
+
+
+def test_a_name_that_is_wrong_is_said_without_logs_too(warnings_of):
+    metric = MonitoredMetric("acc", args(eval_strategy="steps", logging_strategy="no"))
+    metric.warn_at_start(state())
+    metric.look_for()
+    assert warnings_of() == []
+    metric.expect_evaluation(True)
+    metric.evaluated({"eval_loss": 1.0})
+    metric.look_for()
+    (message,) = warnings_of()
+    assert message.startswith("monitor='acc' is neither logged nor evaluated: there are eval_loss so far")
 
 
 def test_logs_of_an_evaluation_are_told_from_those_of_training():

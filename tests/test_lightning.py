@@ -210,6 +210,30 @@ def test_two_optimizers_and_two_instances(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] != trainer.optimizers[1].param_groups[0]["lr"]
 
 
+def test_one_of_two_callbacks_only_watches(tmp_path):
+    real, watching = GreedyLRCallback(**FAST), GreedyLRCallback(**FAST, shadow=True)
+    logger = pl.loggers.CSVLogger(tmp_path)
+    trainer = fit(tmp_path, module := Module(), real, watching, logger=logger, log_every_n_steps=12)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert trainer.logged_metrics["greedylr/lr"] == pytest.approx(module.used[-1])
+    assert "greedylr/lr/shadow" in trainer.logged_metrics
+    assert len(real.history) == len(watching.history) == 12
+    fit(tmp_path, alone := Module(), GreedyLRCallback(**FAST))
+    assert module.used == alone.used
+    again = GreedyLRCallback(**FAST), GreedyLRCallback(**FAST, shadow=True)
+    fit(tmp_path, Module(), *again, max_epochs=2, ckpt_path=tmp_path / "last.ckpt")
+    assert [callback.scheduler.last_epoch for callback in again] == [24, 24]
+
+
+def test_an_optimizer_without_an_lr_is_refused(tmp_path):
+    class Own(Module):
+        def configure_optimizers(self):
+            return pytest.importorskip("transformers.optimization").Adafactor(self.parameters())
+
+    with pytest.raises(ValueError, match=r"^Adafactor computes its own LR \(lr=None\)"):
+        fit(tmp_path, Own(), GreedyLRCallback())
+
+
 def test_an_optimizer_index_beyond(tmp_path):
     with pytest.raises(ValueError, match="optimizer_index=1 is not allowed: it must be below 1"):
         fit(tmp_path, Module(), GreedyLRCallback(optimizer_index=1))
@@ -341,6 +365,44 @@ def test_a_training_metric_once_an_epoch(tmp_path):
     callback = GreedyLRCallback(monitor="train_loss")
     fit(tmp_path, Module(), callback, max_epochs=4)
     assert len(callback.history) == 4
+
+
+@pytest.mark.parametrize(
+    ("val", "settings"),
+    [(False, {}), (True, {"limit_val_batches": 0}), (True, {"check_val_every_n_epoch": 5}), (False, {"max_steps": 3})],
+)
+def test_a_validation_metric_without_validation_is_said_once_before_the_first_step(
+    tmp_path, val, settings, warnings_of
+):
+    module, early = Module(), []
+
+    class Early(pl.Callback):
+        def on_train_batch_start(self, *args):
+            early.append(len(warnings_of()))
+
+    fit(tmp_path, module, GreedyLRCallback(monitor="val_loss"), Early(), val=val, **settings)
+    (message,) = warnings_of()
+    assert message.startswith("monitor='val_loss' will not appear on its own, because this run has no validation: ")
+    assert early[0] == 1
+
+
+def test_how_often_a_metric_comes_may_turn_out_late(tmp_path, warnings_of):
+    of_training, of_validation = (GreedyLRCallback(monitor=name, window_size=3) for name in ("train_loss", "val_loss"))
+    for callback in (of_training, of_validation):
+        fit(tmp_path, Module(), callback, val=True, max_epochs=10, check_val_every_n_epoch=5)
+    assert [callback.scheduler.controller.horizon for callback in (of_training, of_validation)] == [10, 2]
+    assert warnings_of()[0] == "GreedyLR: the LR will not move: window_size=3, and the run has 2 decisions"
+
+
+@pytest.mark.parametrize(("name", "horizon"), [("error", 2), ("train_loss", 10)])
+def test_a_metric_of_validation_may_have_any_name(tmp_path, name, horizon):
+    class Other(Module):
+        def validation_step(self, batch, batch_idx):
+            self.log("error", self.model(**batch)["loss"])
+
+    callback = GreedyLRCallback(monitor=name, mode="min")
+    fit(tmp_path, Other(), callback, val=True, max_epochs=10, check_val_every_n_epoch=5)
+    assert callback.scheduler.controller.horizon == horizon == len(callback.history)
 
 
 def test_a_metric_that_does_not_exist_lists_those_that_do(tmp_path):

@@ -32,8 +32,20 @@ def test_a_metric_that_does_not_come(validates):
     metric = MonitoredMetric("f1")
     if validates:
         metric.after_validation({"val_loss": 1.0})
-    with pytest.raises(ValueError, match="monitor='f1' is not logged: there are val_loss"):
+    with pytest.raises(ValueError, match="monitor='f1' is not logged: there are val_loss. Log it with `self.log`, or"):
         metric.after_epoch({"val_loss": 1.0}, validates)
+
+
+@pytest.mark.parametrize(
+    ("name", "validations", "never"),
+    [("val_loss", 0, True), ("val_loss", 2, False), ("val_loss", None, False), ("train_loss", 0, False)],
+)
+def test_a_validation_metric_without_validation_is_a_warning_and_no_error(name, validations, never, warnings_of):
+    metric = MonitoredMetric(name)
+    metric.warn_at_start(validations)
+    assert metric.never == never == bool(warnings_of())
+    if never:
+        assert not metric.after_epoch({}, validates=False)
 
 
 def test_a_metric_that_came_once_may_stay_away():

@@ -300,6 +300,11 @@ def test_broken_input_is_one_sentence_with_the_file(tmp_path, name):
 
 
 def test_what_is_not_there(tmp_path):
+    (tmp_path / "sft.yaml").write_text("learning_rate: 1e-4\n")
+    with pytest.raises(
+        RunError, match=r"sft.yaml: this is a file of settings, not the record of a run: name the run's"
+    ):
+        read(tmp_path / "sft.yaml")
     with pytest.raises(RunError, match="no such file"):
         read(tmp_path / "missing.csv")
     with pytest.raises(RunError, match="no log of a run in this folder"):

@@ -54,11 +54,11 @@ def said(caplog):
         ),
         (
             lambda: scheduler_of(total_steps=50),
-            "GreedyLR holds the base LR (base LR 0.1); decays to 0 over the last 15 of 50 steps",
+            "GreedyLR holds the scale (base LR 0.1); decays to 0 over the last 15 of 50 steps",
         ),
         (
             lambda: scheduler_of(total_steps=1000, steps_per_epoch=22),
-            "GreedyLR holds the base LR (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
+            "GreedyLR holds the scale (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
         ),
         (
             lambda: scheduler_of(GreedyConfig(), monitor="val_loss"),
@@ -120,9 +120,15 @@ def test_a_search_that_was_cut_short_did_not_run_out_of_time(reason):
     assert "settled on the LR 0.4" in line
 
 
+@pytest.mark.parametrize("reason", [Reason.CEILING, Reason.ORDERED])
+def test_a_search_that_was_held_up_did_not_run_out_of_time(reason):
+    line = summary.closing(decided(Reason.SEARCHING, reason, Reason.SEARCHING, Reason.HOLDING), 0.4, 0.1, 80, None)
+    assert "time" not in line
+
+
 def test_a_run_without_a_search_recommends_nothing():
     line = summary.closing(decided(Reason.TOO_SHORT, Reason.TOO_SHORT), 0.1, 0.1, 80, "h.jsonl")
-    assert line == "GreedyLR held the base LR of 0.1, and did not search for another. History: h.jsonl"
+    assert line == "GreedyLR held the scale, and did not search for an LR. History: h.jsonl"
 
 
 # ---- where they are said ----

@@ -234,6 +234,24 @@ def test_a_frozen_group_stays_at_zero():
     assert all(math.isfinite(scale) for scale in controller.scales)
 
 
+@pytest.mark.parametrize(
+    ("bound", "base_lr", "advice"),
+    [
+        ({"max_lr": 1e-3}, 1e-2, "raise max_lr=0.001"),
+        ({"max_lr": 1e-3}, 5e-4, "raise max_lr=0.001"),
+        ({"max_scale": 0.1}, 1e-2, "raise max_scale=0.1"),
+        ({"max_scale": 2.0}, 1e-2, "the base LR is probably far too low; raise it, or max_scale"),
+    ],
+)
+def test_the_warning_at_the_ceiling_names_what_holds_the_lr(bound, base_lr, advice, warnings_of):
+    controller = GreedyController(GreedyConfig(window_size=1, **bound), (base_lr,), horizon=50)
+    for step in range(50):
+        controller.observe(100.0 - step)
+    (message,) = warnings_of()
+    assert message.startswith("GreedyLR would raise the LR beyond its upper bound (scale ")
+    assert message.endswith(f": {advice}")
+
+
 def test_the_ceiling_is_ten_times_the_base_lr_and_warns_once(warnings_of):
     controller = GreedyController(GreedyConfig(window_size=1))
     decisions = observe(controller, [1000 - i for i in range(600)])

@@ -215,10 +215,16 @@ class WindowRule(OneScaleRule):
     def _warn_at_ceiling(self) -> None:
         if not self._ceiling_reached:
             self._ceiling_reached = True
+            if self._config.max_lr is not None:
+                advice = f"raise max_lr={self._config.max_lr}"
+            elif self._ceiling < 1:
+                advice = f"raise max_scale={self._config.max_scale}"
+            else:
+                advice = "the base LR is probably far too low; raise it, or max_scale"
             logger.warning(
-                "GreedyLR has raised the LR to its upper bound (scale %s) and would raise it further: the base LR is"
-                " probably far too low; raise it, or max_scale",
+                "GreedyLR would raise the LR beyond its upper bound (scale %s): %s",
                 ", ".join(f"{scale:g}" for scale in dict.fromkeys(self.scales)),
+                advice,
             )
 
     def _count_down(self, reset_start: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.decision import FINDS, SEARCHES, Reason
 from greedylr_integrations.rules.slope import SHORTEST
 from greedylr_integrations.runs.run import Integers, Run
@@ -37,7 +38,6 @@ CUT_SHORT = {
     Reason.NONFINITE.name: "a loss that was NaN or infinite",
     Reason.SPIKE.name: "a loss spike",
     Reason.ROLLED_BACK.name: "a loss spike or NaN",
-    Reason.ORDERED.name: "a command",
 }
 
 
@@ -94,21 +94,24 @@ def _value(run: Run, field: str) -> Any:
 
 
 def _about_search(run: Run) -> Iterator[str]:
+    if run.base_lrs and not any(run.base_lrs):
+        yield "The base LR is 0, so nothing was trained: give the optimizer an LR above 0."
+        return
     if not _is_default(run) or not run.has_decisions:
         return
     lr, base_lr = run.suggested_lr(), base_lr_of(run)
     searching = _rows(run, *SEARCHES)
     row = int(searching[-1]) if len(searching) else None
+    bounded = _is_often(run, Reason.CEILING)  # `_about_bounds` says so
     if _count(run, Reason.TOO_SHORT) and row is None:
-        short = run.total_steps is not None and run.total_steps < SHORTEST
-        yield f"There was no search, and the base LR was held: {_needs_more(short)}"
+        yield f"There was no search, and the scale was held: {_needs_more(run)}"
     elif _count(run, *FOLLOWS_LOSS):
         yield (
             "No slope was measured, so the LR followed the loss alone, which cannot find the LR if the base LR is far"
             " off: the optimizer's gradients were hidden, as with DeepSpeed's ZeRO."
         )
     elif _count(run, *FINDS):
-        if lr is not None and base_lr > 0 and not 1 / FAR <= lr / base_lr <= FAR:
+        if lr is not None and not bounded and not 1 / FAR <= lr / base_lr <= FAR:
             yield (
                 f"The LR that was found, {lr:.2g}, is far from the base LR, {base_lr:.2g}: start the next such run at"
                 f" {lr:.2g}."
@@ -116,23 +119,62 @@ def _about_search(run: Run) -> Iterator[str]:
     elif row == len(run) - 1:
         yield f"The record ends in the search, after step {int(run.steps[-1]):,}: the LR was not found yet."
     elif row is not None:
-        after = run.reason(row + 1)
-        if after in CUT_SHORT:
+        after, ordered = run.reason(row + 1), _rows(run, Reason.ORDERED)
+        if after == Reason.ORDERED.name or (ordered < row).any():
+            if not _held_to_the_end(run):  # `_about_bounds` says so
+                step = int(run.steps[ordered[0]])
+                yield (
+                    f"The search was held up from step {step:,} on by {_command_at(run, step)}, so the LR may not be"
+                    " the one that fits: let the search end first."
+                )
+        elif after in CUT_SHORT:
             yield (
                 f"The search ended at step {int(run.steps[row + 1]):,} because of {CUT_SHORT[after]}, so the LR may not"
                 " be the one that fits."
             )
-        elif after == Reason.HOLDING.name and lr is not None:
+        elif after == Reason.HOLDING.name and lr is not None and not bounded:
             yield (
                 f"The search ran out of time at an LR of {lr:.2g}, so the best LR may be higher: start the next run"
                 f" with a base LR of {lr:.2g}."
             )
 
 
-def _needs_more(short: bool) -> str:
-    if short:
-        return f"a search needs {SHORTEST} decisions, and the run is shorter. Train for longer, or use a smaller batch."
-    return f"a search needs {SHORTEST} decisions in the first pass over the data. Use a smaller batch, or more data."
+def _command_at(run: Run, step: int) -> str:
+    """The command that was in force at a step."""
+    given = [each for each in run.commands if each.order != "decay" and each.step <= step]
+    return f"the command `{given[-1]}`" if given else "a command"
+
+
+def _held_to_the_end(run: Run) -> CommandRecord | None:
+    """The command that kept the LR still to the end of the record."""
+    in_force = next((each for each in reversed(run.commands) if each.order != "decay"), None)
+    return in_force if in_force is not None and in_force.order in ("hold", "pin") else None
+
+
+def _needs_more(run: Run) -> str:
+    """Why a run was not searched in, and what to do about it."""
+    total, every, gap = run.total_steps, _value(run, "every_n_steps") or 1, _gap(run) or 1
+    warmup = max(int(run.steps[0] - gap), 0)  # the record does not say, but there are no decisions in it
+    decisions = None if total is None else math.ceil(max(total - warmup, 1) / gap)
+    needs = f"a search needs {SHORTEST} decisions"
+    if total is None or decisions is None or decisions >= SHORTEST:
+        return f"{needs} in the first pass over the data. Use a smaller batch, or more data."
+    settings = [f"every_n_steps={every}"] * (every > 1) + [f"linear_warmup_steps={warmup}"] * (warmup > 0)
+    advice = (
+        f"Lower {' and '.join(settings)}."
+        if settings and total >= SHORTEST
+        else "Train for longer, or use a smaller batch."
+    )
+    return f"{needs}, and the run had {decisions}. {advice}"
+
+
+def _gap(run: Run) -> float:
+    """Optimizer steps from one row to the next, such as those between evaluations."""
+    return float(np.median(np.diff(run.steps))) if len(run) > 1 else 0.0
+
+
+def _is_often(run: Run, reason: Reason) -> bool:
+    return _count(run, reason) > OFTEN * int((run.actions >= 0).sum())
 
 
 def _about_bounds(run: Run) -> Iterator[str]:
@@ -141,14 +183,14 @@ def _about_bounds(run: Run) -> Iterator[str]:
         (Reason.CEILING, "upper", "max", "larger", "higher"),
         (Reason.FLOOR, "lower", "min", "smaller", "lower"),
     ):
-        count = _count(run, reason)
-        if count > OFTEN * decisions:
-            fixed = _value(run, f"{bound}_lr") is not None
-            advice = f"a {larger} {bound}_lr" if fixed else f"a {higher} base LR, or a {larger} {bound}_scale"
-            yield f"The LR was at its {which} bound in {count / decisions:.0%} of the decisions: use {advice}."
-    in_force = next((each for each in reversed(run.commands) if each.order != "decay"), None)
-    if in_force is not None and in_force.order in ("hold", "pin"):
-        yield f"The command `{in_force}` was in force from step {in_force.step:,} to the end of the record."
+        if _is_often(run, reason):
+            given = [f"{bound}_{of}" for of in ("lr", "scale") if _value(run, f"{bound}_{of}") is not None]
+            advice = f"a {larger} {given[0]}" if given else f"a {higher} base LR, or a {larger} {bound}_scale"
+            share = _count(run, reason) / decisions
+            yield f"The LR was at its {which} bound in {share:.0%} of the decisions: use {advice}."
+    held = _held_to_the_end(run)
+    if held is not None:
+        yield f"The command `{held}` was in force from step {held.step:,} to the end of the record."
 
 
 def _about_length(run: Run) -> Iterator[str]:
@@ -158,14 +200,13 @@ def _about_length(run: Run) -> Iterator[str]:
         yield "The loss window never filled, so the LR never moved: set a smaller window_size."
     if total is None or not run.has_decisions or any(command.order == "decay" for command in run.commands):
         return
-    gap = float(np.median(np.diff(run.steps))) if len(run) > 1 else 0.0  # between evaluations, for example
     over = run.steps > total
     if over.any() and not run.lrs[over].any():
         yield (
             f"The run went on for {last - total:,} steps after its planned end at step {total:,}, with an LR of 0: set"
             " total_steps to its real length."
         )
-    elif last + gap < EARLY * total:
+    elif last + _gap(run) < EARLY * total:
         yield f"The record ends at step {last:,} of {total:,}: resume the run, or plan a shorter one."
 
 

@@ -17,6 +17,7 @@ from greedylr_integrations.runs.run import Run, RunError, listed
 from greedylr_integrations.runs.tables import read_csv, read_json_lines
 
 EVENTS = "events.out.tfevents"
+SETTINGS = (".yaml", ".yml", ".toml")
 
 
 def read(path: str | os.PathLike[str], column: str | None = None, finite: bool = True) -> list[Run]:
@@ -52,6 +53,8 @@ def read(path: str | os.PathLike[str], column: str | None = None, finite: bool =
 def _find(path: Path) -> Path:
     if not path.exists():
         raise RunError(f"{path}: there is no such file or folder")
+    if path.is_file() and path.suffix.lower() in SETTINGS:
+        raise RunError(f"{path}: this is a file of settings, not the record of a run: name the run's output folder")
     if path.is_file():
         return path
     if not path.is_dir():
