@@ -99,7 +99,7 @@ class Decider:
         self._direct = False  # whether a float may go to the controller as it is
         self._step = 0  # optimizer steps done
         self._skipped = 0  # steps in a row that the optimizer skipped
-        self._skipped_loss: torch.Tensor | None = None  # of the last of these
+        self._skipped_loss: float | torch.Tensor | None = None  # of the last of these
         self._stepped = self._optimizer_stepped = False  # whether this object, and the optimizer, have been stepped
 
     def begin(self, optimizer: Optimizer, base_lrs: Sequence[float]) -> None:
@@ -167,9 +167,10 @@ class Decider:
         self._lossless = -1
         self.signals.skip_step()
 
-    def skip_step(self) -> bool:
+    def skip_step(self, loss: float | torch.Tensor | None) -> bool:
         """The optimizer skipped a step. Whether it has done so for long: then `observe_skipped` must be called."""
-        self._skipped_loss = self.signals.skip_step()
+        measured = self.signals.skip_step()
+        self._skipped_loss = measured if loss is None else loss
         self._skipped += 1
         if self._skipped == SKIPPED:
             logger.warning(
@@ -177,7 +178,7 @@ class Decider:
                 " gradients are infinite or NaN",
                 SKIPPED,
             )
-        return self._skipped >= SKIPPED and self.signals.meter.fed
+        return self._skipped >= SKIPPED and self._monitor == "loss"
 
     def observe_skipped(self) -> Decision | None:
         """Decide on the loss of the step that was skipped, unless it is finite. Every rank must call it."""

@@ -199,13 +199,17 @@ class GreedyLR(Readings, Steerable):
         """Decide without a step, for example on a validation loss. Every rank must call it: their mean counts."""
         return None if self.ramping else self._decide_apart(lambda: self._decider.observe(loss))
 
-    def skip_step(self) -> Decision | None:
+    def skip_step(self, loss: float | torch.Tensor | None = None) -> Decision | None:
         """The optimizer skipped the step under way: forget what was measured for it. Every rank must call it.
 
         After 20 skipped steps in a row, there is a WARNING, and a loss that is NaN or infinite leads to a decision, as
         `on_nonfinite` says.
+
+        Args:
+            loss (float or tensor with one element): the loss of the step that was skipped. Default None: that of the
+                micro-batches that were passed to `meter`.
         """
-        return self._decide_apart(self._decider.observe_skipped) if self._decider.skip_step() else None
+        return self._decide_apart(self._decider.observe_skipped) if self._decider.skip_step(loss) else None
 
     def _decide_apart(self, decide: Callable[[], Decision | None]) -> Decision | None:
         """A decision that no step of the optimizer belongs to."""

@@ -1,12 +1,13 @@
 """From losses to decisions: what a run is told once, how long it is, and how a state goes on."""
 
+import math
 import warnings
 
 import pytest
 import torch
 
 from greedylr_integrations import GreedyConfig, GreedyLR, PaperConfig, SlopeConfig
-from greedylr_integrations.deciding import RunLength
+from greedylr_integrations.deciding import SKIPPED, RunLength
 
 
 def scheduler_of(config=None, **kwargs):
@@ -136,3 +137,46 @@ def test_a_base_lr_in_a_checkpoint_that_cannot_be(base_lr):
         with pytest.raises(ValueError, match="base_lrs=.* is not allowed"):
             scheduler_of(GreedyConfig()).load_state_dict(state)
         place["base_lrs"] = before
+
+
+# ---- steps that the optimizer skipped ----
+
+
+def skipping(policy, loss, count, before=30):
+    """The scheduler after a few steps and so many that were skipped."""
+    scheduler = scheduler_of(GreedyConfig(on_nonfinite=policy), total_steps=1000)
+    for _ in range(before):
+        scheduler.step(3.0)
+    for _ in range(count):
+        scheduler.skip_step(loss)
+    return scheduler
+
+
+def test_a_few_skipped_steps_are_normal(warnings_of):
+    scheduler = skipping("raise", math.nan, SKIPPED - 1)
+    scheduler.step(3.0)
+    assert (len(scheduler.history), scheduler.last_epoch) == (31, 31)
+    for _ in range(SKIPPED - 1):
+        scheduler.meter.update(math.nan)
+        scheduler.skip_step()
+    assert warnings_of() == []
+
+
+def test_many_skipped_steps_are_told_once(warnings_of):
+    scheduler = skipping("raise", 3.0, 3 * SKIPPED)
+    (message,) = warnings_of()
+    assert message.startswith("20 steps in a row were skipped, so nothing is learned: with a gradient scaler, ")
+    assert (len(scheduler.history), scheduler.last_epoch) == (30, 30)
+
+
+@pytest.mark.parametrize(("policy", "more", "what"), [("raise", 0, "is nan"), ("reduce", 2, "3 times in a row")])
+def test_a_loss_that_is_nan_in_skipped_steps_is_an_error(policy, more, what):
+    skipping(policy, math.nan, SKIPPED + more - 1)
+    with pytest.raises(FloatingPointError, match=f"^step 30: the loss .*{what}"):
+        skipping(policy, math.nan, SKIPPED + more)
+
+
+def test_a_metric_decides_on_nothing_in_skipped_steps():
+    scheduler = scheduler_of(GreedyConfig(on_nonfinite="raise"), monitor="eval_loss")
+    for _ in range(2 * SKIPPED):
+        assert scheduler.skip_step() is None

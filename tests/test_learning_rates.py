@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from greedylr_integrations import GreedyConfig, GreedyLR, SlopeConfig
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.learning_rates import LearningRates
 
@@ -100,3 +101,78 @@ def test_with_another_schedule_its_lrs_take_the_place_of_base_and_envelope():
     assert lrs_of(optimizer) == pytest.approx([0.1 * 0.5 * 3])
     with pytest.raises(ValueError, match="^linear_warmup_steps=3 is not allowed: it must be 0 with a base_schedule"):
         rates_of(optimizer, schedule, linear_warmup_steps=3)
+
+
+# ---- what else may set them ----
+
+
+class Second:
+    """What sets the LR after GreedyLR does, in each step or once."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def lambda_lr(self):
+        return torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 0.5).step
+
+    def cosine(self):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, 100).step
+
+    def code(self):
+        return lambda: self.optimizer.param_groups[0].update(lr=0.01)
+
+    def another_greedy(self):
+        other = GreedyLR(self.optimizer, GreedyConfig(), total_steps=100)
+        other.pin(0.5)
+        return lambda: other.step(1.0)
+
+
+@pytest.mark.parametrize("what", ["lambda_lr", "cosine", "code", "another_greedy"])
+def test_another_that_sets_the_lr_is_told_once(what, warnings_of):
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, SlopeConfig(), total_steps=300)
+    other = getattr(Second(optimizer), what)()
+    for _ in range(40):
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+        optimizer.step()
+        scheduler.step(1.0)
+        other()
+    (message,) = [text for text in warnings_of() if "something else sets the LR too" in text]
+    assert message.startswith("something else sets the LR too: GreedyLR set ")
+
+
+@pytest.mark.parametrize("what", ["nothing", "base_schedule", "shadow", "pin", "tensor", "resume", "once"])
+def test_no_other_sets_the_lr(what, warnings_of):
+    optimizer = optimizer_of(0.1)
+    schedule = {"base_schedule": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)}
+    if what == "tensor":
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+    arguments = schedule if what == "base_schedule" else {"total_steps": 300, "shadow": what == "shadow"}
+    scheduler = GreedyLR(optimizer, SlopeConfig(), **arguments)
+    for step in range(100):
+        if what == "shadow":
+            optimizer.param_groups[0]["lr"] = 0.1 / (step + 1)
+        if step == 50 and what == "pin":
+            scheduler.pin(0.3)
+        if step == 50 and what == "once":
+            optimizer.param_groups[0]["lr"] = 1.0
+        if step == 50 and what == "resume":
+            states = scheduler.state_dict(), optimizer.state_dict()
+            scheduler.load_state_dict(states[0])
+            optimizer.load_state_dict(states[1])
+        optimizer.param_groups[0]["params"][0].grad = torch.ones(1)
+        optimizer.step()
+        scheduler.step(1.0)
+    assert not [text for text in warnings_of() if "something else sets the LR" in text]
+
+
+def test_a_run_that_goes_on_after_its_end_is_told_once(warnings_of):
+    optimizer = optimizer_of(0.1)
+    scheduler = GreedyLR(optimizer, GreedyConfig(), total_steps=50, linear_warmup_steps=5)
+    for _ in range(50):
+        scheduler.step(1.0)
+    assert warnings_of() == []
+    for _ in range(10):
+        scheduler.step(1.0)
+    (message,) = warnings_of()
+    assert message.startswith("the LR has decayed to 0, and the run goes on: nothing is learned from step 51 on. ")

@@ -346,7 +346,7 @@ class Weights:
         return all(torch.equal(value, self.after[b][name]) for name, value in self.after[a].items())
 
 
-def in_the_trainer(out, model=None, how="spike", resume=None, **kwargs):
+def in_the_trainer(out, model=None, how="spike", resume=None, callback=None, **kwargs):
     import tiny
     from transformers import TrainerCallback
 
@@ -362,7 +362,7 @@ def in_the_trainer(out, model=None, how="spike", resume=None, **kwargs):
         def on_step_end(self, args, state, control, model=None, **kwargs):
             weights.take(state.global_step, model)
 
-    callback = GreedyLRCallback(CONFIG, quiet=True)
+    callback = callback or GreedyLRCallback(CONFIG, quiet=True)
     save = {"save_strategy": "steps", "save_steps": EVERY, "max_steps": STEPS, **kwargs}
     trainer = tiny.trainer(out, [callback, Watch()], model=model, data=regression_data(256), **save)
     trainer.train(resume_from_checkpoint=resume)
@@ -383,6 +383,23 @@ def test_after_a_resume_in_the_trainer(tmp_path, caplog):
     callback, *_ = in_the_trainer(tmp_path, Net2(), "nan", resume=str(tmp_path / "checkpoint-45"), save_strategy="no")
     assert reasons(callback).count(Reason.ROLLED_BACK) == 1
     assert f"went back to the weights of step 45 at step 52, from {tmp_path / 'checkpoint-45'}" in caplog.text
+
+
+@pytest.mark.parametrize("fields", [{}, {"on_spike": "rollback", "snapshot_every": 100}])
+def test_a_resume_with_another_setting_follows_the_checkpoints(tmp_path, fields, caplog):
+    from greedylr_integrations.transformers import GreedyLRCallback
+
+    in_the_trainer(tmp_path, Net2(), None, max_steps=45, save_steps=45)
+    callback, *_ = in_the_trainer(
+        tmp_path,
+        Net2(),
+        "nan",
+        resume=str(tmp_path / "checkpoint-45"),
+        callback=GreedyLRCallback(GreedyConfig(**fields), quiet=True),
+        save_strategy="no",
+    )
+    assert f"went back to the weights of step 45 at step 52, from {tmp_path / 'checkpoint-45'}" in caplog.text
+    assert reasons(callback).count(Reason.ROLLED_BACK) == 1
 
 
 def test_a_resume_from_a_checkpoint_without_the_optimizer(tmp_path, warnings_of):
