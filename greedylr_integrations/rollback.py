@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from greedylr_integrations.controller import ControllerConfig
-from greedylr_integrations.decision import ROLLED_BACK, Decision
+from greedylr_integrations.decision import LOWER, ROLLED_BACK, Decision
 from greedylr_integrations.distributed import compare
 from greedylr_integrations.guard import Guard, SpikeError
 from greedylr_integrations.log import logger
@@ -82,7 +82,12 @@ class Rollback(ABC, Generic[Place]):
             guard.memory = earlier.memory
             while self._kept[-1] is not earlier:  # later weights, which the run has now abandoned
                 self._kept.pop()
-            logger.warning("GreedyLR went back to the weights of step %d at step %d%s", earlier.step, step, self._of)
+            why = "was NaN or infinite" if decision.best is None else "spiked"
+            lower = ", and lowers the LR" if decision.action is LOWER else ""
+            logger.warning(
+                "GreedyLR went back to the weights of step %d at step %d%s, since the loss %s%s",
+                *(earlier.step, step, self._of, why, lower),
+            )
         elif guard.calm:
             self._stay(step, guard)
         guard.can_go_back = bool(self._fitting())

@@ -334,3 +334,14 @@ def test_a_page_of_many_runs_takes_a_template_for_each_kind(tmp_path):
     page.page(runs, ["run"], [["x"]] * 150, tmp_path / "a.html")
     assert time.process_time() - started < 30
     assert (tmp_path / "a.html").stat().st_size < 10e6
+
+
+def test_the_limit_of_a_spike_is_no_recent_best():
+    losses = [*[3.0, 3.1] * 30, 50.0, *[3.0, 3.1] * 5]
+    log = make_run("log", "CSV log", np.arange(len(losses)), losses)
+    run = replay(log, GreedyConfig(on_spike="hold"), 1e-3, None, "run")
+    (spike,) = [row for row in range(len(run)) if run.reason(row) == "SPIKE"]
+    assert run.best[spike] > 3.1
+    assert np.isnan(run.references[spike])
+    others = np.delete(np.arange(len(run)), spike)
+    np.testing.assert_array_equal(run.references[others], run.best[others])

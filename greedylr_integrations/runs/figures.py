@@ -185,7 +185,7 @@ def _draw_loss(axes: Any, run: Run, rows: Integers) -> None:
     _line(axes, run, run.losses, rows, color=RAW, linewidth=0.8, alpha=0.7, label=monitor)
     if run.has("smoothed"):
         _line(axes, run, run.smoothed, rows, color=SMOOTH, linewidth=1.6, label="smoothed")
-        _line(axes, run, run.best, rows, color=BEST, linewidth=0.9, linestyle=(0, (4, 2)), label="recent best")
+        _line(axes, run, run.references, rows, color=BEST, linewidth=0.9, linestyle=(0, (4, 2)), label="recent best")
     lost = rows[~np.isfinite(run.losses[rows])]
     if len(lost):
         top = drawable(run.losses[np.isfinite(run.losses)].max())

@@ -33,7 +33,7 @@ from greedylr_integrations.runs.thin import (
     wide,
 )
 
-CURVES = ("losses", "smoothed", "best", "lrs", "scales", "slopes", "slope_means")
+CURVES = ("losses", "smoothed", "references", "lrs", "scales", "slopes", "slope_means")
 MARKERS = {RAISE: "triangle", LOWER: "inverted_triangle"}
 DASHES = ("solid", "dashed", "dotted")
 MOST_LEGENDS = 40  # runs in the legend of the overview
@@ -213,7 +213,7 @@ def _item(plots: Sequence[Any]) -> Any:
 def _template(
     losses: bool,
     smoothed: bool,
-    best: bool,
+    references: bool,
     lrs: bool,
     scales: bool,
     slopes: bool,
@@ -227,12 +227,12 @@ def _template(
 
     # templates of what hovering shows; no text of a file is in them
     tips = [("step", "@step"), ("loss", "@losses{0.00000}")]
-    tips += [("smoothed", "@smoothed{0.00000}")] * smoothed + [("recent best", "@best{0.00000}")] * best
+    tips += [("smoothed", "@smoothed{0.00000}")] * smoothed + [("recent best", "@references{0.00000}")] * references
     tips += [("LR", "@lrs{%.3e}")] * lrs + [("scale", "@scales{0.0000}")] * scales
     tips += [("slope", "@slopes{0.0000}")] * slopes + [("mean slope", "@slope_means{0.0000}")] * slope_means
     tips += [("decision", "@decision")] * reasons
     source, span = _source("step", "decision", *CURVES), Range1d(start=FIRST, end=LAST)
-    plots = [_loss_plot(source, span, tips, smoothed, best, log_loss)]
+    plots = [_loss_plot(source, span, tips, smoothed, references, log_loss)]
     plots += [_lr_plot(source, span, tips, log_lr)] * lrs
     plots += [_slope_plot(source, span, tips)] * slopes
     if commands:
@@ -244,14 +244,14 @@ def _template(
     return _item(plots)
 
 
-def _loss_plot(source: Any, span: Any, tips: Any, smoothed: bool, best: bool, log: bool) -> Any:
+def _loss_plot(source: Any, span: Any, tips: Any, smoothed: bool, references: bool, log: bool) -> Any:
     axis = {"y_axis_type": "log"} if log else {}
     plot = _figure(300, x_range=span, y_axis_label="slot monitor", name="loss", **axis)
     line = plot.line("step", "losses", source=source, color=RAW, line_width=1, legend_label="slot monitor")
     if smoothed:
         line = plot.line("step", "smoothed", source=source, color=SMOOTH, line_width=2, legend_label="smoothed")
-    if best:
-        plot.line("step", "best", source=source, color=BEST, line_dash="dashed", legend_label="recent best")
+    if references:
+        plot.line("step", "references", source=source, color=BEST, line_dash="dashed", legend_label="recent best")
     _hover(plot, [line], tips)
     return plot
 

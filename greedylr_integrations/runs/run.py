@@ -40,7 +40,7 @@ class Run:
         losses: the loss as it was recorded.
         lrs: LR of a parameter group: the one after the step if `lrs_are_next`, else the one of the step.
         scales: its scale.
-        smoothed, best: the smoothed loss and the reference it was compared with.
+        smoothed, best: the smoothed loss and the reference it was compared with; at a spike, `best` is its limit.
         slopes, distances: the slope and the distance that the decision saw.
         slope_means: the mean of the last slopes that it was made on.
         envelope: factor of warmup and final decay in the LRs.
@@ -85,6 +85,11 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def references(self) -> Floats:
+        """What the smoothed loss was compared with: `best`, but where it is the limit that a spike exceeded, NaN."""
+        return np.where(np.isfinite(self.smoothed), self.best, np.nan) if self.has("smoothed") else self.best
 
     @property
     def has_decisions(self) -> bool:
