@@ -12,7 +12,6 @@ from typing import Any, ClassVar, Unpack, cast
 
 from greedylr_integrations.checks import check, check_choice, check_hook, check_integer, plain
 from greedylr_integrations.controller import ControllerConfig, GreedyController
-from greedylr_integrations.decision import FILLING
 from greedylr_integrations.history import History, Record
 from greedylr_integrations.log import logger
 from greedylr_integrations.loss import LossMeter
@@ -299,19 +298,9 @@ class SharedCallback(Steerable):
     def _end_run(self) -> None:
         """Log what the run found, and let go of the optimizer and everything that it holds."""
         metric, scheduler, self._run = self._run.metric, self._scheduler, None
-        history = scheduler.history
-        if history or metric is None or not metric.never:  # else it was said at the start
+        if scheduler.history or metric is None or not metric.never:  # else it was said at the start
             scheduler.finish(aloud=not self.settings.quiet)
-        controller = scheduler.controller
-        said = controller.config.concern(controller.horizon, controller.first_pass) in scheduler._concerns
-        if not said and len(history) > 1 and all(record.decision.reason is FILLING for record in history):
-            logger.warning(
-                "GreedyLR's window never filled in the %d decisions of this run: the LR did not follow %r; choose a"
-                " smaller window_size",
-                len(history),
-                self.monitor,
-            )
-        self._scheduler.detach()
+        scheduler.detach()
 
     @property
     def history(self) -> History:

@@ -43,7 +43,7 @@ class Reason(Enum):
     SEARCHING_ON = "searching on: the slope asks for a higher LR again"
     HOLDING = "holding the LR at which the search ended"
     CLIMBING = "climbing to the base LR: the slope has not said anything yet"
-    TOO_SHORT = "holding the scale: the run is too short to search"
+    TOO_SHORT = "leaving the LR as it is: the run is too short to search"
 
 
 # Looking a member up on its Enum is slow on Python 3.11; a module's name is not, and every decision needs some.

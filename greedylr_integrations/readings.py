@@ -13,7 +13,7 @@ from greedylr_integrations import __version__, summary
 from greedylr_integrations.columns import CommandRecord
 from greedylr_integrations.controller import GreedyController
 from greedylr_integrations.deciding import Decider
-from greedylr_integrations.decision import HOLD, LOWER, RAISE
+from greedylr_integrations.decision import FILLING, HOLD, LOWER, RAISE
 from greedylr_integrations.envelope import Envelope
 from greedylr_integrations.history import History, Recorder
 from greedylr_integrations.history_file import HistoryFile
@@ -41,6 +41,7 @@ class Readings(LRScheduler):
     meter: LossMeter
     base_schedule: LRScheduler | None
     _total_steps: int | None
+    _concerns: list[str]
     _decider: Decider
     _rates: LearningRates
     _recorder: Recorder
@@ -214,6 +215,15 @@ class Readings(LRScheduler):
         lr = self.suggested_lr()
         if lr is not None:
             say(summary.closing(self.history, lr, base_lr, self.last_epoch, path), aloud=aloud)
+        controller = self.controller
+        said = controller.config.concern(controller.horizon, controller.first_pass) in self._concerns
+        if not said and len(self.history) > 1 and all(each.decision.reason is FILLING for each in self.history):
+            logger.warning(
+                "GreedyLR's window never filled in the %d decisions of this run: the LR did not follow %r; choose a"
+                " smaller window_size",
+                len(self.history),
+                self.monitor,
+            )
         total = self._total_steps
         if total is not None and self.last_epoch < summary.EARLY * total and not self.decaying:
             logger.warning(

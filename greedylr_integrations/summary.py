@@ -88,7 +88,7 @@ def closing(records: Sequence[Record], lr: float, base_lr: float, step: int, his
     elif _ran_out_of_time([record.decision.reason for record in records]):
         verb, how = "ended its search at", "because its time was up; a higher LR may fit better"
     elif records and all(record.decision.reason is TOO_SHORT for record in records):
-        return f"GreedyLR held the scale, and did not search for an LR.{where}"
+        return f"GreedyLR left the LR as it was, and did not search for another.{where}"
     times = f", {lr / base_lr:.3g} x the base LR of {base_lr:.3g}" if base_lr else ""
     return f"GreedyLR {verb} the LR {lr:.2g}{times}, {how}. Start the next such run at {lr:.2g}.{where}"
 

@@ -130,7 +130,7 @@ def test_the_lr_of_another_schedule_is_not_judged_by_the_optimizer_s(steps, warn
     weight.grad = torch.ones(1)
     optimizer.step()
     scheduler.step(1.0)
-    said = ["GreedyLR: the scale is held: a search needs 60 decisions, and the run has 40"]
+    said = ["GreedyLR: the LR is left as it is: a search needs 60 decisions, and the run has 40"]
     assert warnings_of() == (said if steps == 40 else [])
 
 
@@ -160,17 +160,22 @@ def test_a_group_without_an_lr_is_refused():
 @pytest.mark.parametrize(
     ("config", "length", "said"),
     [
-        (SlopeConfig(), {"total_steps": 40}, "the scale is held: a search needs 60 decisions, and the run has 40"),
+        (
+            SlopeConfig(),
+            {"total_steps": 40},
+            "the LR is left as it is: a search needs 60 decisions, and the run has 40",
+        ),
         (
             SlopeConfig(),
             {"total_steps": 1000, "steps_per_epoch": 30},
-            "the scale is held: a search needs 60 decisions in one pass over the data, and this one has 30; a smaller"
-            " batch gives more",
+            "the LR is left as it is: a search needs 60 decisions in one pass over the data, and this one has 30; a"
+            " smaller batch gives more",
         ),
         (
             SlopeConfig(every_n_steps=10),
             {"total_steps": 400},
-            "the scale is held: a search needs 60 decisions, and the run has 40; a smaller every_n_steps gives more",
+            "the LR is left as it is: a search needs 60 decisions, and the run has 40; a smaller every_n_steps gives"
+            " more",
         ),
         (
             SlopeConfig(),
@@ -196,7 +201,7 @@ def test_a_run_that_is_long_enough(length, warnings_of):
 def test_the_trainer_says_it_too(tmp_path, warnings_of):
     tiny.trainer(tmp_path, [GreedyLRCallback(quiet=True)], max_steps=4, learning_rate=1e5).train()
     assert [message.split(":")[1] for message in warnings_of()] == [
-        " the scale is held",
+        " the LR is left as it is",
         " the LR of this run can only be 1e+05, and usual LRs for AdamW are between 1e-07 and 0.1",
     ]
 
@@ -214,3 +219,15 @@ def test_a_resume_from_a_checkpoint_without_greedylr_is_a_start(tmp_path, warnin
     trainer = tiny.trainer(tmp_path, [GreedyLRCallback(quiet=True)], max_steps=4, learning_rate=1e5)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert any("and usual LRs for AdamW are" in message for message in warnings_of())
+
+
+def test_a_window_that_never_fills_in_a_loop_of_ones_own_is_said_at_the_end(warnings_of):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    scheduler = GreedyLR(optimizer, GreedyConfig(), total_steps=500, monitor="val_loss", horizon=0)
+    for step in range(500):
+        scheduler.advance()
+        if step % 50 == 49:
+            scheduler.observe(1.0)
+    scheduler.finish()
+    (message,) = warnings_of()
+    assert message.startswith("GreedyLR's window never filled in the 10 decisions of this run: the LR did not follow")

@@ -46,25 +46,25 @@ def test_a_run_in_which_nothing_is_wrong():
     [
         (
             lambda: record([Reason.TOO_SHORT] * 39 + [Reason.NONFINITE]),
-            "There was no search, and the scale was held: a search needs 60 decisions in the first pass over the",
+            "There was no search, and the LR was left as it was: a search needs 60 decisions in the first pass over",
         ),
         (
             lambda: record([Reason.TOO_SHORT] * 40, total_steps=40),
-            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 40. Train for",
+            "There was no search, and the LR was left as it was: a search needs 60 decisions, and the run had 40.",
         ),
         (
             lambda: record([Reason.TOO_SHORT] * 40, steps=range(5, 205, 5), total_steps=200, every_n_steps=5),
-            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 40. Lower"
+            "There was no search, and the LR was left as it was: a search needs 60 decisions, and the run had 40. Lower"
             " every_n_steps=5.",
         ),
         (
             lambda: record([Reason.TOO_SHORT] * 10, steps=range(191, 201), total_steps=200),
-            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 10. Lower"
+            "There was no search, and the LR was left as it was: a search needs 60 decisions, and the run had 10. Lower"
             " linear_warmup_steps=190.",
         ),
         (
             lambda: record([Reason.TOO_SHORT] * 10, steps=range(50, 550, 50), total_steps=500),  # evaluations
-            "There was no search, and the scale was held: a search needs 60 decisions, and the run had 10. Train for",
+            "There was no search, and the LR was left as it was: a search needs 60 decisions, and the run had 10.",
         ),
         (lambda: record([Reason.SEARCHING] * 40 + [Reason.HOLDING] * 60, base_lrs=[0.0]), "The base LR is 0, so"),
         (

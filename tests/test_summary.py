@@ -54,11 +54,11 @@ def said(caplog):
         ),
         (
             lambda: scheduler_of(total_steps=50),
-            "GreedyLR holds the scale (base LR 0.1); decays to 0 over the last 15 of 50 steps",
+            "GreedyLR leaves the LR as it is (base LR 0.1); decays to 0 over the last 15 of 50 steps",
         ),
         (
             lambda: scheduler_of(total_steps=1000, steps_per_epoch=22),
-            "GreedyLR holds the scale (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
+            "GreedyLR leaves the LR as it is (base LR 0.1); decays to 0 over the last 300 of 1,000 steps",
         ),
         (
             lambda: scheduler_of(GreedyConfig(), monitor="val_loss"),
@@ -128,7 +128,7 @@ def test_a_search_that_was_held_up_did_not_run_out_of_time(reason):
 
 def test_a_run_without_a_search_recommends_nothing():
     line = summary.closing(decided(Reason.TOO_SHORT, Reason.TOO_SHORT), 0.1, 0.1, 80, "h.jsonl")
-    assert line == "GreedyLR held the scale, and did not search for an LR. History: h.jsonl"
+    assert line == "GreedyLR left the LR as it was, and did not search for another. History: h.jsonl"
 
 
 # ---- where they are said ----

@@ -133,14 +133,14 @@ class SlopeConfig(BoundedConfig):
 
     def plan(self, horizon: int | None, first_pass: int | None = None) -> str:
         if not self.searches(horizon, first_pass):
-            return "holds the scale"
+            return "leaves the LR as it is"
         return f"searches for the LR by the slope, from {self.first_scale(horizon):g} x the base LR"
 
     def concern(self, horizon: int | None, first_pass: int | None) -> str | None:
         if self.searches(horizon, first_pass):
             return None
         more = "; a smaller every_n_steps gives more" if self.every_n_steps > 1 else ""
-        return f"the scale is held: {too_short(horizon, first_pass)}{more}"
+        return f"the LR is left as it is: {too_short(horizon, first_pass)}{more}"
 
     def first_scale(self, horizon: int | None) -> float:
         return self.start_scale or (0.03 if (horizon or ASSUMED_LENGTH) < SHORT else 0.02)

@@ -104,7 +104,7 @@ def _about_search(run: Run) -> Iterator[str]:
     row = int(searching[-1]) if len(searching) else None
     bounded = _is_often(run, Reason.CEILING)  # `_about_bounds` says so
     if _count(run, Reason.TOO_SHORT) and row is None:
-        yield f"There was no search, and the scale was held: {_needs_more(run)}"
+        yield f"There was no search, and the LR was left as it was: {_needs_more(run)}"
     elif _count(run, *FOLLOWS_LOSS):
         yield (
             "No slope was measured, so the LR followed the loss alone, which cannot find the LR if the base LR is far"
