@@ -183,8 +183,11 @@ class Decider:
     def observe_skipped(self) -> Decision | None:
         """Decide on the loss of the step that was skipped, unless it is finite. Every rank must call it."""
         observation = self.signals.agree(self._skipped_loss)
-        finite = observation.loss is None or math.isfinite(observation.loss)
-        return None if finite else self._decide(observation)
+        if observation.loss is not None and not math.isfinite(observation.loss):
+            return self._decide(observation)
+        if observation.command is not None:
+            self._carry_out(observation.command, self._step)
+        return None
 
     def _decide(self, observation: Observation) -> Decision | None:
         loss, slope, distance, command = observation

@@ -253,7 +253,7 @@ class GreedyLR(Readings, Steerable):
         if self._rollback is not None:
             self._rollback.follow(decision, step, self.controller.guard)
         self.last_epoch = step
-        if self._rates.factor == 0.0 and not self._goes_on and not self.ramping and not self.shadow:
+        if self._rates.factor == 0.0 and not (self._goes_on or self._rates.ramping(step - 1) or self.shadow):
             self._goes_on = True
             logger.warning(
                 "the LR has decayed to 0, and the run goes on: nothing is learned from step %d on. Pass the length of"

@@ -180,3 +180,14 @@ def test_a_metric_decides_on_nothing_in_skipped_steps():
     scheduler = scheduler_of(GreedyConfig(on_nonfinite="raise"), monitor="eval_loss")
     for _ in range(2 * SKIPPED):
         assert scheduler.skip_step() is None
+
+
+def test_a_command_that_comes_in_skipped_steps_is_followed(tmp_path):
+    path = tmp_path / "control.json"
+    scheduler = scheduler_of(GreedyConfig(), total_steps=1000, control_file=path)
+    path.write_text('{"order": "pin", "value": 0.5, "id": 7}')
+    for _ in range(SKIPPED):
+        scheduler.skip_step(3.0)
+    assert scheduler.controller.scales == (0.5,)
+    assert [str(record) for record in scheduler.commands] == ["pin 0.5"]
+    assert not scheduler.history

@@ -166,9 +166,10 @@ def test_no_other_sets_the_lr(what, warnings_of):
     assert not [text for text in warnings_of() if "something else sets the LR" in text]
 
 
-def test_a_run_that_goes_on_after_its_end_is_told_once(warnings_of):
+@pytest.mark.parametrize("warmup", [0, 1, 5])
+def test_a_run_that_goes_on_after_its_end_is_told_once(warmup, warnings_of):
     optimizer = optimizer_of(0.1)
-    scheduler = GreedyLR(optimizer, GreedyConfig(), total_steps=50, linear_warmup_steps=5)
+    scheduler = GreedyLR(optimizer, GreedyConfig(window_size=2), total_steps=50, linear_warmup_steps=warmup)
     for _ in range(50):
         scheduler.step(1.0)
     assert warnings_of() == []
