@@ -1,6 +1,6 @@
 """Faults in mid-run, and who recovers: the table of RELIABILITY.md.
 
-    python -m benchmarks.reliability          what is missing, about two hours on one core, then the table
+    python -m benchmarks.reliability          what is missing, about four hours on one core, then the table
     python -m benchmarks.reliability show     the table, from what is there
 
 Three small trainings from scratch, 300 steps each, and the last layer of MiniLM with a new head on sentences about
