@@ -67,13 +67,14 @@ class Rollback(ABC, Generic[Place]):
         self._kept: deque[Earlier[Place]] = deque(maxlen=count)
         self._decisions = 0
 
-    def follow(self, decision: Decision | None, step: int, guard: Guard) -> None:
+    def follow(self, decision: Decision | None, step: int, guard: Guard, *, ramping: bool = False) -> None:
         """Put earlier weights back if the decision says so.
 
         Args:
             decision (Decision): what was decided. None: nothing.
             step (int): optimizer steps so far.
             guard (Guard): it is told which losses go with the weights, and whether there is anything to go back to.
+            ramping (bool): whether this is a step of a warmup, in which nothing is decided. Default False.
         """
         self._decisions += decision is not None
         if decision is not None and decision.reason is ROLLED_BACK:
@@ -89,7 +90,7 @@ class Rollback(ABC, Generic[Place]):
                 *(earlier.step, step, self._of, why, lower),
             )
         elif guard.calm:
-            self._stay(step, guard)
+            self._stay(step, guard, ramping)
         guard.can_go_back = bool(self._fitting())
 
     def _choose(self) -> Earlier[Place]:
@@ -106,7 +107,7 @@ class Rollback(ABC, Generic[Place]):
         """Take note of a checkpoint saved after `step` optimizer steps; `whole` if it has the optimizer's state."""
         return
 
-    def _stay(self, step: int, guard: Guard) -> None:
+    def _stay(self, step: int, guard: Guard, ramping: bool) -> None:
         """A step was made, and its loss was finite and no spike."""
         return
 
@@ -143,9 +144,10 @@ class Snapshots(Rollback[Snapshot]):
         self._due = self._due_decisions = 0  # step and decision before which no copy is made
         self._size = 0
 
-    def _stay(self, step: int, guard: Guard) -> None:
+    def _stay(self, step: int, guard: Guard, ramping: bool) -> None:
         # decisions too, or both copies could be newer than the last decision
-        if (step < self._due or self._decisions < self._due_decisions) and self._fitting():
+        due = step >= self._due and (ramping or self._decisions >= self._due_decisions)
+        if not due and self._fitting():
             return
         self._due, self._due_decisions = step + self._every, self._decisions + OLD_ENOUGH
         if compare("", not are_finite(trained(self._optimizer)))[1]:

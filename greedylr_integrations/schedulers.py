@@ -251,7 +251,8 @@ class GreedyLR(Readings, Steerable):
 
     def _go_on(self, step: int, decision: Decision | None = None) -> None:
         if self._rollback is not None:
-            self._rollback.follow(decision, step, self.controller.guard)
+            ramping = self._rates.ramps and self.ramping
+            self._rollback.follow(decision, step, self.controller.guard, ramping=ramping)
         self.last_epoch = step
         if self._rates.factor == 0.0 and not (self._goes_on or self._rates.ramping(step - 1) or self.shadow):
             self._goes_on = True

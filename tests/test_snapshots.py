@@ -266,6 +266,17 @@ def test_weights_that_are_broken_already_are_never_kept(every, snapshots, caplog
     assert all(torch.isfinite(p).all() for p in net.parameters())
 
 
+def test_a_nan_soon_after_a_warmup_does_not_lose_the_warmup(caplog):
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
+    scheduler = GreedyLR(optimizer, CONFIG, total_steps=500, linear_warmup_steps=100, module=net)
+    for step in range(107):
+        if step == 105:
+            break_(net, "nan")
+        step_of(net, optimizer, step, scheduler)
+    assert "went back to the weights of step 61 at step 107, since the loss was NaN or infinite" in caplog.text
+
+
 def test_a_spike_between_decisions_goes_back_to_before_it():
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
