@@ -2,6 +2,7 @@
 
     python -m benchmarks.reliability          what is missing, about four hours on one core, then the table
     python -m benchmarks.reliability show     the table, from what is there
+    python -m benchmarks.reliability steps    how soon, for two methods with and without rollback: minutes
 
 Three small trainings from scratch, 300 steps each, and the last layer of MiniLM with a new head on sentences about
 films, 120 steps, at an LR that is good for a fixed schedule. Each has one fault, at a step between 40% and 65% of the
@@ -9,6 +10,9 @@ run that depends on the seed: `batches` multiplies the loss by 30 and goes up it
 the LR by 30 for 5 steps; `nan` makes the gradients of one step NaN. A run has recovered if its final validation loss is
 at most 2% above that of the same run without the fault. `other data` is not a fault: from that step on, the batches are
 different ones, which shows how many runs are within 2% if nothing goes wrong.
+
+`steps` validates every 10 steps: a run is back at the step from which on it stays within 2% of the one without the
+fault.
 
 The detector, and when a rollback lowers the LR, were set on seeds 0 to 10, which are not used here. The LR of
 MiniLM was set on seeds 0 to 2.
@@ -22,6 +26,7 @@ import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import statistics
@@ -49,6 +54,8 @@ from recipes.common import offline
 FAULTS = ("batches", "lr", "nan")
 OTHERS = ("other data", *FAULTS)
 SEEDS, LASTS, TIMES = range(11, 41), 5, 30.0
+FEW, EVERY = 3, 10  # seeds and steps between validations, for `steps`
+WITH_AND_WITHOUT = ("linear", "linear, rollback", "greedy", "greedy, rollback")
 CATEGORIES = ("fresh", "rotten", "plot")  # of a sentence about a film: praise, blame, or what happens in it
 BACK = {"on_spike": "rollback", "on_nonfinite": "rollback", "snapshot_every": 10}
 
@@ -208,6 +215,45 @@ def train(name: str, arm: str, seed: int) -> dict[str, float | None]:
     return {fault: in_a_fork(lambda fault=fault: run.rest(fault)) for fault in ("none", *OTHERS)}
 
 
+def curve(run: Run, fault: str) -> list[float]:
+    """Validation losses after every 10 steps from the fault on; infinite from where the run ended with an error."""
+    losses: list[float] = []
+    for start in range(run.begin, run.steps, EVERY):
+        after = math.inf
+        if (not losses or losses[-1] < math.inf) and run.go(range(start, min(start + EVERY, run.steps)), fault):
+            after = run.setting.validate()
+        losses.append(after if math.isfinite(after) else math.inf)
+    return losses
+
+
+def steps_back(name: str, arm: str, seed: int) -> dict[str, int | None]:
+    """Steps from the beginning of each fault until the run is back for good; None if it never is."""
+    run = Run(name, arm, seed)
+    assert run.go(range(run.begin))
+    clean, *faulty = (in_a_fork(lambda fault=fault: curve(run, fault)) for fault in ("none", *FAULTS))
+    found: dict[str, int | None] = {}
+    for fault, losses in zip(FAULTS, faulty, strict=True):
+        away = [i for i, (loss, good) in enumerate(zip(losses, clean, strict=True), 1) if loss > 1.02 * good]
+        last = away[-1] if away else 0
+        found[fault] = None if last == len(losses) else EVERY * (last + 1)
+    return found
+
+
+def table_of_steps() -> str:
+    lines = [f"| | {' | '.join(FAULTS)} |", "|---|" + "---|" * len(FAULTS)]
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for arm in WITH_AND_WITHOUT:
+            jobs = [(name, arm, seed) for name in TRAININGS for seed in SEEDS[:FEW]]
+            results = pool.starmap(steps_back, jobs)
+            cells = []
+            for fault in FAULTS:
+                back = [steps for each in results if (steps := each[fault]) is not None]
+                cells.append(f"{statistics.median(back):g} ({len(back)} of {len(results)})" if back else "never")
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+    return "\n".join([*lines, ""])
+
+
 def in_a_fork(do: Callable[[], Any]) -> Any:
     """What `do` returns, while everything here stays as it is."""
     reading, writing = os.pipe()
@@ -245,10 +291,14 @@ def table(results: Results) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if argv not in ([], ["show"]):
-        raise SystemExit("usage: python -m benchmarks.reliability [show]")
+    if argv not in ([], ["show"], ["steps"]):
+        raise SystemExit("usage: python -m benchmarks.reliability [show | steps]")
     torch.set_num_threads(1)
     logging.getLogger("greedylr_integrations").setLevel(logging.CRITICAL)
+    if argv == ["steps"]:
+        sentences()  # once, before the processes are forked
+        replace_part(Path(__file__).with_name("RELIABILITY.md"), table_of_steps(), "reliability steps")
+        return
     results = Results(RESULTS / "reliability.jsonl")
     for seed in [] if argv else SEEDS:
         for name, arm in itertools.product(TRAININGS, ARMS):
