@@ -107,17 +107,17 @@ def refuse(callback: Any, trainer: Any, optimizer: Any) -> None:
 
 def warn_of_other_weights(callback: Any, trainer: Any) -> None:
     """One WARNING if a rollback leaves the weights of another optimizer as they are."""
-    config = callback.config
-    if not config.rolls_back or config.needs_checkpoints:  # a checkpoint has all weights
+    alike = [each for each in trainer.callbacks if isinstance(each, type(callback)) and not each.settings.shadow]
+    ours = [each for each in alike if each.config.rolls_back]
+    if callback not in ours[:1] or callback.config.needs_checkpoints:  # a checkpoint has all weights
         return
-    ours = [each for each in trainer.callbacks if isinstance(each, type(callback)) and each.config.rolls_back]
     covered = {each.optimizer_index for each in ours}
-    others = [index for index in range(len(trainer.optimizers)) if index not in covered]
-    if others and callback is ours[0]:
+    left = [index for index in range(len(trainer.optimizers)) if index not in covered]
+    if left:
         logger.warning(
             "a rollback leaves the weights of optimizer %s as they are: give each optimizer a GreedyLRCallback with its"
             " optimizer_index that rolls back, or set snapshot_every=None, to go back to checkpoints",
-            " and ".join(map(str, others)),
+            " and ".join(map(str, left)),
         )
 
 

@@ -163,7 +163,7 @@ class Decider:
 
     def advance(self, step: int) -> None:
         """An optimizer step in which there is nothing to decide on."""
-        self._step, self._stepped = step, True
+        self._step, self._stepped, self._skipped = step, True, 0
         self._lossless = -1
         self.signals.skip_step()
 

@@ -77,7 +77,8 @@ class Rollback(ABC, Generic[Place]):
             ramping (bool): whether this is a step of a warmup, in which nothing is decided. Default False.
         """
         self._decisions += decision is not None
-        if decision is not None and decision.reason is ROLLED_BACK:
+        back = decision is not None and decision.reason is ROLLED_BACK
+        if decision is not None and back:
             earlier = self._choose()
             self._put_back(earlier.place)
             guard.memory = earlier.memory
@@ -89,9 +90,9 @@ class Rollback(ABC, Generic[Place]):
                 "GreedyLR went back to the weights of step %d at step %d%s, since the loss %s%s",
                 *(earlier.step, step, self._of, why, lower),
             )
-        elif guard.calm:
-            self._stay(step, guard, ramping)
         guard.can_go_back = bool(self._fitting())
+        if guard.calm and not back:
+            self._stay(step, guard, ramping)
 
     def _choose(self) -> Earlier[Place]:
         """The newest that is old enough, or else the oldest."""
@@ -101,6 +102,7 @@ class Rollback(ABC, Generic[Place]):
 
     def _keep(self, place: Place, step: int, guard: Guard) -> None:
         groups = len(self._optimizer.param_groups)
+        guard.can_go_back = True
         self._kept.append(Earlier(place, step, self._decisions, guard.memory, groups))
 
     def saved(self, path: str | os.PathLike[str], step: int, guard: Guard, *, whole: bool) -> None:
@@ -147,7 +149,7 @@ class Snapshots(Rollback[Snapshot]):
     def _stay(self, step: int, guard: Guard, ramping: bool) -> None:
         # decisions too, or both copies could be newer than the last decision
         due = step >= self._due and (ramping or self._decisions >= self._due_decisions)
-        if not due and self._fitting():
+        if not due and guard.can_go_back:
             return
         self._due, self._due_decisions = step + self._every, self._decisions + OLD_ENOUGH
         if compare("", not are_finite(trained(self._optimizer)))[1]:

@@ -162,6 +162,14 @@ def test_a_few_skipped_steps_are_normal(warnings_of):
     assert warnings_of() == []
 
 
+def test_steps_that_are_skipped_now_and_then_are_normal(warnings_of):
+    scheduler = scheduler_of(GreedyConfig(), monitor="eval_loss")
+    for _ in range(3 * SKIPPED):
+        scheduler.skip_step()
+        scheduler.advance()
+    assert warnings_of() == []
+
+
 def test_many_skipped_steps_are_told_once(warnings_of):
     scheduler = skipping("raise", 3.0, 3 * SKIPPED)
     (message,) = warnings_of()

@@ -210,13 +210,13 @@ def test_two_optimizers_and_two_instances(tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] != trainer.optimizers[1].param_groups[0]["lr"]
 
 
-@pytest.mark.parametrize("callbacks", ["one", "both", "one back", "checkpoints", "no rollback"])
+@pytest.mark.parametrize("callbacks", ["one", "both", "one back", "checkpoints", "no rollback", "shadow"])
 def test_a_rollback_that_leaves_an_optimizers_weights_is_said_once(tmp_path, callbacks, warnings_of):
     back = {**FAST, "on_spike": "rollback"}
     first = FAST if callbacks == "no rollback" else back
     if callbacks == "checkpoints":
         first = {**back, "snapshot_every": None}
-    made = [GreedyLRCallback(**first)]
+    made = [GreedyLRCallback(**first, shadow=callbacks == "shadow")]
     if callbacks in ("both", "one back"):
         made.append(GreedyLRCallback(**(back if callbacks == "both" else FAST), optimizer_index=1))
     fit(tmp_path, Manual(optimizers=2), *made)
